@@ -1,0 +1,169 @@
+"""Argument checks of the catalogue (``ops.py``): each names the argument and its list index and says what to do.
+
+Nothing here touches the data except :func:`check_k` on CPU masks; all of it runs before anything is modified.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from dstee.state import MAX_ROUNDS, mask_bytes
+
+PARAM_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def tensor_list(name: str, value, length: int | None = None, optional: bool = False) -> list[Tensor]:
+    """``value`` as a list of tensors; None becomes [] where it is optional."""
+    if value is None and optional:
+        return []
+    if isinstance(value, Tensor) or not isinstance(value, Sequence):
+        raise TypeError(f"{name} must be a list of tensors, one per layer, got {type(value).__name__}")
+    for i, t in enumerate(value):
+        if not isinstance(t, Tensor):
+            hint = " (no gradient: call backward first, or leave the layer out)" if t is None else ""
+            raise TypeError(f"{name}[{i}] must be a tensor, got {type(t).__name__}{hint}")
+    if length is not None and len(value) != length:
+        raise ValueError(f"{name} must have one tensor per layer: got {len(value)}, expected {length} as in params")
+    return list(value)
+
+
+def _layout(t: Tensor) -> list[tuple[int, int]]:
+    """(size, stride) of the dimensions that matter: strides of size-1 dimensions are arbitrary."""
+    return [(size, stride) for size, stride in zip(t.shape, t.stride(), strict=True) if size != 1]
+
+
+def is_dense(t: Tensor) -> bool:
+    """True when the elements of ``t`` fill one block of memory exactly once, in any dimension order."""
+    if t.layout is not torch.strided:
+        return False
+    expected = 1
+    for stride, size in sorted((stride, size) for size, stride in _layout(t)):
+        if stride != expected:
+            return False
+        expected *= size
+    return True
+
+
+def check_like_param(name: str, i: int, t: Tensor, p: Tensor, dtypes: tuple[torch.dtype, ...] | None = None) -> None:
+    """``t`` has the shape, dtype, device and memory order of params[i]."""
+    where = f"{name}[{i}]"
+    if t.shape != p.shape:
+        raise ValueError(f"{where} has shape {list(t.shape)}, expected {list(p.shape)} as params[{i}]")
+    if t.dtype not in (dtypes or (p.dtype,)):
+        raise TypeError(f"{where} has dtype {t.dtype}, expected {p.dtype} as params[{i}]: convert it first")
+    if t.device != p.device:
+        raise ValueError(f"{where} is on {t.device}, expected {p.device} as params[{i}]: move it first")
+    if t.layout is not torch.strided or (t.numel() > 1 and _layout(t) != _layout(p)):
+        got = t.stride() if t.layout is torch.strided else t.layout
+        raise ValueError(
+            f"{where} has strides {got}, expected {p.stride()} as params[{i}]: both must lie in memory in the same order"
+        )
+
+
+def check_flat(name: str, i: int, t: Tensor, dtype: torch.dtype, numel: int, device: torch.device) -> None:
+    if t.dtype != dtype:
+        raise TypeError(f"{name}[{i}] has dtype {t.dtype}, expected {dtype}")
+    if t.device != device:
+        raise ValueError(f"{name}[{i}] is on {t.device}, expected {device} as params[{i}]: move it first")
+    if t.dim() != 1 or t.numel() != numel:
+        raise ValueError(f"{name}[{i}] has shape {list(t.shape)}, expected [{numel}] for params[{i}]")
+    if not t.is_contiguous():
+        raise ValueError(f"{name}[{i}] must be contiguous, got stride {t.stride()}: call .contiguous()")
+
+
+def check_layers(
+    params: list[Tensor],
+    mask_bits: list[Tensor],
+    *,
+    grads: list[Tensor],
+    momenta: list[Tensor],
+    counts: list[Tensor] = (),  # type: ignore[assignment]
+    signals: dict[str, list[Tensor]] | None = None,
+) -> None:
+    """Everything the kernels rely on; absent lists are empty."""
+    for i, p in enumerate(params):
+        if p.dtype not in PARAM_DTYPES:
+            raise TypeError(f"params[{i}] has dtype {p.dtype}, expected float32, bfloat16 or float16")
+        if p.device != params[0].device:
+            raise ValueError(f"params[{i}] is on {p.device}, expected {params[0].device}: one call takes one device")
+        if p.is_meta or type(p) not in (Tensor, torch.nn.Parameter):
+            kind = "a meta tensor" if p.is_meta else type(p).__name__
+            raise TypeError(f"params[{i}] is {kind}, which has no memory of its own here: pass the local tensor")
+        if not is_dense(p):
+            raise ValueError(
+                f"params[{i}] with shape {list(p.shape)} and strides {p.stride()} is not dense, non-overlapping storage: "
+                "pass a whole tensor, not a strided or expanded view"
+            )
+        for name, tensors in (("grads", grads), ("momenta", momenta)):
+            if tensors:
+                check_like_param(name, i, tensors[i], p)
+        for name, tensors in (signals or {}).items():
+            if tensors:
+                check_like_param(name, i, tensors[i], p, (p.dtype, torch.float32))
+        check_flat("mask_bits", i, mask_bits[i], torch.uint8, mask_bytes(p.numel()), p.device)
+        if counts:
+            check_flat("counts", i, counts[i], torch.int16, p.numel(), p.device)
+    _check_no_overlap(params=params, grads=grads, momenta=momenta, mask_bits=mask_bits, counts=counts)
+
+
+def _check_no_overlap(**lists: Sequence[Tensor]) -> None:
+    """No two tensors share memory: a kernel would read what another layer just wrote."""
+    spans = []
+    for name, tensors in lists.items():
+        for i, t in enumerate(tensors):
+            if t.numel():
+                spans.append((t.data_ptr(), t.data_ptr() + t.numel() * t.element_size(), name, i))
+    spans.sort()
+    for (_, end, name_a, a), (start, _, name_b, b) in zip(spans, spans[1:], strict=False):
+        if start < end:
+            raise ValueError(f"{name_a}[{a}] and {name_b}[{b}] share storage: pass tensors that do not overlap")
+
+
+def check_scalar_tensor(name: str, t: Tensor | None, device: torch.device | None) -> None:
+    if t is None:
+        return
+    if not isinstance(t, Tensor) or t.numel() != 1 or not t.is_floating_point():
+        got = f"{t.dtype} {list(t.shape)}" if isinstance(t, Tensor) else type(t).__name__
+        raise TypeError(f"{name} must be a one-element floating-point tensor, got {got}")
+    if device is not None and t.device != device:
+        raise ValueError(f"{name} is on {t.device}, expected {device} as the parameters: move it first")
+
+
+def check_round(round: int) -> None:
+    """An update after ``round`` others makes ``round + 2`` mask rounds with the initial one; int16 counts 32,767."""
+    if isinstance(round, bool) or not isinstance(round, int):
+        raise TypeError(f"round must be an int (mask updates done so far), got {type(round).__name__}")
+    if not 0 <= round <= MAX_ROUNDS - 2:
+        raise ValueError(
+            f"round must be in 0..{MAX_ROUNDS - 2}, got {round}: counters are exact for {MAX_ROUNDS} mask rounds; "
+            "update less often (a larger `every`)"
+        )
+
+
+def check_bonus(bonus: Tensor | None, round: int, device: torch.device | None) -> None:
+    if bonus is None:
+        return
+    if not isinstance(bonus, Tensor) or bonus.dtype != torch.float32 or bonus.dim() != 1 or not bonus.is_contiguous():
+        raise TypeError("bonus must be a contiguous 1-D float32 tensor: make it with dstee.bonus_table")
+    if bonus.numel() < round + 2:
+        raise ValueError(
+            f"bonus has {bonus.numel()} entries, expected at least round + 2 = {round + 2}: "
+            "make it with dstee.bonus_table(c, eps, t, rounds=round)"
+        )
+    if device is not None and bonus.device != device:
+        raise ValueError(f"bonus is on {bonus.device}, expected {device} as the parameters: move it first")
+    if bonus.device.type == "cpu" and not bool((bonus >= 0).all()):
+        raise ValueError("bonus must be >= 0 everywhere and not NaN: make it with dstee.bonus_table")
+
+
+def check_k(k: list[int], params: list[Tensor], active: list[int] | None) -> None:
+    """0 <= k[i] <= active weights; without ``active`` (asking a GPU would be a sync) the bound is the layer's size."""
+    for i, k_i in enumerate(k):
+        if isinstance(k_i, bool) or not isinstance(k_i, int):
+            raise TypeError(f"k[{i}] must be an int, got {type(k_i).__name__}")
+        bound = params[i].numel() if active is None else active[i]
+        if not 0 <= k_i <= bound:
+            raise ValueError(f"k[{i}] must be in 0..{bound} (the active weights of params[{i}]), got {k_i}")

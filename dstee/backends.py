@@ -1,0 +1,127 @@
+"""Which code runs an op: one table, one reason per refusal, one switch.
+
+Automatic choice takes the first backend of the table that can run. ``DSTEE_BACKEND=name`` or ``with use_backend(name):``
+forces one; a forced backend that cannot run raises.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from dstee import _native, reference
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A set of implementations of the catalogue.
+
+    ``why_not(op, device)`` is None when the backend can run the op there, else the reason in one line.
+    ``guards_itself``: its kernels refuse bad arguments before they write, with a RuntimeError.
+    """
+
+    name: str
+    why_not: Callable[[str, torch.device], str | None]
+    function: Callable[[str], Callable]
+    guards_itself: bool = False
+
+
+def _native_why_not(op: str, device: torch.device) -> str | None:
+    module, reason = _native.load()
+    if module is None:
+        return reason
+    if device.type == "cpu" or (device.type == "cuda" and module.build_info()["cuda"]):
+        return None
+    return f"dstee._C was built without kernels for {device.type} devices"
+
+
+def _native_function(op: str) -> Callable:
+    return getattr(torch.ops.dstee, op).default
+
+
+BACKENDS: dict[str, Backend] = {
+    b.name: b
+    for b in (
+        Backend("native", _native_why_not, _native_function, guards_itself=True),
+        Backend("reference", lambda op, device: None, lambda op: getattr(reference, op)),
+    )
+}
+
+_forced: ContextVar[str | None] = ContextVar("dstee_backend", default=None)
+_timer: ContextVar[KernelTime | None] = ContextVar("dstee_timer", default=None)
+
+
+def forced() -> str | None:
+    """The name forced by :func:`use_backend` or ``DSTEE_BACKEND``, or None for automatic choice."""
+    return _forced.get() or os.environ.get("DSTEE_BACKEND") or None
+
+
+def resolve(op: str, device: torch.device) -> Backend:
+    """The backend that runs ``op`` on ``device``.
+
+    Raises:
+        ValueError: the forced name is unknown. RuntimeError: the forced backend cannot run here; the text says why.
+    """
+    name = forced()
+    if name is None:
+        return next(b for b in BACKENDS.values() if b.why_not(op, device) is None)
+    if name not in BACKENDS:
+        raise ValueError(f"unknown backend {name!r} (DSTEE_BACKEND or use_backend), expected one of {', '.join(BACKENDS)}")
+    reason = BACKENDS[name].why_not(op, device)
+    if reason is not None:
+        raise RuntimeError(f"backend {name!r} was asked for but cannot run {op} on {device}: {reason}")
+    return BACKENDS[name]
+
+
+@contextlib.contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Forces backend ``name`` inside the block, in this thread or task.
+
+    Raises:
+        ValueError: the name is unknown.
+    """
+    if name not in BACKENDS:
+        raise ValueError(f"unknown backend {name!r}, expected one of {', '.join(BACKENDS)}")
+    token = _forced.set(name)
+    try:
+        yield
+    finally:
+        _forced.reset(token)
+
+
+@dataclass
+class KernelTime:
+    """Calls and wall seconds spent in the ops of the catalogue; on a GPU, the time to launch them."""
+
+    calls: int = 0
+    seconds: float = 0.0
+
+
+@contextlib.contextmanager
+def kernel_time() -> Iterator[KernelTime]:
+    """Adds up the time of every op called inside the block."""
+    timer = KernelTime()
+    token = _timer.set(timer)
+    try:
+        yield timer
+    finally:
+        _timer.reset(token)
+
+
+def run(backend: Backend, op: str, args: tuple) -> Any:
+    timer = _timer.get()
+    if timer is None:
+        return backend.function(op)(*args)
+    start = time.perf_counter()
+    try:
+        return backend.function(op)(*args)
+    finally:
+        timer.calls += 1
+        timer.seconds += time.perf_counter() - start

@@ -1,0 +1,152 @@
+"""The specification: every op in plain PyTorch, on any device, without a host sync.
+
+Read it beside the paper (Huang et al., Dynamic Sparse Training via More Exploration). Each function takes the arguments of
+the op's schema in ``ops.py``; lists have one tensor per layer, an absent list is empty. Every other backend returns the same
+bits. Arguments have been checked by the caller.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dstee.state import flat, flip_counts, pack_bits, unpack_bits
+
+LARGEST = 0x7F80_0002  # above every rank: rank(+Inf) is 0x7F80_0001
+
+
+def rank(x: Tensor) -> Tensor:
+    """abs(x) as an int64 that orders like the float32 it is: NaN -> 0 (after everything), 0.0 -> 1, ... +Inf -> 0x7F800001."""
+    bits = x.float().abs().view(torch.int32).to(torch.int64)
+    return torch.where(x.isnan(), 0, bits + 1)
+
+
+def first_k(key: Tensor, k: Tensor) -> Tensor:
+    """True at the k positions that come first in the order (key descending, index ascending); k is a 0-dim tensor."""
+    order = torch.sort(key, descending=True, stable=True).indices
+    taken = torch.arange(key.numel(), device=key.device) < k
+    return torch.zeros_like(key, dtype=torch.bool).scatter_(0, order, taken)
+
+
+def random_signal(seed: int, n: int, device: torch.device) -> Tensor:
+    """n float32 numbers in [0, 1), each a hash of (seed, index) alone: the growth signal of SET. seed is 64 bits."""
+
+    def mix(x: Tensor) -> Tensor:  # a 32-bit finaliser; products wrap, so keep the low half
+        x = x ^ (x >> 16)
+        x = (x * 0x7FEB352D) & 0xFFFF_FFFF
+        x = x ^ (x >> 15)
+        x = (x * 0x846CA68B) & 0xFFFF_FFFF
+        return x ^ (x >> 16)
+
+    index = torch.arange(n, dtype=torch.int64, device=device)
+    low = ((index & 0xFFFF_FFFF) + (seed & 0xFFFF_FFFF)) & 0xFFFF_FFFF
+    high = ((index >> 32) + ((seed >> 32) & 0xFFFF_FFFF)) & 0xFFFF_FFFF
+    return (mix(mix(low) ^ high) >> 8).float() * 2.0**-24
+
+
+def sgd(w, g, m, *, lr, momentum, dampening, weight_decay, nesterov, maximize, first_step, grad_scale=None):
+    """One SGD step in float32, every operation rounded once (torch.optim.SGD's definitions). Returns the new (w, m)."""
+    d = g if grad_scale is None else g / grad_scale.float()
+    d = -d if maximize else d
+    if weight_decay != 0:
+        d = d + w * weight_decay
+    u = d
+    if momentum != 0:
+        m = d if first_step else m * momentum + d * (1 - dampening)
+        u = d + m * momentum if nesterov else m
+    return w - u * lr, m
+
+
+def _step(w, g, m, active, rule):
+    """masked SGD of one flat layer: positions outside ``active`` keep their bits."""
+    w_new, m_new = sgd(w.float(), g.float(), None if m is None else m.float(), **rule)
+    w.copy_(torch.where(active, w_new.to(w.dtype), w))
+    if m is not None:
+        m.copy_(torch.where(active, m_new.to(m.dtype), m))
+
+
+def masked_sgd_(
+    params, grads, momenta, mask_bits, lr, lr_tensor, momentum, dampening, weight_decay, nesterov, maximize, first_step,
+    grad_scale, found_inf,
+) -> None:  # fmt: skip
+    rule = dict(lr=lr if lr_tensor is None else lr_tensor.float(), momentum=momentum, dampening=dampening,
+                weight_decay=weight_decay, nesterov=nesterov, maximize=maximize, first_step=first_step,
+                grad_scale=grad_scale)  # fmt: skip
+    for i, p in enumerate(params):
+        active = unpack_bits(mask_bits[i], p.numel())
+        if found_inf is not None:
+            active = active & (found_inf == 0)
+        _step(flat(p), flat(grads[i]), flat(momenta[i]) if momenta else None, active, rule)
+
+
+def drop_grow_(
+    params, grads, momenta, mask_bits, counts, k, k_tensor, bonus, round, drop_scores, grow_signal, grow_seeds, regrow,
+    reset_regrown, sgd, lr, lr_tensor, momentum, dampening, weight_decay, nesterov, maximize, first_step, found_inf,
+) -> None:  # fmt: skip
+    rule = dict(lr=lr if lr_tensor is None else lr_tensor.float(), momentum=momentum, dampening=dampening,
+                weight_decay=weight_decay, nesterov=nesterov, maximize=maximize, first_step=first_step)  # fmt: skip
+    for i, p in enumerate(params):
+        n, device = p.numel(), p.device
+        w = flat(p)
+        m = flat(momenta[i]) if momenta else None
+        mask = unpack_bits(mask_bits[i], n)
+        go = torch.ones((), dtype=torch.bool, device=device) if found_inf is None else (found_inf == 0).view(())
+        if sgd:  # order "after": the step first, then drop by the new weights
+            _step(w, flat(grads[i]), m if momentum != 0 else None, mask & go, rule)
+
+        nnz = mask.sum()
+        k_i = torch.minimum(nnz, k_tensor[i] if k_tensor is not None else nnz.new_tensor(k[i]))
+        if not regrow:
+            k_i = torch.minimum(k_i, n - nnz)
+        k_i = k_i * go
+
+        # Drop (Algorithm 1, ArgDrop): the k active weights closest to zero.
+        closeness = LARGEST - rank(flat(drop_scores[i]) if drop_scores else w)
+        dropped = first_k(torch.where(mask, closeness, -1), k_i)
+
+        # Grow (Eq. 1): S = |g| + c ln(t) / (N + eps), the bonus from its table; ties by |g|, then by index.
+        if grow_seeds:
+            g = random_signal(grow_seeds[i], n, device)
+        else:
+            g = flat(grow_signal[i] if grow_signal else grads[i]).float().abs()
+        score = g
+        if counts and bonus is not None:
+            score = g + bonus[flip_counts(counts[i], mask, round).long()]
+        candidates = ~mask | dropped if regrow else ~mask
+        grown = first_k(torch.where(candidates, (rank(score) << 32) | rank(g), -1), k_i)
+
+        # Commit: M = (M minus D) plus G; N += M only moves the stored form of weights that changed state.
+        changed = dropped ^ grown
+        gone = dropped if reset_regrown else dropped & ~grown
+        mask_bits[i].copy_(pack_bits(mask ^ changed))
+        if counts:
+            counts[i].copy_(flip_counts(counts[i], changed, round))
+        w.masked_fill_(gone, 0)
+        if m is not None:
+            m.masked_fill_(gone, 0)
+
+
+def pack_mask(mask: Tensor) -> Tensor:
+    return pack_bits(flat(mask))
+
+
+def unpack_mask(mask_bits: Tensor, shape: list[int]) -> Tensor:
+    return unpack_bits(mask_bits, torch.Size(shape).numel()).view(shape)
+
+
+def encode_counts(N: Tensor, mask: Tensor, round: int) -> Tensor:
+    return flip_counts(flat(N), flat(mask), round).to(torch.int16)
+
+
+def decode_counts(counts: Tensor, mask_bits: Tensor, round: int, shape: list[int]) -> Tensor:
+    mask = unpack_bits(mask_bits, counts.numel())
+    return flip_counts(counts.int(), mask, round).view(shape)
+
+
+def count_active(mask_bits: list[Tensor]) -> Tensor:
+    return torch.stack([unpack_bits(b, 8 * b.numel()).sum() for b in mask_bits])
+
+
+def count_explored(counts: list[Tensor], mask_bits: list[Tensor]) -> Tensor:
+    """An inactive weight was ever active when its stored N is not 0; an active one always was."""
+    return torch.stack([((c != 0) | unpack_bits(b, c.numel())).sum() for c, b in zip(counts, mask_bits, strict=True)])

@@ -1,0 +1,85 @@
+"""How a mask and its counters are stored: one bit and one int16 per weight.
+
+Everything here works on flat tensors in *storage order*: element ``i`` of a flat view is the ``i``-th element in memory,
+whatever the strides of the weight (contiguous, channels_last, ...).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+MAX_ROUNDS = 32_767
+"""Mask rounds (the initial mask is the first) that an int16 counter holds exactly."""
+
+
+def flat(t: Tensor) -> Tensor:
+    """The elements of dense, non-overlapping ``t`` as a 1-D view in storage order."""
+    return t.as_strided((t.numel(),), (1,))
+
+
+def unflat(values: Tensor, like: Tensor) -> Tensor:
+    """Inverse of :func:`flat`: 1-D ``values`` in storage order as a tensor with the shape and strides of ``like``."""
+    return values.as_strided(like.shape, like.stride(), values.storage_offset())
+
+
+def mask_bytes(n: int) -> int:
+    """Bytes of ``mask_bits`` for ``n`` weights."""
+    return (n + 7) // 8
+
+
+def pack_bits(mask: Tensor) -> Tensor:
+    """bool [n] -> uint8 [ceil(n/8)]; bit ``i % 8`` of byte ``i // 8`` is ``mask[i]``; padding bits are 0."""
+    n = mask.numel()
+    padded = torch.zeros(8 * mask_bytes(n), dtype=torch.uint8, device=mask.device)
+    padded[:n] = mask
+    weights = torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8, device=mask.device)
+    return (padded.view(-1, 8) * weights).sum(1, dtype=torch.uint8)
+
+
+def unpack_bits(mask_bits: Tensor, n: int) -> Tensor:
+    """Inverse of :func:`pack_bits`: uint8 [ceil(n/8)] -> bool [n]."""
+    shifts = torch.arange(8, dtype=torch.uint8, device=mask_bits.device)
+    return ((mask_bits.unsqueeze(1) >> shifts) & 1).view(-1)[:n].bool()
+
+
+def flip_counts(counts: Tensor, mask: Tensor, round: int) -> Tensor:
+    """N <-> stored form; the map is its own inverse.
+
+    An inactive weight stores N itself. An active one stores the rounds it was *not* active, ``round + 1 - N``: that number
+    stays put while the weight is active, so ``N += M`` touches no memory, and a swap of state is again ``x -> round + 1 - x``.
+    """
+    return torch.where(mask, round + 1 - counts, counts)
+
+
+def bonus_table(c: float, eps: float, t: int, rounds: int) -> Tensor:
+    """The exploration bonus of paper Eq. 1 for every value a counter can have.
+
+    ``B[j] = float32(c * ln(t) / (j + eps))``, computed in float64 and rounded once.
+
+    Args:
+        c: weight of exploration, finite and >= 0.
+        eps: offset that keeps the denominator positive, finite and > 0.
+        t: optimizer step of the update, >= 1.
+        rounds: mask updates done so far (q); counters are then at most ``rounds + 1``.
+
+    Returns:
+        float32 [rounds + 2] on the CPU.
+
+    Raises:
+        ValueError: a number is out of range, or the largest bonus is not finite in float32.
+    """
+    if not (math.isfinite(c) and c >= 0):
+        raise ValueError(f"c must be a finite number >= 0, got {c}")
+    if not (math.isfinite(eps) and eps > 0):
+        raise ValueError(f"eps must be a finite number > 0, got {eps}")
+    if t < 1:
+        raise ValueError(f"t must be >= 1 (ln t is the scale of exploration), got {t}")
+    if not 0 <= rounds <= MAX_ROUNDS - 2:
+        raise ValueError(f"rounds must be in 0..{MAX_ROUNDS - 2}, got {rounds}")
+    table = (c * math.log(t) / (torch.arange(rounds + 2, dtype=torch.float64) + eps)).float()
+    if not math.isfinite(float(table[0])):
+        raise ValueError(f"c*ln(t)/eps must be finite in float32, got {c * math.log(t) / eps:g}: use a larger eps")
+    return table
