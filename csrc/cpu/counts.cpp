@@ -1,0 +1,112 @@
+// encode_counts, decode_counts: counters N <-> their stored form. count_active, count_explored: sums per layer.
+#include "layers.h"
+#include "parallel.h"
+
+namespace dstee {
+namespace {
+
+using torch::headeronly::ScalarType;
+
+template <class Body>
+void for_runs(int64_t n, const Body& body) {
+  for_tickets(worker_count(n), (n + kPiece - 1) / kPiece, [&](int, int64_t t) {
+    for (int64_t i = t * kPiece; i < std::min(n, (t + 1) * kPiece); ++i) body(i);
+  });
+}
+
+bool active(const uint8_t* bits, int64_t i) { return bits[i / 8] >> (i % 8) & 1; }
+
+template <class I>
+void encode(const void* from, const uint8_t* mask, int16_t* to, int64_t n, int64_t round) {
+  const I* N = static_cast<const I*>(from);
+  for_runs(n, [&](int64_t i) {
+    const auto x = static_cast<int64_t>(N[i]);
+    to[i] = static_cast<int16_t>(mask[i] ? flip_count(x, round) : x);
+  });
+}
+
+const uint8_t* bits_of(const Tensor& t, int64_t n) {
+  STD_TORCH_CHECK(t.is_cpu() && t.scalar_type() == ScalarType::Byte && t.numel() == (n + 7) / 8 && t.is_contiguous(),
+                  "dstee: mask_bits has another size than its counts need");
+  return static_cast<const uint8_t*>(t.const_data_ptr());
+}
+const int16_t* counts_of(const Tensor& t) {
+  STD_TORCH_CHECK(t.is_cpu() && t.scalar_type() == ScalarType::Short && t.is_contiguous(), "dstee: counts are not int16");
+  return static_cast<const int16_t*>(t.const_data_ptr());
+}
+
+}  // namespace
+
+Tensor encode_counts(Tensor N, Tensor mask, int64_t round) {
+  const int64_t n = N.numel();
+  STD_TORCH_CHECK(N.is_cpu() && mask.is_cpu() && mask.numel() == n && mask.scalar_type() == ScalarType::Bool,
+                  "dstee: mask does not fit N");
+  Tensor out = torch::stable::empty({n}, ScalarType::Short);
+  auto* to = static_cast<int16_t*>(out.mutable_data_ptr());
+  const auto* m = static_cast<const uint8_t*>(mask.const_data_ptr());
+  switch (N.scalar_type()) {
+    case ScalarType::Byte: encode<uint8_t>(N.const_data_ptr(), m, to, n, round); break;
+    case ScalarType::Char: encode<int8_t>(N.const_data_ptr(), m, to, n, round); break;
+    case ScalarType::Short: encode<int16_t>(N.const_data_ptr(), m, to, n, round); break;
+    case ScalarType::Int: encode<int32_t>(N.const_data_ptr(), m, to, n, round); break;
+    case ScalarType::Long: encode<int64_t>(N.const_data_ptr(), m, to, n, round); break;
+    default: STD_TORCH_CHECK(false, "dstee: N is not uint8, int8, int16, int32 or int64");
+  }
+  return out;
+}
+
+Tensor decode_counts(Tensor counts, Tensor mask_bits, int64_t round, std::vector<int64_t> shape) {
+  const int64_t n = counts.numel();
+  const int16_t* from = counts_of(counts);
+  const uint8_t* bits = bits_of(mask_bits, n);
+  Tensor out = torch::stable::empty(torch::headeronly::IntHeaderOnlyArrayRef(shape.data(), shape.size()), ScalarType::Int);
+  STD_TORCH_CHECK(out.numel() == n, "dstee: counts do not fit the shape");
+  auto* to = static_cast<int32_t*>(out.mutable_data_ptr());
+  const auto q = static_cast<int32_t>(round);
+  for_runs(n, [&](int64_t i) { to[i] = active(bits, i) ? flip_count<int32_t>(from[i], q) : from[i]; });
+  return out;
+}
+
+Tensor count_active(Tensors mask_bits) {
+  const auto L = static_cast<int64_t>(mask_bits.size());
+  Tensor out = torch::stable::empty({L}, ScalarType::Long);
+  auto* to = static_cast<int64_t*>(out.mutable_data_ptr());
+  int64_t total = 0;
+  for (const Tensor& t : mask_bits) {
+    bits_of(t, 8 * t.numel());
+    total += 8 * t.numel();
+  }
+  for_tickets(worker_count(total), L, [&](int, int64_t i) {
+    to[i] = count_bits(static_cast<const uint8_t*>(mask_bits[i].const_data_ptr()), 8 * mask_bits[i].numel());
+  });
+  return out;
+}
+
+Tensor count_explored(Tensors counts, Tensors mask_bits) {
+  const auto L = static_cast<int64_t>(mask_bits.size());
+  STD_TORCH_CHECK(counts.size() == mask_bits.size(), "dstee: counts and mask_bits differ in length");
+  Tensor out = torch::stable::empty({L}, ScalarType::Long);
+  auto* to = static_cast<int64_t*>(out.mutable_data_ptr());
+  for (int64_t l = 0; l < L; ++l) {
+    const int64_t n = counts[l].numel();
+    const int16_t* stored = counts_of(counts[l]);
+    const uint8_t* bits = bits_of(mask_bits[l], n);
+    std::atomic<int64_t> explored{0};
+    for_tickets(worker_count(n), (n + kPiece - 1) / kPiece, [&](int, int64_t t) {
+      int64_t here = 0;
+      for (int64_t i = t * kPiece; i < std::min(n, (t + 1) * kPiece); ++i) here += stored[i] != 0 || active(bits, i);
+      explored += here;
+    });
+    to[l] = explored;
+  }
+  return out;
+}
+
+STABLE_TORCH_LIBRARY_IMPL(dstee, CPU, m) {
+  m.impl("encode_counts", TORCH_BOX(&encode_counts));
+  m.impl("decode_counts", TORCH_BOX(&decode_counts));
+  m.impl("count_active", TORCH_BOX(&count_active));
+  m.impl("count_explored", TORCH_BOX(&count_explored));
+}
+
+}  // namespace dstee

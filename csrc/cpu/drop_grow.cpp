@@ -1,0 +1,110 @@
+// drop_grow_: one mask update of all layers, fused with the SGD step where asked for.
+//
+//   sample  a bracket around both thresholds of each layer
+//   sweep   once over the weights: step, then list the candidates within the bracket (lists.cpp)
+//   resolve the winners among the listed, or scan a layer whose lists do not hold them (scans.cpp)
+//   commit  mask bits, counters, zeros
+//
+// Bytes per weight that must move: gradient 4, counter 2, mask 1/8, and the cache lines of w (and m) that hold an active
+// weight; the commit touches the lines of the swapped weights again.
+#include <atomic>
+
+#include "drop_grow_debug.h"
+#include "lists.h"
+#include "parallel.h"
+
+namespace dstee {
+namespace {
+
+enum Fault { kNoFault, kMiss, kOverflow };
+std::atomic<int> forced_fault{kNoFault};
+std::atomic<int64_t> fallback_layers{0}, list_entries{0};
+
+void run(const Update& u) {
+  const auto count = static_cast<int64_t>(u.layers.size());
+  std::vector<Bracket> brackets(u.layers.size());
+  for_tickets(u.workers, count, [&](int, int64_t i) {
+    if (u.k[i]) brackets[i] = sample_bracket(u, static_cast<int>(i));
+  });
+  Lists lists(u, brackets);
+  if (forced_fault == kMiss)
+    for (int64_t i = 0; i < count; ++i) i % 2 ? brackets[i].low_score = kMaxRank : brackets[i].high_drop = 0;
+  if (forced_fault == kOverflow) lists.lose_arenas();
+  std::vector<char> resolved(u.layers.size());
+
+  lists.sweep();
+  list_entries = lists.entries();
+  for_tickets(u.workers, count, [&](int, int64_t i) {
+    resolved[i] = u.k[i] == 0 || lists.resolve(static_cast<int>(i));
+  });
+  for_tickets(u.workers, static_cast<int64_t>(u.pieces.size()), [&](int, int64_t p) {
+    if (u.k[u.pieces[p].layer] && resolved[u.pieces[p].layer]) lists.commit(p);
+  });
+  int64_t scanned = 0;
+  for (int64_t i = 0; i < count; ++i)
+    if (!resolved[i]) {
+      update_by_scans(u, static_cast<int>(i));
+      ++scanned;
+    }
+  fallback_layers = scanned;
+}
+
+}  // namespace
+
+void drop_grow_(Tensors params, Tensors grads, Tensors momenta, Tensors mask_bits, Tensors counts, std::vector<int64_t> k,
+                std::optional<Tensor> k_tensor, std::optional<Tensor> bonus, int64_t round, Tensors drop_scores,
+                Tensors grow_signal, std::vector<int64_t> grow_seeds, bool regrow, bool reset_regrown, bool sgd, double lr,
+                std::optional<Tensor> lr_tensor, double momentum, double dampening, double weight_decay, bool nesterov,
+                bool maximize, bool first_step, std::optional<Tensor> found_inf) {
+  Update u;
+  u.layers = read_layers(params, grads, momenta, mask_bits, counts, drop_scores, grow_signal);
+  const auto L = static_cast<int64_t>(u.layers.size());
+  if (L == 0) return;
+  STD_TORCH_CHECK(round >= 0 && round <= 32765, "dstee: round is not in 0..32765");
+  STD_TORCH_CHECK(k_tensor ? k_tensor->is_cpu() && k_tensor->numel() == L && k_tensor->is_contiguous() &&
+                                 k_tensor->scalar_type() == torch::headeronly::ScalarType::Long
+                           : static_cast<int64_t>(k.size()) == L,
+                  "dstee: k does not have one int64 per layer");
+  STD_TORCH_CHECK(grow_seeds.empty() || static_cast<int64_t>(grow_seeds.size()) == L, "dstee: grow_seeds has another length");
+  STD_TORCH_CHECK(!grow_seeds.empty() || u.layers[0].grow, "dstee: no growth signal");
+  STD_TORCH_CHECK(!sgd || u.layers[0].g, "dstee: the step needs grads");
+  STD_TORCH_CHECK(!sgd || momentum == 0 || u.layers[0].m, "dstee: momentum needs momenta");
+  if (bonus) {
+    STD_TORCH_CHECK(bonus->is_cpu() && bonus->scalar_type() == torch::headeronly::ScalarType::Float && bonus->dim() == 1 &&
+                        bonus->is_contiguous() && bonus->numel() >= round + 2 && u.layers[0].counts,
+                    "dstee: bonus is not a float32 table of round + 2 entries, or there are no counts");
+    u.bonus = static_cast<const float*>(bonus->const_data_ptr());
+    u.bonus_size = static_cast<int>(round) + 2;
+  }
+  u.round = static_cast<int32_t>(round);
+  u.regrow = regrow;
+  u.reset_regrown = reset_regrown;
+  u.sgd = sgd;
+  u.rule = make_rule(lr, lr_tensor, momentum, dampening, weight_decay, nesterov, maximize, first_step, std::nullopt);
+  u.seeds.assign(grow_seeds.begin(), grow_seeds.end());
+  u.pieces = cut_pieces(u.layers);
+  u.workers = worker_count(total_weights(u.layers));
+
+  u.nnz.resize(static_cast<size_t>(L));
+  u.k.resize(static_cast<size_t>(L));
+  for_tickets(u.workers, L, [&](int, int64_t i) { u.nnz[i] = count_bits(u.layers[i].bits, u.layers[i].n); });
+  const int64_t* asked = k_tensor ? static_cast<const int64_t*>(k_tensor->const_data_ptr()) : k.data();
+  for (int64_t i = 0; i < L; ++i) {
+    STD_TORCH_CHECK(k_tensor || (asked[i] >= 0 && asked[i] <= u.nnz[i]), "dstee: k is larger than what is there");
+    u.k[i] = std::clamp<int64_t>(asked[i], 0, regrow ? u.nnz[i] : std::min(u.nnz[i], u.layers[i].n - u.nnz[i]));
+  }
+  if (is_set(found_inf)) return;
+  run(u);
+}
+
+bool force_fault(const char* mode) {
+  const int fault = !strcmp(mode, "none") ? kNoFault : !strcmp(mode, "miss") ? kMiss : !strcmp(mode, "overflow") ? kOverflow : -1;
+  if (fault < 0) return false;
+  forced_fault = fault;
+  return true;
+}
+UpdateStats last_update_stats() { return {fallback_layers, list_entries}; }
+
+STABLE_TORCH_LIBRARY_IMPL(dstee, CPU, m) { m.impl("drop_grow_", TORCH_BOX(&drop_grow_)); }
+
+}  // namespace dstee

@@ -1,0 +1,67 @@
+// The loops over weights, once per instruction set, and the choice among them at run time.
+//
+// A loop sees one block: n consecutive weights of a layer whose first weight starts a byte of the bit mask. `bits` always
+// points at that byte. Pointers to weights may be unaligned.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "../rules.h"
+
+namespace dstee {
+
+constexpr int kMaxLanes = 16;  // list arrays need this much slack behind their last entry
+
+enum Dtype : int { kF32, kBF16, kF16, kRandom };  // kRandom: a growth signal that is a hash, not a tensor
+
+// Growth candidates: inactive weights whose (rank of score, rank of |signal|) is at least (low_score, low_signal).
+struct GrowScan {
+  const void* signal;     // null for kRandom
+  const int16_t* counts;  // null: no bonus
+  const float* bonus;
+  int bonus_size;
+  uint64_t seed;         // kRandom
+  uint64_t first_index;  // of the block in its layer, kRandom
+  uint32_t low_score, low_signal;
+};
+
+struct Loops {
+  const char* name;
+  // Masked SGD, by dtype of the parameters; m is null without momentum.
+  void (*step[3])(void* w, const void* g, void* m, const uint8_t* bits, int64_t n, const SgdRule& rule);
+  // Appends (rank of score, index) of the candidates to the lists and returns how many; by dtype of the signal.
+  size_t (*scan_grow[4])(const GrowScan& scan, const uint8_t* bits, int64_t n, uint32_t index, uint32_t* score,
+                         uint32_t* where);
+  // Appends (rank of |x|, index) of the active weights with rank <= high; by dtype of x.
+  size_t (*scan_drop[3])(const void* x, const uint8_t* bits, int64_t n, uint32_t high, uint32_t index, uint32_t* key,
+                         uint32_t* where);
+};
+
+extern const Loops kScalarLoops;
+#if defined(__GNUC__) && defined(__x86_64__)
+#define DSTEE_X86 1
+extern const Loops kAvx2Loops, kAvx512Loops;
+#else
+#define DSTEE_X86 0
+#endif
+
+// The loops in force: the widest that the processor has, or the one forced.
+const Loops& loops();
+// Forces "scalar", "avx2" or "avx512"; "auto" resets. False when the processor lacks it or the name is unknown.
+bool force_isa(const char* name);
+bool cpu_has(const char* name);
+
+// Rounding to nearest with gradual underflow on the calling thread, whatever the caller set (torch.set_flush_denormal).
+class StrictFloat {
+ public:
+  StrictFloat();
+  ~StrictFloat();
+  StrictFloat(const StrictFloat&) = delete;
+  StrictFloat& operator=(const StrictFloat&) = delete;
+
+ private:
+  unsigned saved_ = 0;
+};
+
+}  // namespace dstee

@@ -1,0 +1,210 @@
+#include "layers.h"
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+
+namespace dstee {
+namespace {
+
+using torch::headeronly::ScalarType;
+
+constexpr int64_t kMaxDims = 16;
+
+Dtype dtype_of(const Tensor& t, const char* what) {
+  switch (t.scalar_type()) {
+    case ScalarType::Float: return kF32;
+    case ScalarType::BFloat16: return kBF16;
+    case ScalarType::Half: return kF16;
+    default: STD_TORCH_CHECK(false, "dstee: ", what, " is not float32, bfloat16 or float16");
+  }
+  return kF32;
+}
+
+// Shape and strides without the dimensions of size 1, whose strides say nothing.
+struct Layout {
+  int64_t dims = 0, n = 1;
+  std::array<int64_t, kMaxDims> size, stride;
+
+  explicit Layout(const Tensor& t) {
+    const auto sizes = t.sizes(), strides = t.strides();
+    STD_TORCH_CHECK(static_cast<int64_t>(sizes.size()) <= kMaxDims, "dstee: more than 16 dimensions");
+    for (size_t d = 0; d < sizes.size(); ++d) {
+      n *= sizes[d];
+      if (sizes[d] == 1) continue;
+      size[dims] = sizes[d];
+      stride[dims++] = strides[d];
+    }
+  }
+  bool operator==(const Layout& o) const {
+    return dims == o.dims && std::equal(size.begin(), size.begin() + dims, o.size.begin()) &&
+           (n == 0 || std::equal(stride.begin(), stride.begin() + dims, o.stride.begin()));
+  }
+  bool dense() const {
+    std::array<int, kMaxDims> order;
+    for (int d = 0; d < dims; ++d) order[d] = d;
+    std::sort(order.begin(), order.begin() + dims,
+              [&](int a, int b) { return stride[a] != stride[b] ? stride[a] < stride[b] : size[a] < size[b]; });
+    int64_t expected = 1;
+    for (int d = 0; d < dims; ++d) {
+      if (stride[order[d]] != expected) return false;
+      expected *= size[order[d]];
+    }
+    return true;
+  }
+};
+
+struct Span {
+  const char *begin, *end;
+};
+
+class Reader {
+ public:
+  explicit Reader(size_t layers) : layers_(layers) {}
+
+  void length(const Tensors& list, const char* name) const {
+    STD_TORCH_CHECK(list.empty() || list.size() == layers_, "dstee: ", name, " has another length than params");
+  }
+  // A tensor laid out like the parameter.
+  const void* like(const Tensor& t, const Layout& layout, const char* name) const {
+    check_cpu(t, name);
+    STD_TORCH_CHECK(Layout(t) == layout, "dstee: ", name, " has another shape or memory order than its parameter");
+    return t.const_data_ptr();
+  }
+  void* flat(const Tensor& t, ScalarType dtype, int64_t n, const char* name) const {
+    check_cpu(t, name);
+    STD_TORCH_CHECK(t.scalar_type() == dtype && t.dim() == 1 && t.numel() == n && t.is_contiguous(), "dstee: ", name,
+                    " has another dtype or size than its parameter needs");
+    return t.mutable_data_ptr();
+  }
+  void note(const void* p, int64_t bytes) {
+    if (bytes) spans_.push_back({static_cast<const char*>(p), static_cast<const char*>(p) + bytes});
+  }
+  void check_overlap() {
+    std::sort(spans_.begin(), spans_.end(), [](const Span& a, const Span& b) { return a.begin < b.begin; });
+    for (size_t i = 1; i < spans_.size(); ++i)
+      STD_TORCH_CHECK(spans_[i - 1].end <= spans_[i].begin, "dstee: two arguments share storage");
+  }
+
+ private:
+  static void check_cpu(const Tensor& t, const char* name) {
+    STD_TORCH_CHECK(t.is_cpu() && t.layout() == torch::headeronly::Layout::Strided, "dstee: ", name,
+                    " is not a strided CPU tensor");
+  }
+  size_t layers_;
+  std::vector<Span> spans_;
+};
+
+}  // namespace
+
+std::vector<Layer> read_layers(const Tensors& params, const Tensors& grads, const Tensors& momenta, const Tensors& mask_bits,
+                               const Tensors& counts, const Tensors& drop_scores, const Tensors& grow_signal) {
+  Reader read(params.size());
+  STD_TORCH_CHECK(mask_bits.size() == params.size(), "dstee: mask_bits has another length than params");
+  read.length(grads, "grads");
+  read.length(momenta, "momenta");
+  read.length(counts, "counts");
+  read.length(drop_scores, "drop_scores");
+  read.length(grow_signal, "grow_signal");
+
+  std::vector<Layer> layers(params.size());
+  for (size_t i = 0; i < params.size(); ++i) {
+    Layer& l = layers[i];
+    const Layout layout(params[i]);
+    l.n = layout.n;
+    l.dtype = dtype_of(params[i], "params");
+    const int64_t bytes = l.n * (l.dtype == kF32 ? 4 : 2);
+    STD_TORCH_CHECK(layout.n == 0 || layout.dense(), "dstee: params are not dense, non-overlapping storage");
+    l.w = const_cast<void*>(read.like(params[i], layout, "params"));
+    read.note(l.w, bytes);
+    if (!grads.empty()) {
+      STD_TORCH_CHECK(dtype_of(grads[i], "grads") == l.dtype, "dstee: grads have another dtype than params");
+      l.g = read.like(grads[i], layout, "grads");
+      read.note(l.g, bytes);
+    }
+    if (!momenta.empty()) {
+      STD_TORCH_CHECK(dtype_of(momenta[i], "momenta") == l.dtype, "dstee: momenta have another dtype than params");
+      l.m = const_cast<void*>(read.like(momenta[i], layout, "momenta"));
+      read.note(l.m, bytes);
+    }
+    l.bits = static_cast<uint8_t*>(read.flat(mask_bits[i], ScalarType::Byte, (l.n + 7) / 8, "mask_bits"));
+    read.note(l.bits, (l.n + 7) / 8);
+    if (!counts.empty()) {
+      l.counts = static_cast<int16_t*>(read.flat(counts[i], ScalarType::Short, l.n, "counts"));
+      read.note(l.counts, 2 * l.n);
+    }
+    l.drop = drop_scores.empty() ? l.w : read.like(drop_scores[i], layout, "drop_scores");
+    l.drop_dtype = drop_scores.empty() ? l.dtype : dtype_of(drop_scores[i], "drop_scores");
+    l.grow = grow_signal.empty() ? l.g : read.like(grow_signal[i], layout, "grow_signal");
+    l.grow_dtype = grow_signal.empty() ? l.dtype : dtype_of(grow_signal[i], "grow_signal");
+    STD_TORCH_CHECK((l.drop_dtype == kF32 || l.drop_dtype == l.dtype) && (l.grow_dtype == kF32 || l.grow_dtype == l.dtype),
+                    "dstee: drop_scores and grow_signal are float32 or have their parameter's dtype");
+  }
+  read.check_overlap();
+  return layers;
+}
+
+double read_scalar(const Tensor& t) {
+  STD_TORCH_CHECK(t.is_cpu() && t.numel() == 1, "dstee: a scalar argument is not a one-element CPU tensor");
+  const void* p = t.const_data_ptr();
+  switch (t.scalar_type()) {
+    case ScalarType::Float: return *static_cast<const float*>(p);
+    case ScalarType::Double: return *static_cast<const double*>(p);
+    case ScalarType::Half: return to_float(*static_cast<const f16*>(p));
+    case ScalarType::BFloat16: return to_float(*static_cast<const bf16*>(p));
+    default: STD_TORCH_CHECK(false, "dstee: a scalar argument is not floating-point");
+  }
+  return 0;
+}
+
+bool is_set(const std::optional<Tensor>& flag) { return flag && read_scalar(*flag) != 0; }
+
+SgdRule make_rule(double lr, const std::optional<Tensor>& lr_tensor, double momentum, double dampening, double weight_decay,
+                  bool nesterov, bool maximize, bool first_step, const std::optional<Tensor>& grad_scale) {
+  SgdRule r;
+  r.lr = static_cast<float>(lr_tensor ? read_scalar(*lr_tensor) : lr);
+  r.momentum = static_cast<float>(momentum);
+  r.damped = static_cast<float>(1.0 - dampening);
+  r.weight_decay = static_cast<float>(weight_decay);
+  r.grad_scale = grad_scale ? static_cast<float>(read_scalar(*grad_scale)) : 1.0f;
+  r.has_momentum = momentum != 0;
+  r.has_decay = weight_decay != 0;
+  r.scaled = grad_scale.has_value();
+  r.nesterov = nesterov;
+  r.maximize = maximize;
+  r.first_step = first_step;
+  return r;
+}
+
+int64_t count_bits(const uint8_t* bits, int64_t n) {
+  const int64_t bytes = (n + 7) / 8;
+  int64_t total = 0, i = 0;
+  for (; i + 8 <= bytes; i += 8) {
+    uint64_t word;
+    memcpy(&word, bits + i, 8);
+    // Padding bits are 0, so the last bytes need no mask. Written out: popcnt is not in the x86-64 baseline.
+    word -= (word >> 1) & 0x5555555555555555u;
+    word = (word & 0x3333333333333333u) + ((word >> 2) & 0x3333333333333333u);
+    word = (word + (word >> 4)) & 0x0F0F0F0F0F0F0F0Fu;
+    total += static_cast<int64_t>((word * 0x0101010101010101u) >> 56);
+  }
+  for (; i < bytes; ++i)
+    for (uint8_t b = bits[i]; b; b = static_cast<uint8_t>(b & (b - 1))) ++total;
+  return total;
+}
+
+std::vector<Piece> cut_pieces(const std::vector<Layer>& layers) {
+  std::vector<Piece> pieces;
+  for (size_t i = 0; i < layers.size(); ++i)
+    for (int64_t begin = 0; begin < layers[i].n; begin += kPiece)
+      pieces.push_back({static_cast<int>(i), begin, std::min(kPiece, layers[i].n - begin)});
+  return pieces;
+}
+
+int64_t total_weights(const std::vector<Layer>& layers) {
+  int64_t total = 0;
+  for (const Layer& l : layers) total += l.n;
+  return total;
+}
+
+}  // namespace dstee

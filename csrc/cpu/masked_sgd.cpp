@@ -1,0 +1,29 @@
+// masked_sgd_: the SGD step on the active weights of all layers. Per weight 1/8 byte of mask is read; gradient, weight and
+// momentum are touched only in groups of 8 or 16 that hold an active weight.
+#include "layers.h"
+#include "parallel.h"
+
+namespace dstee {
+
+void masked_sgd_(Tensors params, Tensors grads, Tensors momenta, Tensors mask_bits, double lr, std::optional<Tensor> lr_tensor,
+                 double momentum, double dampening, double weight_decay, bool nesterov, bool maximize, bool first_step,
+                 std::optional<Tensor> grad_scale, std::optional<Tensor> found_inf) {
+  const auto layers = read_layers(params, grads, momenta, mask_bits, {}, {}, {});
+  STD_TORCH_CHECK(layers.empty() || layers[0].g, "dstee: masked_sgd_ needs grads");
+  STD_TORCH_CHECK(momentum == 0 || layers.empty() || layers[0].m, "dstee: momentum needs momenta");
+  const SgdRule rule = make_rule(lr, lr_tensor, momentum, dampening, weight_decay, nesterov, maximize, first_step, grad_scale);
+  if (is_set(found_inf)) return;
+
+  const auto pieces = cut_pieces(layers);
+  const Loops& isa = loops();
+  for_tickets(worker_count(total_weights(layers)), static_cast<int64_t>(pieces.size()), [&](int, int64_t p) {
+    const Piece& piece = pieces[p];
+    const Layer& l = layers[piece.layer];
+    isa.step[l.dtype](at(l.w, piece.begin, l.dtype), at(l.g, piece.begin, l.dtype),
+                      l.m ? at(l.m, piece.begin, l.dtype) : nullptr, l.bits + piece.begin / 8, piece.size, rule);
+  });
+}
+
+STABLE_TORCH_LIBRARY_IMPL(dstee, CPU, m) { m.impl("masked_sgd_", TORCH_BOX(&masked_sgd_)); }
+
+}  // namespace dstee

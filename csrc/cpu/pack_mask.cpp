@@ -1,0 +1,56 @@
+// pack_mask, unpack_mask: bool [n] in storage order <-> one bit a weight, lowest bit first, padding bits 0.
+#include "layers.h"
+#include "parallel.h"
+
+namespace dstee {
+namespace {
+
+Tensor make(int64_t n, torch::headeronly::ScalarType dtype) { return torch::stable::empty({n}, dtype); }
+
+// body(first, last) for runs of n weights, each starting a byte of the mask.
+template <class Body>
+void for_runs(int64_t n, const Body& body) {
+  for_tickets(worker_count(n), (n + kPiece - 1) / kPiece,
+              [&](int, int64_t t) { body(t * kPiece, std::min(n, (t + 1) * kPiece)); });
+}
+
+}  // namespace
+
+Tensor pack_mask(Tensor mask) {
+  STD_TORCH_CHECK(mask.is_cpu() && mask.scalar_type() == torch::headeronly::ScalarType::Bool, "dstee: mask is not bool");
+  const int64_t n = mask.numel();
+  Tensor out = make((n + 7) / 8, torch::headeronly::ScalarType::Byte);
+  const auto* from = static_cast<const uint8_t*>(mask.const_data_ptr());
+  auto* to = static_cast<uint8_t*>(out.mutable_data_ptr());
+  for_runs(n, [&](int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; i += 8) {
+      unsigned byte = 0;
+      for (int64_t j = i; j < std::min(i + 8, last); ++j) byte |= static_cast<unsigned>(from[j] != 0) << (j - i);
+      to[i / 8] = static_cast<uint8_t>(byte);
+    }
+  });
+  return out;
+}
+
+Tensor unpack_mask(Tensor mask_bits, std::vector<int64_t> shape) {
+  int64_t n = 1;
+  for (int64_t size : shape) n *= size;
+  STD_TORCH_CHECK(mask_bits.is_cpu() && mask_bits.numel() == (n + 7) / 8 && mask_bits.is_contiguous() &&
+                      mask_bits.scalar_type() == torch::headeronly::ScalarType::Byte,
+                  "dstee: mask_bits does not fit the shape");
+  Tensor out = torch::stable::empty(torch::headeronly::IntHeaderOnlyArrayRef(shape.data(), shape.size()),
+                                    torch::headeronly::ScalarType::Bool);
+  const auto* from = static_cast<const uint8_t*>(mask_bits.const_data_ptr());
+  auto* to = static_cast<uint8_t*>(out.mutable_data_ptr());
+  for_runs(n, [&](int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; ++i) to[i] = from[i / 8] >> (i % 8) & 1;
+  });
+  return out;
+}
+
+STABLE_TORCH_LIBRARY_IMPL(dstee, CPU, m) {
+  m.impl("pack_mask", TORCH_BOX(&pack_mask));
+  m.impl("unpack_mask", TORCH_BOX(&unpack_mask));
+}
+
+}  // namespace dstee

@@ -1,0 +1,99 @@
+// Eight lanes of AVX2 (with F16C). Included by sweep_avx2.cpp only, after its target pragma.
+#pragma once
+
+#include <immintrin.h>
+
+#include "../rules.h"
+
+namespace dstee {
+namespace {
+
+constexpr int W = 8;
+typedef __m256 V;  // its operators +, -, *, / come with the compiler
+typedef uint32_t U __attribute__((vector_size(32)));
+
+DSTEE_HD __m256i i(U x) { return (__m256i)x; }
+DSTEE_HD U u(__m256i x) { return (U)x; }
+DSTEE_HD U splat(uint32_t x) { return u(_mm256_set1_epi32(static_cast<int>(x))); }
+DSTEE_HD __m128i load16(const void* p) { return _mm_loadu_si128(static_cast<const __m128i*>(p)); }
+
+// Lane bits <-> a vector of all-ones and all-zeros lanes.
+DSTEE_HD __m256i spread(uint32_t lanes) {
+  const __m256i bit = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+  return _mm256_cmpeq_epi32(_mm256_and_si256(_mm256_set1_epi32(static_cast<int>(lanes)), bit), bit);
+}
+DSTEE_HD uint32_t gather_bits(__m256i x) { return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_castsi256_ps(x))); }
+
+DSTEE_HD V load(const float* p) { return _mm256_loadu_ps(p); }
+DSTEE_HD V load(const bf16* p) {
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(load16(p)), 16));
+}
+DSTEE_HD V load(const f16* p) { return _mm256_cvtph_ps(load16(p)); }
+
+DSTEE_HD void store16(void* p, uint32_t lanes, __m128i x) {
+  const __m256i wide = spread(lanes);
+  const __m128i keep = _mm_packs_epi32(_mm256_castsi256_si128(wide), _mm256_extracti128_si256(wide, 1));
+  _mm_storeu_si128(static_cast<__m128i*>(p), _mm_blendv_epi8(load16(p), x, keep));
+}
+DSTEE_HD void store(float* p, uint32_t lanes, V x) { _mm256_maskstore_ps(p, spread(lanes), x); }
+DSTEE_HD void store(bf16* p, uint32_t lanes, V x) {
+  const U b = u(_mm256_castps_si256(x));
+  const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q));
+  const U rounded = (b + 0x7FFFu + ((b >> 16) & 1u)) >> 16;
+  const __m256i out = _mm256_blendv_epi8(i(rounded), _mm256_set1_epi32(0x7FC0), nan);
+  store16(p, lanes, _mm_packus_epi32(_mm256_castsi256_si128(out), _mm256_extracti128_si256(out, 1)));
+}
+DSTEE_HD void store(f16* p, uint32_t lanes, V x) {
+  store16(p, lanes, _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+
+DSTEE_HD V absolute(V x) { return _mm256_castsi256_ps(i(u(_mm256_castps_si256(x)) & 0x7FFFFFFFu)); }
+DSTEE_HD U rank(V x) {
+  const U b = u(_mm256_castps_si256(x)) & 0x7FFFFFFFu;
+  const __m256i nan = _mm256_cmpgt_epi32(i(b), i(splat(kInfBits)));
+  return u(_mm256_andnot_si256(nan, i(b + 1u)));
+}
+DSTEE_HD V to_unit(U x) { return _mm256_cvtepi32_ps(i(x)) * kRandomUnit; }
+DSTEE_HD U iota(uint32_t base) { return u(_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7)) + base; }
+DSTEE_HD uint32_t lanes_of(const uint8_t* bits) { return *bits; }
+
+DSTEE_HD uint32_t less_equal(U a, U b) { return gather_bits(_mm256_cmpeq_epi32(_mm256_min_epu32(i(a), i(b)), i(a))); }
+DSTEE_HD uint32_t equal(U a, U b) { return gather_bits(_mm256_cmpeq_epi32(i(a), i(b))); }
+
+// Counters below 8 are looked up in a register, larger ones gathered.
+struct Bonus {
+  const float* table;
+  V low;
+
+  DSTEE_HD Bonus(const float* t, int size) : table(t) {
+    alignas(32) float head[8] = {};
+    for (int j = 0; j < 8 && j < size; ++j) head[j] = t[j];
+    low = _mm256_load_ps(head);
+  }
+  DSTEE_HD V at(const int16_t* counts, uint32_t lanes) const {
+    const __m256i N = _mm256_and_si256(_mm256_cvtepu16_epi32(load16(counts)), spread(lanes));
+    const __m256i large = _mm256_cmpgt_epi32(N, _mm256_set1_epi32(7));
+    const V near = _mm256_permutevar8x32_ps(low, N);
+    if (_mm256_testz_si256(large, large)) return near;
+    return _mm256_mask_i32gather_ps(near, table, N, _mm256_castsi256_ps(large), 4);
+  }
+};
+
+// For each lane mask the lanes to take, in order, one byte each.
+struct CompressTable {
+  uint64_t lanes[256];
+  constexpr CompressTable() : lanes() {
+    for (int mask = 0; mask < 256; ++mask)
+      for (int lane = 0, taken = 0; lane < 8; ++lane)
+        if (mask >> lane & 1) lanes[mask] |= static_cast<uint64_t>(lane) << (8 * taken++);
+  }
+};
+constexpr CompressTable kCompress;
+
+DSTEE_HD void compress(uint32_t* out, U x, uint32_t lanes) {
+  const __m256i order = _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(static_cast<long long>(kCompress.lanes[lanes])));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), _mm256_permutevar8x32_epi32(i(x), order));
+}
+
+}  // namespace
+}  // namespace dstee

@@ -1,0 +1,84 @@
+// Sixteen lanes of AVX-512 (F, BW, VL, DQ). Included by sweep_avx512.cpp only, after its target pragma.
+#pragma once
+
+#include <immintrin.h>
+
+#include "../rules.h"
+
+namespace dstee {
+namespace {
+
+constexpr int W = 16;
+typedef __m512 V;  // its operators +, -, *, / come with the compiler
+typedef uint32_t U __attribute__((vector_size(64)));
+
+DSTEE_HD __m512i i(U x) { return (__m512i)x; }
+DSTEE_HD U u(__m512i x) { return (U)x; }
+DSTEE_HD U splat(uint32_t x) { return u(_mm512_set1_epi32(static_cast<int>(x))); }
+
+DSTEE_HD V load(const float* p) { return _mm512_loadu_ps(p); }
+DSTEE_HD V load(const bf16* p) {
+  const __m256i raw = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(raw), 16));
+}
+DSTEE_HD V load(const f16* p) { return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
+
+DSTEE_HD void store(float* p, uint32_t lanes, V x) { _mm512_mask_storeu_ps(p, static_cast<__mmask16>(lanes), x); }
+DSTEE_HD void store(bf16* p, uint32_t lanes, V x) {
+  const U b = u(_mm512_castps_si512(x));
+  const __mmask16 nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
+  const U rounded = (b + 0x7FFFu + ((b >> 16) & 1u)) >> 16;
+  const __m512i out = _mm512_mask_mov_epi32(i(rounded), nan, _mm512_set1_epi32(0x7FC0));
+  _mm256_mask_storeu_epi16(p, static_cast<__mmask16>(lanes), _mm512_cvtepi32_epi16(out));
+}
+DSTEE_HD void store(f16* p, uint32_t lanes, V x) {
+  const __m256i out = _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  _mm256_mask_storeu_epi16(p, static_cast<__mmask16>(lanes), out);
+}
+
+DSTEE_HD V absolute(V x) { return _mm512_castsi512_ps(i(u(_mm512_castps_si512(x)) & 0x7FFFFFFFu)); }
+DSTEE_HD U rank(V x) {
+  const U b = u(_mm512_castps_si512(x)) & 0x7FFFFFFFu;
+  const __mmask16 number = _mm512_cmple_epu32_mask(i(b), i(splat(kInfBits)));
+  return u(_mm512_maskz_add_epi32(number, i(b), i(splat(1))));
+}
+DSTEE_HD V to_unit(U x) { return _mm512_cvtepi32_ps(i(x)) * kRandomUnit; }
+DSTEE_HD U iota(uint32_t base) {
+  return u(_mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15)) + base;
+}
+DSTEE_HD uint32_t lanes_of(const uint8_t* bits) {
+  uint16_t lanes;
+  memcpy(&lanes, bits, sizeof lanes);
+  return lanes;
+}
+
+DSTEE_HD uint32_t less_equal(U a, U b) { return _mm512_cmple_epu32_mask(i(a), i(b)); }
+DSTEE_HD uint32_t equal(U a, U b) { return _mm512_cmpeq_epi32_mask(i(a), i(b)); }
+
+// Counters below 32 are looked up in two registers, larger ones (rare: weights often active and dropped again) gathered.
+struct Bonus {
+  const float* table;
+  V low, high;
+
+  DSTEE_HD Bonus(const float* t, int size) : table(t) {
+    alignas(64) float head[32] = {};
+    for (int j = 0; j < 32 && j < size; ++j) head[j] = t[j];
+    low = _mm512_load_ps(head);
+    high = _mm512_load_ps(head + 16);
+  }
+  DSTEE_HD V at(const int16_t* counts, uint32_t lanes) const {
+    const __m256i raw = _mm256_maskz_loadu_epi16(static_cast<__mmask16>(lanes), counts);
+    const __m512i N = _mm512_cvtepu16_epi32(raw);
+    const __mmask16 large = _mm512_cmpgt_epi32_mask(N, _mm512_set1_epi32(31));
+    const V near = _mm512_permutex2var_ps(low, N, high);
+    return large == 0 ? near : _mm512_mask_i32gather_ps(near, large, N, table, 4);
+  }
+};
+
+// Compressing in a register and storing it whole is quick on every processor; vpcompressd to memory is not.
+DSTEE_HD void compress(uint32_t* out, U x, uint32_t lanes) {
+  _mm512_storeu_si512(out, _mm512_maskz_compress_epi32(static_cast<__mmask16>(lanes), i(x)));
+}
+
+}  // namespace
+}  // namespace dstee

@@ -1,0 +1,85 @@
+// Eight lanes in plain C++: the path for any processor, and the simplest statement of what the SIMD headers do.
+// Included by sweep_scalar.cpp only.
+#pragma once
+
+#include "../rules.h"
+
+namespace dstee {
+namespace {
+
+constexpr int W = 8;
+
+template <class E>
+struct Lanes {
+  E v[W];
+};
+using V = Lanes<float>;
+using U = Lanes<uint32_t>;
+
+#define DSTEE_LANES(out, expression) \
+  do {                               \
+    for (int j = 0; j < W; ++j) out.v[j] = expression; \
+    return out;                      \
+  } while (0)
+
+template <class E>
+inline Lanes<E> splat(E x) { Lanes<E> r; DSTEE_LANES(r, x); }
+inline V operator+(V a, V b) { V r; DSTEE_LANES(r, a.v[j] + b.v[j]); }
+inline V operator-(V a, V b) { V r; DSTEE_LANES(r, a.v[j] - b.v[j]); }
+inline V operator-(V a) { V r; DSTEE_LANES(r, -a.v[j]); }
+inline V operator*(V a, float b) { V r; DSTEE_LANES(r, a.v[j] * b); }
+inline V operator/(V a, float b) { V r; DSTEE_LANES(r, a.v[j] / b); }
+inline U operator-(U a, U b) { U r; DSTEE_LANES(r, a.v[j] - b.v[j]); }
+inline U operator+(U a, uint32_t b) { U r; DSTEE_LANES(r, a.v[j] + b); }
+inline U operator*(U a, uint32_t b) { U r; DSTEE_LANES(r, a.v[j] * b); }
+inline U operator^(U a, U b) { U r; DSTEE_LANES(r, a.v[j] ^ b.v[j]); }
+inline U operator^(U a, uint32_t b) { U r; DSTEE_LANES(r, a.v[j] ^ b); }
+inline U operator>>(U a, int b) { U r; DSTEE_LANES(r, a.v[j] >> b); }
+
+template <class T>
+inline V load(const T* p) { V r; DSTEE_LANES(r, to_float(p[j])); }
+template <class T>
+inline void store(T* p, uint32_t lanes, V x) {
+  for (int j = 0; j < W; ++j)
+    if (lanes >> j & 1) from_float(x.v[j], p[j]);
+}
+
+inline V absolute(V x) { V r; DSTEE_LANES(r, float_of(bits_of(x.v[j]) & 0x7FFFFFFFu)); }
+inline U rank(V x) { U r; DSTEE_LANES(r, rank_of(x.v[j])); }
+inline V to_unit(U x) { V r; DSTEE_LANES(r, static_cast<float>(x.v[j]) * kRandomUnit); }
+inline U iota(uint32_t base) { U r; DSTEE_LANES(r, base + static_cast<uint32_t>(j)); }
+inline uint32_t lanes_of(const uint8_t* bits) { return *bits; }
+
+inline uint32_t less_equal(U a, U b) {
+  uint32_t lanes = 0;
+  for (int j = 0; j < W; ++j) lanes |= static_cast<uint32_t>(a.v[j] <= b.v[j]) << j;
+  return lanes;
+}
+inline uint32_t equal(U a, U b) {
+  uint32_t lanes = 0;
+  for (int j = 0; j < W; ++j) lanes |= static_cast<uint32_t>(a.v[j] == b.v[j]) << j;
+  return lanes;
+}
+
+struct Bonus {
+  const float* table;
+  Bonus(const float* t, int) : table(t) {}
+  // table[counts] at `lanes`; elsewhere anything.
+  inline V at(const int16_t* counts, uint32_t lanes) const {
+    V r;
+    DSTEE_LANES(r, lanes >> j & 1 ? table[counts[j]] : 0.0f);
+  }
+};
+
+// The chosen lanes of x, packed to the front; all W entries at `out` are written.
+inline void compress(uint32_t* out, U x, uint32_t lanes) {
+  for (int j = 0; j < W; ++j) {
+    *out = x.v[j];
+    out += lanes >> j & 1;
+  }
+}
+
+#undef DSTEE_LANES
+
+}  // namespace
+}  // namespace dstee

@@ -1,0 +1,177 @@
+// The loops of isa.h, written once over the lanes of a simd_*.h header. Included by sweep_*.cpp only.
+#pragma once
+
+#include "isa.h"
+
+namespace dstee {
+namespace {
+
+constexpr uint32_t kAllLanes = (1u << W) - 1;
+constexpr int kBlock = 4096;  // weights whose active groups are listed at a time
+
+// The n < W weights behind the last whole group, padded with zeros so that the loops need no second form.
+template <class T>
+struct Tail {
+  T x[W] = {};
+  Tail() = default;
+  Tail(const T* from, int64_t n) { memcpy(x, from, static_cast<size_t>(n) * sizeof(T)); }
+};
+struct TailBits {
+  uint8_t b[2] = {};
+  TailBits(const uint8_t* from, int64_t n) { memcpy(b, from, static_cast<size_t>((n + 7) / 8)); }
+};
+
+// Calls body(j) for each group of W weights that has an active one, j its first weight. Listing the groups first costs less
+// than mispredicting which ones are empty.
+template <class Body>
+DSTEE_HD void for_active_groups(const uint8_t* bits, int64_t n, Body body) {
+  uint16_t groups[kBlock / W];
+  for (int64_t start = 0; start < n; start += kBlock) {
+    const int64_t here = n - start < kBlock ? n - start : kBlock;
+    int found = 0;
+    for (int j = 0; j < here; j += W) {
+      groups[found] = static_cast<uint16_t>(j);
+      found += lanes_of(bits + (start + j) / 8) != 0;
+    }
+    for (int f = 0; f < found; ++f) body(start + groups[f]);
+  }
+}
+
+template <class T, bool kMomentum>
+DSTEE_HD void step_whole(T* w, const T* g, T* m, const uint8_t* bits, int64_t n, const SgdRule& rule) {
+  for_active_groups(bits, n, [&](int64_t j) {
+    const uint32_t lanes = lanes_of(bits + j / 8);
+    V weight = load(w + j), momentum = kMomentum ? load(m + j) : weight;
+    sgd(weight, load(g + j), momentum, rule);
+    store(w + j, lanes, weight);
+    if (kMomentum) store(m + j, lanes, momentum);
+  });
+}
+
+template <class T, bool kMomentum>
+void step(T* w, const T* g, T* m, const uint8_t* bits, int64_t n, const SgdRule& rule) {
+  const int64_t whole = n / W * W, rest = n - whole;
+  step_whole<T, kMomentum>(w, g, m, bits, whole, rule);
+  if (rest) {
+    Tail<T> tw(w + whole, rest), tg(g + whole, rest), tm;
+    if (kMomentum) tm = Tail<T>(m + whole, rest);
+    const TailBits tb(bits + whole / 8, rest);
+    step_whole<T, kMomentum>(tw.x, tg.x, tm.x, tb.b, W, rule);
+    memcpy(w + whole, tw.x, static_cast<size_t>(rest) * sizeof(T));
+    if (kMomentum) memcpy(m + whole, tm.x, static_cast<size_t>(rest) * sizeof(T));
+  }
+}
+
+template <class T>
+void step_any(void* w, const void* g, void* m, const uint8_t* bits, int64_t n, const SgdRule& rule) {
+  auto run = rule.has_momentum ? step<T, true> : step<T, false>;
+  run(static_cast<T*>(w), static_cast<const T*>(g), static_cast<T*>(m), bits, n, rule);
+}
+
+template <class T>
+DSTEE_HD size_t scan_drop_whole(const T* x, const uint8_t* bits, int64_t n, uint32_t high, uint32_t index, uint32_t* key,
+                                uint32_t* where) {
+  size_t count = 0;
+  const U limit = splat(high);
+  for_active_groups(bits, n, [&](int64_t j) {
+    const U rank_x = rank(load(x + j));
+    const uint32_t lanes = lanes_of(bits + j / 8) & less_equal(rank_x, limit);
+    compress(key + count, rank_x, lanes);
+    compress(where + count, iota(index + static_cast<uint32_t>(j)), lanes);
+    count += static_cast<size_t>(__builtin_popcount(lanes));
+  });
+  return count;
+}
+
+template <class T>
+size_t scan_drop(const void* pointer, const uint8_t* bits, int64_t n, uint32_t high, uint32_t index, uint32_t* key,
+                 uint32_t* where) {
+  const T* x = static_cast<const T*>(pointer);
+  const int64_t whole = n / W * W, rest = n - whole;
+  size_t count = scan_drop_whole(x, bits, whole, high, index, key, where);
+  if (rest) {
+    const Tail<T> tx(x + whole, rest);
+    const TailBits tb(bits + whole / 8, rest);
+    count += scan_drop_whole(tx.x, tb.b, W, high, index + static_cast<uint32_t>(whole), key + count, where + count);
+  }
+  return count;
+}
+
+struct Random {};  // the signal type of kRandom
+
+template <class T>
+DSTEE_HD V signal_at(const GrowScan& scan, int64_t j) {
+  return absolute(load(static_cast<const T*>(scan.signal) + j));
+}
+template <>
+DSTEE_HD V signal_at<Random>(const GrowScan& scan, int64_t j) {
+  const uint64_t first = scan.first_index + static_cast<uint64_t>(j);
+  return to_unit(random24(iota(static_cast<uint32_t>(first)), static_cast<uint32_t>(first >> 32), scan.seed));
+}
+
+// The inner loop of the update: every weight of the model passes here. Free of branches on the data.
+template <class T, bool kCounts>
+DSTEE_HD size_t scan_grow_whole(const GrowScan& scan, const Bonus& bonus, const uint8_t* bits, int64_t n, uint32_t valid,
+                                uint32_t index, uint32_t* score_out, uint32_t* where) {
+  const U low = splat(scan.low_score), low_signal = splat(scan.low_signal), span = splat(kMaxRank - scan.low_score);
+  size_t count = 0;
+  for (int64_t j = 0; j < n; j += W) {
+    const uint32_t inactive = ~lanes_of(bits + j / 8) & valid;
+    const V signal = signal_at<T>(scan, j);
+    U best;
+    uint32_t lanes;
+    if constexpr (kCounts) {
+      best = rank(score(signal, bonus.at(scan.counts + j, inactive)));
+      lanes = less_equal(best - low, span) & (less_equal(low_signal, rank(signal)) | ~equal(best, low));
+    } else {
+      best = rank(signal);
+      lanes = less_equal(best - low, span);  // score and signal are one number: no second key
+    }
+    lanes &= inactive;
+    compress(score_out + count, best, lanes);
+    compress(where + count, iota(index + static_cast<uint32_t>(j)), lanes);
+    count += static_cast<size_t>(__builtin_popcount(lanes));
+  }
+  return count;
+}
+
+template <class T, bool kCounts>
+size_t scan_grow(const GrowScan& scan, const uint8_t* bits, int64_t n, uint32_t index, uint32_t* score_out,
+                 uint32_t* where) {
+  const Bonus bonus(scan.bonus, kCounts ? scan.bonus_size : 0);
+  const int64_t whole = n / W * W, rest = n - whole;
+  size_t count = scan_grow_whole<T, kCounts>(scan, bonus, bits, whole, kAllLanes, index, score_out, where);
+  if (rest) {
+    GrowScan last = scan;
+    Tail<int16_t> counts;
+    if (kCounts) counts = Tail<int16_t>(scan.counts + whole, rest);
+    last.counts = counts.x;
+    last.first_index += static_cast<uint64_t>(whole);
+    Tail<T> signal;
+    if constexpr (sizeof(T) > 1) signal = Tail<T>(static_cast<const T*>(scan.signal) + whole, rest);
+    last.signal = signal.x;
+    const TailBits tb(bits + whole / 8, rest);
+    count += scan_grow_whole<T, kCounts>(last, bonus, tb.b, W, (1u << rest) - 1, index + static_cast<uint32_t>(whole),
+                                         score_out + count, where + count);
+  }
+  return count;
+}
+
+template <class T>
+size_t scan_grow_any(const GrowScan& scan, const uint8_t* bits, int64_t n, uint32_t index, uint32_t* score_out,
+                     uint32_t* where) {
+  auto run = scan.counts && scan.bonus ? scan_grow<T, true> : scan_grow<T, false>;
+  return run(scan, bits, n, index, score_out, where);
+}
+
+}  // namespace
+}  // namespace dstee
+
+#define DSTEE_LOOPS(name)                                                                                \
+  {                                                                                                      \
+    name, {step_any<float>, step_any<bf16>, step_any<f16>},                                              \
+        {scan_grow_any<float>, scan_grow_any<bf16>, scan_grow_any<f16>, scan_grow_any<Random>},          \
+    {                                                                                                    \
+      scan_drop<float>, scan_drop<bf16>, scan_drop<f16>                                                  \
+    }                                                                                                    \
+  }

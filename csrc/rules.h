@@ -1,0 +1,128 @@
+// The scalar maths of the update, for host and device: the only place where it stands in C++.
+//
+// Every function is a template over the value type, so that a float, a SIMD vector and a CUDA thread run the same rule.
+// Compiled without FMA contraction (-ffp-contract=off, -fmad=false): each operation is rounded once, as in
+// dstee/reference.py.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__CUDACC__)
+#define DSTEE_HD __host__ __device__ __forceinline__
+#elif defined(__GNUC__)
+#define DSTEE_HD __attribute__((always_inline)) inline
+#else
+#define DSTEE_HD inline
+#endif
+
+namespace dstee {
+
+// One SGD step, torch.optim.SGD's definitions. `damped` is float(1 - dampening).
+struct SgdRule {
+  float lr, momentum, damped, weight_decay, grad_scale;
+  bool has_momentum, has_decay, scaled, nesterov, maximize, first_step;
+};
+
+// w and m become the new weight and momentum buffer.
+template <class V>
+DSTEE_HD void sgd(V& w, V g, V& m, const SgdRule& r) {
+  V d = r.scaled ? g / r.grad_scale : g;
+  if (r.maximize) d = -d;
+  if (r.has_decay) d = d + w * r.weight_decay;
+  V u = d;
+  if (r.has_momentum) {
+    m = r.first_step ? d : m * r.momentum + d * r.damped;
+    u = r.nesterov ? d + m * r.momentum : m;
+  }
+  w = w - u * r.lr;
+}
+
+// Paper, Eq. 1; the bonus c ln(t) / (N + eps) comes from a table.
+template <class V>
+DSTEE_HD V score(V abs_g, V bonus) {
+  return abs_g + bonus;
+}
+
+// The stored counter <-> N, by the parity of the mask: an inactive weight stores N, an active one round + 1 - N. A weight
+// that changes state is mapped the same way (see dstee/state.py).
+template <class I>
+DSTEE_HD I flip_count(I stored, I round) {
+  return round + 1 - stored;
+}
+
+// A 32-bit finaliser with full avalanche.
+template <class U>
+DSTEE_HD U mix(U x) {
+  x = x ^ (x >> 16);
+  x = x * 0x7FEB352Du;
+  x = x ^ (x >> 15);
+  x = x * 0x846CA68Bu;
+  return x ^ (x >> 16);
+}
+
+// The top 24 bits of a hash of (seed, index): times 2^-24 it is the random growth signal in [0, 1).
+template <class U>
+DSTEE_HD U random24(U index_low, uint32_t index_high, uint64_t seed) {
+  const uint32_t high = index_high + static_cast<uint32_t>(seed >> 32);
+  return mix(mix(index_low + static_cast<uint32_t>(seed)) ^ high) >> 8;
+}
+constexpr float kRandomUnit = 1.0f / 16777216.0f;
+
+constexpr uint32_t kInfBits = 0x7F800000u;
+constexpr uint32_t kMaxRank = kInfBits + 1;  // rank of +Inf
+
+DSTEE_HD uint32_t bits_of(float x) {
+  uint32_t u;
+  memcpy(&u, &x, sizeof u);
+  return u;
+}
+DSTEE_HD float float_of(uint32_t u) {
+  float x;
+  memcpy(&x, &u, sizeof x);
+  return x;
+}
+
+// abs(x) as an integer that orders like the float: NaN -> 0, 0.0 -> 1, ..., +Inf -> kMaxRank.
+DSTEE_HD uint32_t rank_of(float x) {
+  const uint32_t u = bits_of(x) & 0x7FFFFFFFu;
+  return u > kInfBits ? 0 : u + 1;
+}
+
+// Storage types. Reading is exact; writing rounds once, to nearest even.
+struct bf16 {
+  uint16_t bits;
+};
+struct f16 {
+  uint16_t bits;
+};
+
+DSTEE_HD float to_float(float x) { return x; }
+DSTEE_HD float to_float(bf16 x) { return float_of(static_cast<uint32_t>(x.bits) << 16); }
+DSTEE_HD float to_float(f16 x) {
+  const uint32_t sign = (x.bits & 0x8000u) << 16, rest = x.bits & 0x7FFFu;
+  if (rest >= 0x7C00u) return float_of(sign | kInfBits | ((rest & 0x3FFu) << 13));
+  if (rest >= 0x400u) return float_of(sign | ((rest << 13) + 0x38000000u));
+  return float_of(sign | bits_of(static_cast<float>(rest) * 5.9604644775390625e-8f));  // subnormal: rest * 2^-24, exact
+}
+
+DSTEE_HD void from_float(float x, float& out) { out = x; }
+DSTEE_HD void from_float(float x, bf16& out) {
+  const uint32_t u = bits_of(x);
+  const bool nan = (u & 0x7FFFFFFFu) > kInfBits;
+  out.bits = nan ? 0x7FC0 : static_cast<uint16_t>((u + 0x7FFFu + ((u >> 16) & 1u)) >> 16);
+}
+DSTEE_HD void from_float(float x, f16& out) {
+  const uint32_t u = bits_of(x), sign = (u >> 16) & 0x8000u, a = u & 0x7FFFFFFFu;
+  if (a > kInfBits) {
+    out.bits = static_cast<uint16_t>(sign | 0x7E00u);
+  } else if (a >= 0x477FF000u) {  // rounds to 65520 or more
+    out.bits = static_cast<uint16_t>(sign | 0x7C00u);
+  } else if (a < 0x38800000u) {  // subnormal: adding 0.5 lets the float adder round to a multiple of 2^-24
+    out.bits = static_cast<uint16_t>(sign | (bits_of(float_of(a) + 0.5f) - 0x3F000000u));
+  } else {
+    out.bits = static_cast<uint16_t>(sign | ((a - 0x38000000u + 0xFFFu + ((a >> 13) & 1u)) >> 13));
+  }
+}
+
+}  // namespace dstee

@@ -1,0 +1,1 @@
+"""Kernels compiled on first call; installed as ``dstee.kernels``."""
