@@ -43,7 +43,7 @@ Kth kth(const Run* runs, size_t run_count, int64_t k) {
     for (const Run* r = runs; r != end_of_runs; ++r)
       for (size_t j = 0; j < r->count; ++j) {
         const uint64_t x = key(r->values[j]) - low;
-        if (x >> top == want) ++bins[x >> end & ((1 << kDigit) - 1)];
+        if (x >> top == want) ++bins[x >> end & ((1u << (top - end)) - 1)];
       }
     int64_t bin = (1 << (top - end)) - 1;
     for (; bins[bin] < k; --bin) {
