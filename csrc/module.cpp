@@ -59,7 +59,8 @@ PYBIND11_MODULE(_C, m) {
       "force_isa",
       [](const std::string& name) {
         if (!dstee::force_isa(name.c_str()))
-          throw std::invalid_argument("this processor cannot run '" + name + "': expected auto, scalar, avx2 or avx512, as available");
+          throw std::invalid_argument("this processor cannot run '" + name +
+                                      "': expected auto, scalar, avx2 or avx512, as available");
       },
       py::arg("name"), "Forces an instruction set for the CPU kernels; 'auto' resets. For tests and benchmarks.");
   m.def(

@@ -1,0 +1,20 @@
+"""Dynamic sparse training: DST-EE and its rivals as exact, fused PyTorch operations."""
+
+from dstee import metrics as metrics
+from dstee import ops as ops
+from dstee.backends import use_backend as use_backend
+from dstee.methods import DSTEE as DSTEE
+from dstee.methods import SET as SET
+from dstee.methods import RigL as RigL
+from dstee.methods import Static as Static
+from dstee.ops import SGDRule as SGDRule
+from dstee.optim import SparseSGD as SparseSGD
+from dstee.schedule import ConstantDrop as ConstantDrop
+from dstee.schedule import CosineDrop as CosineDrop
+from dstee.schedule import LinearDrop as LinearDrop
+from dstee.schedule import UpdateSchedule as UpdateSchedule
+from dstee.sparse_model import SparseModel as SparseModel
+from dstee.sparse_model import sparsify as sparsify
+from dstee.state import bonus_table as bonus_table
+
+__version__ = "0.1.0"

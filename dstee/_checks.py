@@ -5,6 +5,7 @@ Nothing here touches the data except :func:`check_k` on CPU masks; all of it run
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -31,7 +32,9 @@ def tensor_list(name: str, value, length: int | None = None, optional: bool = Fa
 
 
 def _layout(t: Tensor) -> list[tuple[int, int]]:
-    """(size, stride) of the dimensions that matter: strides of size-1 dimensions are arbitrary."""
+    """(size, stride) of the dimensions that matter: strides of size-1 dimensions and of empty tensors are arbitrary."""
+    if t.numel() == 0:
+        return []
     return [(size, stride) for size, stride in zip(t.shape, t.stride(), strict=True) if size != 1]
 
 
@@ -117,7 +120,7 @@ def _check_no_overlap(**lists: Sequence[Tensor]) -> None:
             if t.numel():
                 spans.append((t.data_ptr(), t.data_ptr() + t.numel() * t.element_size(), name, i))
     spans.sort()
-    for (_, end, name_a, a), (start, _, name_b, b) in zip(spans, spans[1:], strict=False):
+    for (_, end, name_a, a), (start, _, name_b, b) in itertools.pairwise(spans):
         if start < end:
             raise ValueError(f"{name_a}[{a}] and {name_b}[{b}] share storage: pass tensors that do not overlap")
 
@@ -167,3 +170,37 @@ def check_k(k: list[int], params: list[Tensor], active: list[int] | None) -> Non
         bound = params[i].numel() if active is None else active[i]
         if not 0 <= k_i <= bound:
             raise ValueError(f"k[{i}] must be in 0..{bound} (the active weights of params[{i}]), got {k_i}")
+
+
+def split_k(k: Sequence[int] | Tensor, length: int, device: torch.device) -> tuple[list[int], Tensor | None]:
+    """k as (list, None) or ([], tensor)."""
+    if isinstance(k, Tensor):
+        if k.dtype != torch.int64 or k.shape != (length,) or not k.is_contiguous():
+            raise TypeError(f"k must be a contiguous int64 tensor [{length}], got {k.dtype} {list(k.shape)}")
+        if k.device != device:
+            raise ValueError(f"k is on {k.device}, expected {device} as the parameters: move it first")
+        return [], k
+    if not isinstance(k, Sequence):
+        raise TypeError(f"k must be a list of ints or an int64 tensor, got {type(k).__name__}")
+    if len(k) != length:
+        raise ValueError(f"k must have one number per layer: got {len(k)}, expected {length} as in params")
+    for i, k_i in enumerate(k):
+        if isinstance(k_i, bool) or not isinstance(k_i, int):
+            raise TypeError(f"k[{i}] must be an int, got {type(k_i).__name__}")
+        if k_i < 0:
+            raise ValueError(f"k[{i}] must be >= 0, got {k_i}")
+    return list(k), None
+
+
+def seeds(grow_seeds: Sequence[int] | None, length: int) -> list[int]:
+    """The growth seeds as a list; [] for None."""
+    if grow_seeds is None:
+        return []
+    if len(grow_seeds) != length:
+        raise ValueError(f"grow_seeds must have one number per layer: got {len(grow_seeds)}, expected {length} as in params")
+    for i, seed in enumerate(grow_seeds):
+        if isinstance(seed, bool) or not isinstance(seed, int):
+            raise TypeError(f"grow_seeds[{i}] must be an int, got {type(seed).__name__}")
+        if not -(2**63) <= seed < 2**63:
+            raise ValueError(f"grow_seeds[{i}] must fit a signed 64-bit integer, got {seed}")
+    return list(grow_seeds)

@@ -7,6 +7,7 @@ forces one; a forced backend that cannot run raises.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +18,8 @@ from typing import Any
 import torch
 
 from dstee import _native, reference
+
+_CPU_KERNELS = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
 
 
 @dataclass(frozen=True)
@@ -42,8 +45,27 @@ def _native_why_not(op: str, device: torch.device) -> str | None:
     return f"dstee._C was built without kernels for {device.type} devices"
 
 
+def _bump_versions(tensors: list[torch.Tensor]) -> None:
+    try:
+        torch.autograd.graph.increment_version(tensors)
+    except RuntimeError:  # inference tensors keep no version
+        torch.autograd.graph.increment_version([t for t in tensors if not t.is_inference()])
+
+
+@functools.cache
 def _native_function(op: str) -> Callable:
-    return getattr(torch.ops.dstee, op).default
+    kernel = getattr(torch.ops.dstee, op).default
+    written = [i for i, a in enumerate(kernel._schema.arguments) if a.alias_info is not None and a.alias_info.is_write]
+
+    def call(*args):
+        # Straight to the CPU kernels, which refuse what is not theirs. The dispatcher would let one meta or sparse tensor
+        # among the arguments choose: a meta kernel does nothing, without a word.
+        result = kernel.redispatch(_CPU_KERNELS, *args)
+        for i in written:  # else autograd could use a saved weight that has changed since, without a word
+            _bump_versions(args[i])
+        return result
+
+    return call
 
 
 BACKENDS: dict[str, Backend] = {
@@ -113,6 +135,10 @@ def kernel_time() -> Iterator[KernelTime]:
         yield timer
     finally:
         _timer.reset(token)
+        outer = _timer.get()
+        if outer is not None:
+            outer.calls += timer.calls
+            outer.seconds += timer.seconds
 
 
 def run(backend: Backend, op: str, args: tuple) -> Any:

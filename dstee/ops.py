@@ -213,7 +213,7 @@ def drop_grow_(
     counts = _checks.tensor_list("counts", counts, L, optional=True)
     drop_scores = _checks.tensor_list("drop_scores", drop_scores, L, optional=True)
     grow_signal = _checks.tensor_list("grow_signal", grow_signal, L, optional=True)
-    seeds = _seeds(grow_seeds, L)
+    seeds = _checks.seeds(grow_seeds, L)
     _checks.check_round(round)
     if bonus is not None and not counts:
         raise ValueError("bonus given without counts: the bonus depends on the counters; pass both or neither")
@@ -222,12 +222,12 @@ def drop_grow_(
     if sgd is not None:
         _check_rule(sgd, momenta, device)
     _checks.check_scalar_tensor("found_inf", found_inf, device)
-    k_list, k_tensor = _split_k(k, L, device)
+    k_list, k_tensor = _checks.split_k(k, L, device)
 
     def check() -> None:
         signals = {"drop_scores": drop_scores, "grow_signal": grow_signal}
         _checks.check_layers(params, mask_bits, grads=grads, momenta=momenta, counts=counts, signals=signals)
-        active = count_active(mask_bits).tolist() if device.type == "cpu" else None
+        active = reference.count_active(mask_bits).tolist() if device.type == "cpu" else None
         _checks.check_k(k_list, params, active)
 
     _call(
@@ -236,38 +236,6 @@ def drop_grow_(
         reset_regrown, sgd is not None, *_lr(rule.lr), rule.momentum, rule.dampening, rule.weight_decay, rule.nesterov,
         rule.maximize, rule.first_step, found_inf,
     )  # fmt: skip
-
-
-def _split_k(k: Sequence[int] | Tensor, length: int, device: torch.device) -> tuple[list[int], Tensor | None]:
-    if isinstance(k, Tensor):
-        if k.dtype != torch.int64 or k.shape != (length,) or not k.is_contiguous():
-            raise TypeError(f"k must be a contiguous int64 tensor [{length}], got {k.dtype} {list(k.shape)}")
-        if k.device != device:
-            raise ValueError(f"k is on {k.device}, expected {device} as the parameters: move it first")
-        return [], k
-    if not isinstance(k, Sequence):
-        raise TypeError(f"k must be a list of ints or an int64 tensor, got {type(k).__name__}")
-    if len(k) != length:
-        raise ValueError(f"k must have one number per layer: got {len(k)}, expected {length} as in params")
-    for i, k_i in enumerate(k):
-        if isinstance(k_i, bool) or not isinstance(k_i, int):
-            raise TypeError(f"k[{i}] must be an int, got {type(k_i).__name__}")
-        if k_i < 0:
-            raise ValueError(f"k[{i}] must be >= 0, got {k_i}")
-    return list(k), None
-
-
-def _seeds(grow_seeds: Sequence[int] | None, length: int) -> list[int]:
-    if grow_seeds is None:
-        return []
-    if len(grow_seeds) != length:
-        raise ValueError(f"grow_seeds must have one number per layer: got {len(grow_seeds)}, expected {length} as in params")
-    for i, seed in enumerate(grow_seeds):
-        if isinstance(seed, bool) or not isinstance(seed, int):
-            raise TypeError(f"grow_seeds[{i}] must be an int, got {type(seed).__name__}")
-        if not -(2**63) <= seed < 2**63:
-            raise ValueError(f"grow_seeds[{i}] must fit a signed 64-bit integer, got {seed}")
-    return list(grow_seeds)
 
 
 # --- pack_mask, unpack_mask ----------------------------------------------------------------------------------------------
@@ -310,7 +278,10 @@ def unpack_mask(mask_bits: Tensor, shape: Sequence[int]) -> Tensor:
 
 
 def _shape(shape: Sequence[int]) -> torch.Size:
-    size = torch.Size(shape)
+    try:
+        size = torch.Size(shape)
+    except TypeError:
+        raise TypeError(f"shape must be a list of ints, got {shape!r}") from None
     if any(d < 0 for d in size):
         raise ValueError(f"shape must have no negative sizes, got {list(size)}")
     return size
@@ -335,7 +306,7 @@ def encode_counts(N: Tensor, mask: Tensor, round: int) -> Tensor:
         TypeError, ValueError: dtypes, shapes or memory order do not fit, or an N is outside what ``round`` updates allow:
         0..round for an inactive weight, 1..round+1 for an active one.
     """
-    if not isinstance(N, Tensor) or N.is_floating_point() or N.dtype == torch.bool:
+    if not isinstance(N, Tensor) or N.is_floating_point() or N.is_complex() or N.dtype == torch.bool:
         raise TypeError(f"N must be an integer tensor, got {getattr(N, 'dtype', type(N).__name__)}")
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
         raise TypeError(f"mask must be a bool tensor, got {getattr(mask, 'dtype', type(mask).__name__)}")
@@ -344,10 +315,12 @@ def encode_counts(N: Tensor, mask: Tensor, round: int) -> Tensor:
         raise ValueError(f"N with strides {N.stride()} is not dense, non-overlapping storage: call .contiguous()")
     if mask.shape != N.shape or mask.device != N.device or _checks._layout(mask) != _checks._layout(N):
         raise ValueError(
-            f"mask is {list(mask.shape)} {mask.stride()} on {mask.device}, expected {list(N.shape)} {N.stride()} on {N.device} as N"
+            f"mask is {list(mask.shape)} {mask.stride()} on {mask.device}, "
+            f"expected {list(N.shape)} {N.stride()} on {N.device} as N"
         )
-    low = mask.to(N.dtype)
-    bad = (N < low) | (N.to(torch.int64) > low + round)
+    N = N.to(torch.int64)  # the stored form of a small counter need not fit the dtype it came in
+    low = mask.long()
+    bad = (low > N) | (low + round < N)
     if bool(bad.any()):
         raise ValueError(
             f"N has {int(bad.sum())} values that {round} updates do not allow: 0..{round} for an inactive weight, "

@@ -46,7 +46,7 @@ def random_signal(seed: int, n: int, device: torch.device) -> Tensor:
 
 def sgd(w, g, m, *, lr, momentum, dampening, weight_decay, nesterov, maximize, first_step, grad_scale=None):
     """One SGD step in float32, every operation rounded once (torch.optim.SGD's definitions). Returns the new (w, m)."""
-    d = g if grad_scale is None else g / grad_scale.float()
+    d = g if grad_scale is None else g / grad_scale.float().view(())
     d = -d if maximize else d
     if weight_decay != 0:
         d = d + w * weight_decay
@@ -69,13 +69,13 @@ def masked_sgd_(
     params, grads, momenta, mask_bits, lr, lr_tensor, momentum, dampening, weight_decay, nesterov, maximize, first_step,
     grad_scale, found_inf,
 ) -> None:  # fmt: skip
-    rule = dict(lr=lr if lr_tensor is None else lr_tensor.float(), momentum=momentum, dampening=dampening,
+    rule = dict(lr=lr if lr_tensor is None else lr_tensor.float().view(()), momentum=momentum, dampening=dampening,
                 weight_decay=weight_decay, nesterov=nesterov, maximize=maximize, first_step=first_step,
                 grad_scale=grad_scale)  # fmt: skip
     for i, p in enumerate(params):
         active = unpack_bits(mask_bits[i], p.numel())
         if found_inf is not None:
-            active = active & (found_inf == 0)
+            active = active & (found_inf == 0).view(())
         _step(flat(p), flat(grads[i]), flat(momenta[i]) if momenta else None, active, rule)
 
 
@@ -83,7 +83,7 @@ def drop_grow_(
     params, grads, momenta, mask_bits, counts, k, k_tensor, bonus, round, drop_scores, grow_signal, grow_seeds, regrow,
     reset_regrown, sgd, lr, lr_tensor, momentum, dampening, weight_decay, nesterov, maximize, first_step, found_inf,
 ) -> None:  # fmt: skip
-    rule = dict(lr=lr if lr_tensor is None else lr_tensor.float(), momentum=momentum, dampening=dampening,
+    rule = dict(lr=lr if lr_tensor is None else lr_tensor.float().view(()), momentum=momentum, dampening=dampening,
                 weight_decay=weight_decay, nesterov=nesterov, maximize=maximize, first_step=first_step)  # fmt: skip
     for i, p in enumerate(params):
         n, device = p.numel(), p.device
@@ -111,7 +111,8 @@ def drop_grow_(
             g = flat(grow_signal[i] if grow_signal else grads[i]).float().abs()
         score = g
         if counts and bonus is not None:
-            score = g + bonus[flip_counts(counts[i], mask, round).long()]
+            N = flip_counts(counts[i].int(), mask, round).clamp(0, bonus.numel() - 1)
+            score = g + bonus[N]
         candidates = ~mask | dropped if regrow else ~mask
         grown = first_k(torch.where(candidates, (rank(score) << 32) | rank(g), -1), k_i)
 

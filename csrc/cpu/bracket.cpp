@@ -2,6 +2,7 @@
 // rows of a matrix whose gradients are scaled by row or column.
 #include <algorithm>
 #include <cmath>
+#include <functional>
 
 #include "update.h"
 
@@ -18,6 +19,52 @@ int64_t safe_rank(int64_t k, int64_t population, int64_t sampled) {
   return static_cast<int64_t>(1.25 * expected + 6.0 * std::sqrt(expected) + 8.0);
 }
 
+// Room for the groups' entries, with slack for whole vectors.
+struct Sample {
+  uint32_t rank[kMaxSample + kMaxLanes], where[kMaxSample + kMaxLanes];
+  int64_t count = 0;
+};
+
+// Scores of inactive weights and ranks of active ones (after the step, where there is one) at the sampled groups.
+void take_sample(const Update& u, int layer, Sample& grow, Sample& drop, int64_t* first, int64_t groups) {
+  const Layer& l = u.layers[layer];
+  const Loops& isa = loops();
+  const bool random = !u.seeds.empty();
+  const int64_t stratum = l.n / groups;
+  for (int64_t s = 0; s < groups; ++s) {
+    const uint32_t hash = mix(static_cast<uint32_t>(s) ^ mix(static_cast<uint32_t>(u.round * 977 + layer)));
+    const int64_t offset = static_cast<int64_t>(hash % static_cast<uint64_t>(stratum - 2 * kGroup));
+    first[s] = (s * stratum + offset + kGroup - 1) / kGroup * kGroup;
+    Weight(u, layer, first[s]).prefetch();  // every group is a miss: let them overlap
+  }
+  GrowScan scan{nullptr, nullptr, u.bonus, u.bonus_size, random ? u.seeds[layer] : 0, 0, 1, 0, nullptr, nullptr, 0};
+  for (int64_t s = 0; s < groups; ++s) {
+    const int64_t i = first[s];
+    const uint8_t* bits = l.bits + i / 8;
+    const auto index = static_cast<uint32_t>(s * kGroup);
+    scan.signal = random ? nullptr : at(l.grow, i, l.grow_dtype);
+    scan.counts = l.counts ? l.counts + i : nullptr;
+    scan.first_index = static_cast<uint64_t>(i);
+    grow.count += static_cast<int64_t>(isa.scan_grow[random ? kRandom : l.grow_dtype](
+        scan, bits, kGroup, index, grow.rank + grow.count, grow.where + grow.count));
+
+    const void* x = at(l.drop, i, l.drop_dtype);
+    alignas(64) char w[4 * kGroup], m[4 * kGroup];
+    if (u.sgd && l.drop == l.w) {
+      const size_t bytes = static_cast<size_t>(kGroup) * (l.dtype == kF32 ? 4 : 2);
+      memcpy(w, x, bytes);
+      if (u.rule.has_momentum) memcpy(m, at(l.m, i, l.dtype), bytes);
+      isa.step[l.dtype](w, at(l.g, i, l.dtype), m, bits, kGroup, u.rule);
+      x = w;
+    }
+    drop.count += static_cast<int64_t>(
+        isa.scan_drop[l.drop_dtype](x, bits, kGroup, kMaxRank, index, drop.rank + drop.count, drop.where + drop.count));
+  }
+}
+
+// Estimates how many of `population` a bound lists that lists `listed` of `sampled`.
+int64_t expect(int64_t listed, int64_t sampled, int64_t population) { return (listed + 1) * population / sampled; }
+
 }  // namespace
 
 Bracket sample_bracket(const Update& u, int layer) {
@@ -28,39 +75,44 @@ Bracket sample_bracket(const Update& u, int layer) {
   b.expected_drop = nnz;
   if (l.n <= kWholeLayer) return b;
 
-  GrowKey grow[kMaxSample];
-  uint32_t drop[kMaxSample];
-  int64_t grow_count = 0, drop_count = 0;
-  const int64_t groups = std::clamp<int64_t>(l.n / 512, 2048, kMaxSample) / kGroup, stratum = l.n / groups;
-  for (int64_t s = 0; s < groups; ++s) {
-    const uint32_t hash = mix(static_cast<uint32_t>(s) ^ mix(static_cast<uint32_t>(u.round * 977 + layer)));
-    const int64_t first = s * stratum + static_cast<int64_t>(hash % static_cast<uint64_t>(stratum - kGroup + 1));
-    for (int64_t i = first; i < first + kGroup; ++i) {
-      const Weight w(u, layer, i);
-      if (w.active())
-        drop[drop_count++] = w.drop_rank_after_step();
-      else
-        grow[grow_count++] = w.grow_key();
-    }
-  }
+  Sample grow, drop;
+  const int64_t groups = std::clamp<int64_t>(l.n / 512, 2048, kMaxSample) / kGroup;
+  int64_t first[kMaxSample / kGroup];
+  take_sample(u, layer, grow, drop, first, groups);
 
-  const int64_t grow_rank = grow_count ? safe_rank(k, std::max<int64_t>(inactive, 1), grow_count) : 0;
-  if (grow_rank < grow_count) {
-    std::nth_element(grow, grow + grow_rank, grow + grow_count, std::greater<GrowKey>());
-    GrowKey low = std::max<GrowKey>(grow[grow_rank], GrowKey{1} << 32);
-    auto at_least = [&](GrowKey key) { return std::count_if(grow, grow + grow_count, [&](GrowKey x) { return x >= key; }); };
-    int64_t listed = at_least(low);
-    if (listed > 2 * grow_rank) listed = at_least(++low);  // a crowd of equals: list what is better and scan for them
-    b.low_score = static_cast<uint32_t>(low >> 32);
-    b.low_signal = static_cast<uint32_t>(low);
-    b.expected_grow = (listed + 1) * inactive / grow_count;
+  const int64_t grow_rank = grow.count ? safe_rank(k, inactive, grow.count) : 0;
+  if (grow_rank < grow.count) {
+    uint32_t sorted[kMaxSample];
+    std::copy(grow.rank, grow.rank + grow.count, sorted);
+    std::nth_element(sorted, sorted + grow_rank, sorted + grow.count, std::greater<uint32_t>());
+    b.low_score = sorted[grow_rank];
+    auto listed = std::count_if(grow.rank, grow.rank + grow.count, [&](uint32_t x) { return x >= b.low_score; });
+    if (listed > 2 * grow_rank) {
+      // A crowd of equal scores, as when the bonus absorbs the gradients: order it by the signal.
+      GrowKey keys[kMaxSample];
+      for (int64_t j = 0; j < grow.count; ++j) {
+        const uint32_t where = grow.where[j];
+        keys[j] = Weight(u, layer, first[where / kGroup] + where % kGroup).grow_key();
+      }
+      std::nth_element(keys, keys + grow_rank, keys + grow.count, std::greater<GrowKey>());
+      GrowKey low = keys[grow_rank];
+      auto at_least = [&] { return std::count_if(keys, keys + grow.count, [&](GrowKey x) { return x >= low; }); };
+      listed = at_least();
+      if (listed > 2 * grow_rank) {  // still a crowd: list what is better and scan for the equals
+        ++low;
+        listed = at_least();
+      }
+      b.low_score = static_cast<uint32_t>(low >> 32);
+      b.low_signal = static_cast<uint32_t>(low);
+    }
+    b.expected_grow = expect(listed, grow.count, inactive);
   }
-  const int64_t drop_rank = drop_count ? safe_rank(k, std::max<int64_t>(nnz, 1), drop_count) : 0;
-  if (drop_rank < drop_count) {
-    std::nth_element(drop, drop + drop_rank, drop + drop_count);
-    b.high_drop = drop[drop_rank];
-    const auto listed = std::count_if(drop, drop + drop_count, [&](uint32_t x) { return x <= b.high_drop; });
-    b.expected_drop = (listed + 1) * nnz / drop_count;
+  const int64_t drop_rank = drop.count ? safe_rank(k, nnz, drop.count) : 0;
+  if (drop_rank < drop.count) {
+    std::nth_element(drop.rank, drop.rank + drop_rank, drop.rank + drop.count);
+    b.high_drop = drop.rank[drop_rank];
+    const auto listed = std::count_if(drop.rank, drop.rank + drop.count, [&](uint32_t x) { return x <= b.high_drop; });
+    b.expected_drop = expect(listed, drop.count, nnz);
   }
   return b;
 }

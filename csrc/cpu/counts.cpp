@@ -37,7 +37,7 @@ const int16_t* counts_of(const Tensor& t) {
 
 }  // namespace
 
-Tensor encode_counts(Tensor N, Tensor mask, int64_t round) {
+Tensor encode_counts(const Tensor& N, const Tensor& mask, int64_t round) {
   const int64_t n = N.numel();
   STD_TORCH_CHECK(N.is_cpu() && mask.is_cpu() && mask.numel() == n && mask.scalar_type() == ScalarType::Bool,
                   "dstee: mask does not fit N");
@@ -45,17 +45,28 @@ Tensor encode_counts(Tensor N, Tensor mask, int64_t round) {
   auto* to = static_cast<int16_t*>(out.mutable_data_ptr());
   const auto* m = static_cast<const uint8_t*>(mask.const_data_ptr());
   switch (N.scalar_type()) {
-    case ScalarType::Byte: encode<uint8_t>(N.const_data_ptr(), m, to, n, round); break;
-    case ScalarType::Char: encode<int8_t>(N.const_data_ptr(), m, to, n, round); break;
-    case ScalarType::Short: encode<int16_t>(N.const_data_ptr(), m, to, n, round); break;
-    case ScalarType::Int: encode<int32_t>(N.const_data_ptr(), m, to, n, round); break;
-    case ScalarType::Long: encode<int64_t>(N.const_data_ptr(), m, to, n, round); break;
-    default: STD_TORCH_CHECK(false, "dstee: N is not uint8, int8, int16, int32 or int64");
+    case ScalarType::Byte:
+      encode<uint8_t>(N.const_data_ptr(), m, to, n, round);
+      break;
+    case ScalarType::Char:
+      encode<int8_t>(N.const_data_ptr(), m, to, n, round);
+      break;
+    case ScalarType::Short:
+      encode<int16_t>(N.const_data_ptr(), m, to, n, round);
+      break;
+    case ScalarType::Int:
+      encode<int32_t>(N.const_data_ptr(), m, to, n, round);
+      break;
+    case ScalarType::Long:
+      encode<int64_t>(N.const_data_ptr(), m, to, n, round);
+      break;
+    default:
+      STD_TORCH_CHECK(false, "dstee: N is not uint8, int8, int16, int32 or int64");
   }
   return out;
 }
 
-Tensor decode_counts(Tensor counts, Tensor mask_bits, int64_t round, std::vector<int64_t> shape) {
+Tensor decode_counts(const Tensor& counts, const Tensor& mask_bits, int64_t round, const std::vector<int64_t>& shape) {
   const int64_t n = counts.numel();
   const int16_t* from = counts_of(counts);
   const uint8_t* bits = bits_of(mask_bits, n);
@@ -67,7 +78,7 @@ Tensor decode_counts(Tensor counts, Tensor mask_bits, int64_t round, std::vector
   return out;
 }
 
-Tensor count_active(Tensors mask_bits) {
+Tensor count_active(const Tensors& mask_bits) {
   const auto L = static_cast<int64_t>(mask_bits.size());
   Tensor out = torch::stable::empty({L}, ScalarType::Long);
   auto* to = static_cast<int64_t*>(out.mutable_data_ptr());
@@ -77,12 +88,12 @@ Tensor count_active(Tensors mask_bits) {
     total += 8 * t.numel();
   }
   for_tickets(worker_count(total), L, [&](int, int64_t i) {
-    to[i] = count_bits(static_cast<const uint8_t*>(mask_bits[i].const_data_ptr()), 8 * mask_bits[i].numel());
+    to[i] = loops().count_bits(static_cast<const uint8_t*>(mask_bits[i].const_data_ptr()), mask_bits[i].numel());
   });
   return out;
 }
 
-Tensor count_explored(Tensors counts, Tensors mask_bits) {
+Tensor count_explored(const Tensors& counts, const Tensors& mask_bits) {
   const auto L = static_cast<int64_t>(mask_bits.size());
   STD_TORCH_CHECK(counts.size() == mask_bits.size(), "dstee: counts and mask_bits differ in length");
   Tensor out = torch::stable::empty({L}, ScalarType::Long);

@@ -32,13 +32,12 @@ void run(const Update& u) {
   if (forced_fault == kOverflow) lists.lose_arenas();
   std::vector<char> resolved(u.layers.size());
 
-  lists.sweep();
-  list_entries = lists.entries();
-  for_tickets(u.workers, count, [&](int, int64_t i) {
-    resolved[i] = u.k[i] == 0 || lists.resolve(static_cast<int>(i));
-  });
-  for_tickets(u.workers, static_cast<int64_t>(u.pieces.size()), [&](int, int64_t p) {
-    if (u.k[u.pieces[p].layer] && resolved[u.pieces[p].layer]) lists.commit(p);
+  const auto pieces = static_cast<int64_t>(u.pieces.size());
+  for_tickets(u.workers, pieces, [&](int worker, int64_t p) { lists.sweep(p, worker); });
+  for_tickets(u.workers, count, [&](int, int64_t i) { resolved[i] = u.k[i] == 0 || lists.resolve(static_cast<int>(i)); });
+  for_tickets(u.workers, pieces, [&](int, int64_t p) {
+    const int layer = u.pieces[p].layer;
+    if (u.k[layer] && resolved[layer]) lists.commit(p);
   });
   int64_t scanned = 0;
   for (int64_t i = 0; i < count; ++i)
@@ -46,16 +45,18 @@ void run(const Update& u) {
       update_by_scans(u, static_cast<int>(i));
       ++scanned;
     }
+  list_entries = lists.entries();
   fallback_layers = scanned;
 }
 
 }  // namespace
 
-void drop_grow_(Tensors params, Tensors grads, Tensors momenta, Tensors mask_bits, Tensors counts, std::vector<int64_t> k,
-                std::optional<Tensor> k_tensor, std::optional<Tensor> bonus, int64_t round, Tensors drop_scores,
-                Tensors grow_signal, std::vector<int64_t> grow_seeds, bool regrow, bool reset_regrown, bool sgd, double lr,
-                std::optional<Tensor> lr_tensor, double momentum, double dampening, double weight_decay, bool nesterov,
-                bool maximize, bool first_step, std::optional<Tensor> found_inf) {
+void drop_grow_(const Tensors& params, const Tensors& grads, const Tensors& momenta, const Tensors& mask_bits,
+                const Tensors& counts, const std::vector<int64_t>& k, const std::optional<Tensor>& k_tensor,
+                const std::optional<Tensor>& bonus, int64_t round, const Tensors& drop_scores, const Tensors& grow_signal,
+                const std::vector<int64_t>& grow_seeds, bool regrow, bool reset_regrown, bool sgd, double lr,
+                const std::optional<Tensor>& lr_tensor, double momentum, double dampening, double weight_decay, bool nesterov,
+                bool maximize, bool first_step, const std::optional<Tensor>& found_inf) {
   Update u;
   u.layers = read_layers(params, grads, momenta, mask_bits, counts, drop_scores, grow_signal);
   const auto L = static_cast<int64_t>(u.layers.size());
@@ -66,15 +67,15 @@ void drop_grow_(Tensors params, Tensors grads, Tensors momenta, Tensors mask_bit
                            : static_cast<int64_t>(k.size()) == L,
                   "dstee: k does not have one int64 per layer");
   STD_TORCH_CHECK(grow_seeds.empty() || static_cast<int64_t>(grow_seeds.size()) == L, "dstee: grow_seeds has another length");
-  STD_TORCH_CHECK(!grow_seeds.empty() || u.layers[0].grow, "dstee: no growth signal");
-  STD_TORCH_CHECK(!sgd || u.layers[0].g, "dstee: the step needs grads");
-  STD_TORCH_CHECK(!sgd || momentum == 0 || u.layers[0].m, "dstee: momentum needs momenta");
+  STD_TORCH_CHECK(!grow_seeds.empty() || !grow_signal.empty() || !grads.empty(), "dstee: no growth signal");
+  STD_TORCH_CHECK(!sgd || !grads.empty(), "dstee: the step needs grads");
+  STD_TORCH_CHECK(!sgd || momentum == 0 || !momenta.empty(), "dstee: momentum needs momenta");
   if (bonus) {
     STD_TORCH_CHECK(bonus->is_cpu() && bonus->scalar_type() == torch::headeronly::ScalarType::Float && bonus->dim() == 1 &&
-                        bonus->is_contiguous() && bonus->numel() >= round + 2 && u.layers[0].counts,
+                        bonus->is_contiguous() && bonus->numel() >= round + 2 && !counts.empty(),
                     "dstee: bonus is not a float32 table of round + 2 entries, or there are no counts");
     u.bonus = static_cast<const float*>(bonus->const_data_ptr());
-    u.bonus_size = static_cast<int>(round) + 2;
+    u.bonus_size = static_cast<uint32_t>(round) + 2;
   }
   u.round = static_cast<int32_t>(round);
   u.regrow = regrow;
@@ -87,7 +88,7 @@ void drop_grow_(Tensors params, Tensors grads, Tensors momenta, Tensors mask_bit
 
   u.nnz.resize(static_cast<size_t>(L));
   u.k.resize(static_cast<size_t>(L));
-  for_tickets(u.workers, L, [&](int, int64_t i) { u.nnz[i] = count_bits(u.layers[i].bits, u.layers[i].n); });
+  for_tickets(u.workers, L, [&](int, int64_t i) { u.nnz[i] = loops().count_bits(u.layers[i].bits, (u.layers[i].n + 7) / 8); });
   const int64_t* asked = k_tensor ? static_cast<const int64_t*>(k_tensor->const_data_ptr()) : k.data();
   for (int64_t i = 0; i < L; ++i) {
     STD_TORCH_CHECK(k_tensor || (asked[i] >= 0 && asked[i] <= u.nnz[i]), "dstee: k is larger than what is there");
@@ -98,7 +99,10 @@ void drop_grow_(Tensors params, Tensors grads, Tensors momenta, Tensors mask_bit
 }
 
 bool force_fault(const char* mode) {
-  const int fault = !strcmp(mode, "none") ? kNoFault : !strcmp(mode, "miss") ? kMiss : !strcmp(mode, "overflow") ? kOverflow : -1;
+  const int fault = !strcmp(mode, "none")       ? kNoFault
+                    : !strcmp(mode, "miss")     ? kMiss
+                    : !strcmp(mode, "overflow") ? kOverflow
+                                                : -1;
   if (fault < 0) return false;
   forced_fault = fault;
   return true;

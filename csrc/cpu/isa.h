@@ -20,10 +20,14 @@ struct GrowScan {
   const void* signal;     // null for kRandom
   const int16_t* counts;  // null: no bonus
   const float* bonus;
-  int bonus_size;
+  uint32_t bonus_size;
   uint64_t seed;         // kRandom
   uint64_t first_index;  // of the block in its layer, kRandom
   uint32_t low_score, low_signal;
+  // Weights and momenta (or null) that another loop reads next: their active groups are prefetched on the way, which hides
+  // the latency of what is too sparse to stream.
+  const char *next_w, *next_m;
+  int64_t next_size;  // of an element
 };
 
 struct Loops {
@@ -36,6 +40,13 @@ struct Loops {
   // Appends (rank of |x|, index) of the active weights with rank <= high; by dtype of x.
   size_t (*scan_drop[3])(const void* x, const uint8_t* bits, int64_t n, uint32_t high, uint32_t index, uint32_t* key,
                          uint32_t* where);
+  // Of list arrays: keeps, in order and in place, the entries of a (and b, unless null) whose value lies in [low, high];
+  // returns how many. copy_between collects the values themselves; `out` needs slack.
+  size_t (*keep_between)(const uint32_t* value, size_t count, uint32_t low, uint32_t high, uint32_t* a, uint32_t* b);
+  size_t (*copy_between)(const uint32_t* value, size_t count, uint32_t low, uint32_t high, uint32_t* out);
+  // Lowers *low and raises *high to the smallest and largest value.
+  void (*range)(const uint32_t* values, size_t count, uint32_t* low, uint32_t* high);
+  int64_t (*count_bits)(const uint8_t* bits, int64_t bytes);
 };
 
 extern const Loops kScalarLoops;

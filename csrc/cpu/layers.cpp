@@ -13,10 +13,14 @@ constexpr int64_t kMaxDims = 16;
 
 Dtype dtype_of(const Tensor& t, const char* what) {
   switch (t.scalar_type()) {
-    case ScalarType::Float: return kF32;
-    case ScalarType::BFloat16: return kBF16;
-    case ScalarType::Half: return kF16;
-    default: STD_TORCH_CHECK(false, "dstee: ", what, " is not float32, bfloat16 or float16");
+    case ScalarType::Float:
+      return kF32;
+    case ScalarType::BFloat16:
+      return kBF16;
+    case ScalarType::Half:
+      return kF16;
+    default:
+      STD_TORCH_CHECK(false, "dstee: ", what, " is not float32, bfloat16 or float16");
   }
   return kF32;
 }
@@ -148,11 +152,16 @@ double read_scalar(const Tensor& t) {
   STD_TORCH_CHECK(t.is_cpu() && t.numel() == 1, "dstee: a scalar argument is not a one-element CPU tensor");
   const void* p = t.const_data_ptr();
   switch (t.scalar_type()) {
-    case ScalarType::Float: return *static_cast<const float*>(p);
-    case ScalarType::Double: return *static_cast<const double*>(p);
-    case ScalarType::Half: return to_float(*static_cast<const f16*>(p));
-    case ScalarType::BFloat16: return to_float(*static_cast<const bf16*>(p));
-    default: STD_TORCH_CHECK(false, "dstee: a scalar argument is not floating-point");
+    case ScalarType::Float:
+      return *static_cast<const float*>(p);
+    case ScalarType::Double:
+      return *static_cast<const double*>(p);
+    case ScalarType::Half:
+      return to_float(*static_cast<const f16*>(p));
+    case ScalarType::BFloat16:
+      return to_float(*static_cast<const bf16*>(p));
+    default:
+      STD_TORCH_CHECK(false, "dstee: a scalar argument is not floating-point");
   }
   return 0;
 }
@@ -174,23 +183,6 @@ SgdRule make_rule(double lr, const std::optional<Tensor>& lr_tensor, double mome
   r.maximize = maximize;
   r.first_step = first_step;
   return r;
-}
-
-int64_t count_bits(const uint8_t* bits, int64_t n) {
-  const int64_t bytes = (n + 7) / 8;
-  int64_t total = 0, i = 0;
-  for (; i + 8 <= bytes; i += 8) {
-    uint64_t word;
-    memcpy(&word, bits + i, 8);
-    // Padding bits are 0, so the last bytes need no mask. Written out: popcnt is not in the x86-64 baseline.
-    word -= (word >> 1) & 0x5555555555555555u;
-    word = (word & 0x3333333333333333u) + ((word >> 2) & 0x3333333333333333u);
-    word = (word + (word >> 4)) & 0x0F0F0F0F0F0F0F0Fu;
-    total += static_cast<int64_t>((word * 0x0101010101010101u) >> 56);
-  }
-  for (; i < bytes; ++i)
-    for (uint8_t b = bits[i]; b; b = static_cast<uint8_t>(b & (b - 1))) ++total;
-  return total;
 }
 
 std::vector<Piece> cut_pieces(const std::vector<Layer>& layers) {

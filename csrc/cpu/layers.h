@@ -40,8 +40,6 @@ SgdRule make_rule(double lr, const std::optional<Tensor>& lr_tensor, double mome
 double read_scalar(const Tensor& t);
 bool is_set(const std::optional<Tensor>& flag);
 
-int64_t count_bits(const uint8_t* bits, int64_t n);
-
 // A run of weights of one layer that one thread handles. Starts at a multiple of 64 weights.
 struct Piece {
   int layer;

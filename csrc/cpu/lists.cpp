@@ -2,13 +2,16 @@
 
 #include <algorithm>
 #include <array>
+#include <functional>
+#include <tuple>
+#include <utility>
 
 #include "parallel.h"
 
 namespace dstee {
 namespace {
 
-constexpr int64_t kBlock = 4096;         // weights per turn of the sweep: they stay in the first-level cache
+constexpr int64_t kBlock = 1 << 13;       // weights per turn of the sweep: they stay in the second-level cache
 constexpr size_t kReserve = kPiece + 64;  // arena space that any piece fits into
 
 struct Kth {
@@ -16,20 +19,17 @@ struct Kth {
   int64_t above = 0, equal = 0;  // values larger than, and equal to, the k-th largest
 };
 
-// The k-th largest of all values in `runs`, by radix on their offset from the smallest. No memory, at most three passes.
+// The k-th largest of all values in `runs`. No memory but the stack; two passes, as a rule, or up to four.
 // Flip turns the order around: then it is the k-th smallest, `above` counts the smaller ones.
 template <bool kFlip>
 Kth kth(const Run* runs, size_t run_count, int64_t k) {
   constexpr int kDigit = 12;
+  constexpr size_t kFew = 2048;
   const Run* const end_of_runs = runs + run_count;
   auto key = [](uint32_t x) { return kFlip ? kMaxRank + 1 - x : x; };
   uint32_t low = ~0u, high = 0;
-  for (const Run* r = runs; r != end_of_runs; ++r)
-    for (size_t j = 0; j < r->count; ++j) {
-      const uint32_t x = key(r->values[j]);
-      low = std::min(low, x);
-      high = std::max(high, x);
-    }
+  for (const Run* r = runs; r != end_of_runs; ++r) loops().range(r->values, r->count, &low, &high);
+  if (kFlip) std::tie(low, high) = std::pair(key(high), key(low));
   int bits = 0;
   while (bits < 32 && (static_cast<uint64_t>(high - low) >> bits) != 0) ++bits;
 
@@ -52,6 +52,20 @@ Kth kth(const Run* runs, size_t run_count, int64_t k) {
     }
     prefix = prefix << (top - end) | static_cast<uint32_t>(bin);
     result.equal = bins[bin];
+    if (end > 0 && bins[bin] <= kFew) {  // few enough to sort
+      std::array<uint32_t, kFew + kMaxLanes> few;
+      size_t count = 0;
+      const uint32_t from = low + (prefix << end), to = low + (prefix << end | ((1u << end) - 1));
+      for (const Run* r = runs; r != end_of_runs; ++r)
+        count += loops().copy_between(r->values, r->count, kFlip ? key(to) : from, kFlip ? key(from) : to, few.data() + count);
+      for (size_t j = 0; j < count; ++j) few[j] = key(few[j]);
+      std::nth_element(few.begin(), few.begin() + (k - 1), few.begin() + count, std::greater<uint32_t>());
+      const uint32_t value = few[k - 1];
+      result.equal = std::count(few.begin(), few.begin() + count, value);
+      result.above += std::count_if(few.begin(), few.begin() + count, [&](uint32_t x) { return x > value; });
+      result.value = key(value);
+      return result;
+    }
   }
   if (bits == 0)
     for (const Run* r = runs; r != end_of_runs; ++r) result.equal += static_cast<int64_t>(r->count);
@@ -62,10 +76,16 @@ Kth kth(const Run* runs, size_t run_count, int64_t k) {
 }  // namespace
 
 Lists::Lists(const Update& u, const std::vector<Bracket>& brackets)
-    : u_(u), brackets_(brackets), pieces_(u.pieces.size()), first_piece_(u.layers.size() + 1), cuts_(u.layers.size()),
-      runs_(2 * u.pieces.size()), arenas_(u.workers), memory_([&] {
-        // A worker that gets more than its share of the candidates overflows; several times the share is not touched
-        // memory and costs nothing.
+    : u_(u),
+      brackets_(brackets),
+      pieces_(u.pieces.size()),
+      first_piece_(u.layers.size() + 1),
+      cuts_(u.layers.size()),
+      runs_(2 * u.pieces.size()),
+      arenas_(u.workers),
+      memory_([&] {
+        // A worker that gets more than its share of the candidates overflows. Several times the share costs nothing where
+        // it is not touched, but it is bounded: a model full of equal weights must not ask for tens of bytes a weight.
         int64_t grow = 0, drop = 0, widest = 0;
         for (size_t i = 0; i < brackets.size(); ++i)
           if (u.k[i]) {
@@ -73,7 +93,10 @@ Lists::Lists(const Update& u, const std::vector<Bracket>& brackets)
             drop += brackets[i].expected_drop;
             widest = std::max({widest, brackets[i].expected_grow, brackets[i].expected_drop});
           }
-        auto share = [&](int64_t total) { return static_cast<size_t>(3 * total / u.workers + 2 * widest) + kReserve; };
+        const int64_t most = (int64_t{1} << 22) + total_weights(u.layers) / (2 * u.workers);
+        auto share = [&](int64_t total) {
+          return static_cast<size_t>(std::min(3 * total / u.workers + 2 * widest, most)) + kReserve;
+        };
         for (Arena& a : arenas_) {
           a.grow_left = share(grow);
           a.drop_left = share(drop);
@@ -93,12 +116,8 @@ void Lists::lose_arenas() {
   for (Arena& a : arenas_) a.grow_left = a.drop_left = 0;
 }
 
-void Lists::sweep() {
-  for_tickets(u_.workers, static_cast<int64_t>(pieces_.size()),
-              [&](int worker, int64_t p) { sweep_piece(arenas_[static_cast<size_t>(worker)], p); });
-}
-
-void Lists::sweep_piece(Arena& a, int64_t p) {
+void Lists::sweep(int64_t p, int worker) {
+  Arena& a = arenas_[static_cast<size_t>(worker)];
   const Piece& piece = u_.pieces[static_cast<size_t>(p)];
   const Layer& l = u_.layers[static_cast<size_t>(piece.layer)];
   const Bracket& bracket = brackets_[static_cast<size_t>(piece.layer)];
@@ -119,21 +138,31 @@ void Lists::sweep_piece(Arena& a, int64_t p) {
   scan.low_score = bracket.low_score;
   scan.low_signal = bracket.low_signal;
 
+  scan.next_size = l.drop_dtype == kF32 ? 4 : 2;
+
   const Loops& isa = loops();
   const Dtype grow_dtype = random ? kRandom : l.grow_dtype;
   for (int64_t begin = piece.begin; begin < piece.begin + piece.size; begin += kBlock) {
     const int64_t n = std::min(kBlock, piece.begin + piece.size - begin);
     const uint32_t index = static_cast<uint32_t>(begin - piece.begin);
     const uint8_t* bits = l.bits + begin / 8;
-    if (u_.sgd)
-      isa.step[l.dtype](at(l.w, begin, l.dtype), at(l.g, begin, l.dtype),
-                        u_.rule.has_momentum ? at(l.m, begin, l.dtype) : nullptr, bits, n, u_.rule);
+    const auto step = [&] {
+      if (u_.sgd)
+        isa.step[l.dtype](at(l.w, begin, l.dtype), at(l.g, begin, l.dtype),
+                          u_.rule.has_momentum ? at(l.m, begin, l.dtype) : nullptr, bits, n, u_.rule);
+    };
+    // Another signal than the gradient is read after the step, which may have changed it.
+    const bool step_first = !random && l.grow != l.g;
+    if (step_first || !list || out.overflow) step();
     if (!list || out.overflow) continue;
     scan.signal = random ? nullptr : at(l.grow, begin, l.grow_dtype);
     scan.counts = l.counts ? l.counts + begin : nullptr;
     scan.first_index = static_cast<uint64_t>(begin);
+    scan.next_w = static_cast<const char*>(at(l.drop, begin, l.drop_dtype));
+    scan.next_m = u_.sgd && u_.rule.has_momentum ? static_cast<const char*>(at(l.m, begin, l.dtype)) : nullptr;
     out.grow_count +=
         isa.scan_grow[grow_dtype](scan, bits, n, index, out.grow_score + out.grow_count, out.grow_where + out.grow_count);
+    if (!step_first) step();
     const size_t before = out.drop_count;
     out.drop_count += isa.scan_drop[l.drop_dtype](at(l.drop, begin, l.drop_dtype), bits, n, bracket.high_drop, index,
                                                   out.drop_rank + before, out.drop_where + before);
@@ -155,19 +184,23 @@ void Lists::keep_dropped(int layer) {
   const auto i = static_cast<size_t>(layer);
   Run* const runs = &runs_[2 * first_piece_[i]];
   size_t filled = 0;
-  for (int64_t p = first_piece_[i]; p < first_piece_[i + 1]; ++p) runs[filled++] = {pieces_[p].drop_rank, pieces_[p].drop_count};
+  for (int64_t p = first_piece_[i]; p < first_piece_[i + 1]; ++p)
+    runs[filled++] = {pieces_[p].drop_rank, pieces_[p].drop_count};
   const Kth cut = kth<true>(runs, filled, u_.k[i]);
-  int64_t ties = u_.k[i] - cut.above;  // of the weights as large as the last dropped one the first go
+  int64_t ties = u_.k[i] - cut.above;
   for (int64_t p = first_piece_[i]; p < first_piece_[i + 1]; ++p) {
     PieceLists& l = pieces_[p];
-    size_t kept = 0;
+    if (ties == cut.equal) {
+      l.drop_count = loops().keep_between(l.drop_rank, l.drop_count, 0, cut.value, l.drop_where, l.drop_score);
+      continue;
+    }
+    size_t kept = 0;  // of the weights as large as the last dropped one the first go
     for (size_t j = 0; j < l.drop_count; ++j) {
-      const uint32_t rank = l.drop_rank[j];
-      const bool tie = rank == cut.value && ties > 0;
+      const bool tie = l.drop_rank[j] == cut.value && ties > 0;
       ties -= tie;
       l.drop_where[kept] = l.drop_where[j];
       l.drop_score[kept] = l.drop_score[j];
-      kept += rank < cut.value || tie;
+      kept += l.drop_rank[j] < cut.value || tie;
     }
     l.drop_count = kept;
   }
@@ -250,22 +283,49 @@ bool Lists::resolve(int layer) {
 }
 
 void Lists::commit(int64_t p) {
+  constexpr size_t kAhead = 16;
   const Piece& piece = u_.pieces[static_cast<size_t>(p)];
-  const PieceLists& l = pieces_[static_cast<size_t>(p)];
+  PieceLists& l = pieces_[static_cast<size_t>(p)];
   const GrowCut& cut = cuts_[static_cast<size_t>(piece.layer)];
-  auto wins = [&](uint32_t value, int64_t i) { return value > cut.value || (value == cut.value && i <= cut.index); };
-  for (size_t j = 0; j < l.drop_count; ++j) {
-    const int64_t i = piece.begin + l.drop_where[j];
-    const Weight w(u_, piece.layer, i);
-    if (!(u_.regrow && wins(l.drop_score[j], i)))
-      w.drop();
-    else if (u_.reset_regrown)
-      w.clear();
+  auto weight = [&](uint32_t where) { return Weight(u_, piece.layer, piece.begin + where); };
+
+  // First choose, without branches, then touch the memory of the chosen, prefetched.
+  size_t gone = l.drop_count, regrown = 0, grown = 0;
+  const bool ties = cut.index < u_.layers[static_cast<size_t>(piece.layer)].n;
+  if (!ties && !u_.reset_regrown) {
+    grown = loops().keep_between(l.grow_score, l.grow_count, cut.value, kMaxRank + 1, l.grow_where, nullptr);
+    if (u_.regrow) gone = loops().keep_between(l.drop_score, l.drop_count, 0, cut.value - 1, l.drop_where, nullptr);
+  } else {
+    auto wins = [&](uint32_t value, uint32_t where) {
+      return (value > cut.value) | ((value == cut.value) & (piece.begin + where <= cut.index));
+    };
+    for (size_t j = gone = 0; j < l.drop_count; ++j) {
+      const uint32_t where = l.drop_where[j];
+      const bool back = u_.regrow && wins(l.drop_score[j], where);
+      l.drop_rank[regrown] = where;  // the ranks have served
+      regrown += back;
+      l.drop_where[gone] = where;
+      gone += !back;
+    }
+    for (size_t j = 0; j < l.grow_count; ++j) {
+      const uint32_t where = l.grow_where[j];
+      l.grow_where[grown] = where;
+      grown += wins(l.grow_score[j], where);
+    }
   }
-  for (size_t j = 0; j < l.grow_count; ++j) {
-    const int64_t i = piece.begin + l.grow_where[j];
-    if (wins(l.grow_score[j], i)) Weight(u_, piece.layer, i).grow();
+  for (size_t j = 0; j < gone; ++j) {
+    if (j + kAhead < gone) {
+      weight(l.drop_where[j + kAhead]).prefetch_state();
+      weight(l.drop_where[j + kAhead]).prefetch_weight();
+    }
+    weight(l.drop_where[j]).drop();
   }
+  for (size_t j = 0; j < grown; ++j) {
+    if (j + kAhead < grown) weight(l.grow_where[j + kAhead]).prefetch_state();
+    weight(l.grow_where[j]).grow();
+  }
+  if (u_.reset_regrown)
+    for (size_t j = 0; j < regrown; ++j) weight(l.drop_rank[j]).clear();
 }
 
 int64_t Lists::entries() const {

@@ -10,7 +10,7 @@ namespace dstee {
 
 // What the sweep found in one piece; the arrays lie in the arena of the worker that swept it, in index order.
 struct PieceLists {
-  uint32_t *grow_score = nullptr, *grow_where = nullptr;                       // candidates that were inactive
+  uint32_t *grow_score = nullptr, *grow_where = nullptr;                        // candidates that were inactive
   uint32_t *drop_rank = nullptr, *drop_where = nullptr, *drop_score = nullptr;  // active ones near zero
   size_t grow_count = 0, drop_count = 0;
   bool overflow = false;  // not listed: the arena was full
@@ -26,11 +26,12 @@ class Lists {
  public:
   // Allocates everything the update needs, so that nothing can fail once the sweep has begun to write.
   Lists(const Update& u, const std::vector<Bracket>& brackets);
-  void lose_arenas();            // for tests: as if no list had room
+  void lose_arenas();  // for tests: as if no list had room
 
-  void sweep();                  // masked SGD where asked for, then the lists; all layers
-  bool resolve(int layer);       // finds the winners; false: the lists do not hold them, scan the layer instead
-  void commit(int64_t piece);    // of a resolved layer
+  void sweep(int64_t piece, int worker);  // masked SGD where asked for, then the lists
+  bool resolve(int layer);                // finds the winners; false: the lists do not hold them, scan the layer instead
+  void commit(int64_t piece);             // of a resolved layer
+  int64_t first_piece(int64_t layer) const { return first_piece_[static_cast<size_t>(layer)]; }
   int64_t entries() const;
 
  private:
@@ -44,7 +45,6 @@ class Lists {
     int64_t index = 0;
   };
 
-  void sweep_piece(Arena& arena, int64_t piece);
   void keep_dropped(int layer);
   void split_ties(int layer, uint32_t score);
 

@@ -5,12 +5,13 @@
 
 namespace dstee {
 
-void masked_sgd_(Tensors params, Tensors grads, Tensors momenta, Tensors mask_bits, double lr, std::optional<Tensor> lr_tensor,
-                 double momentum, double dampening, double weight_decay, bool nesterov, bool maximize, bool first_step,
-                 std::optional<Tensor> grad_scale, std::optional<Tensor> found_inf) {
+void masked_sgd_(const Tensors& params, const Tensors& grads, const Tensors& momenta, const Tensors& mask_bits, double lr,
+                 const std::optional<Tensor>& lr_tensor, double momentum, double dampening, double weight_decay, bool nesterov,
+                 bool maximize, bool first_step, const std::optional<Tensor>& grad_scale,
+                 const std::optional<Tensor>& found_inf) {
   const auto layers = read_layers(params, grads, momenta, mask_bits, {}, {}, {});
-  STD_TORCH_CHECK(layers.empty() || layers[0].g, "dstee: masked_sgd_ needs grads");
-  STD_TORCH_CHECK(momentum == 0 || layers.empty() || layers[0].m, "dstee: momentum needs momenta");
+  STD_TORCH_CHECK(params.empty() || !grads.empty(), "dstee: masked_sgd_ needs grads");
+  STD_TORCH_CHECK(params.empty() || momentum == 0 || !momenta.empty(), "dstee: momentum needs momenta");
   const SgdRule rule = make_rule(lr, lr_tensor, momentum, dampening, weight_decay, nesterov, maximize, first_step, grad_scale);
   if (is_set(found_inf)) return;
 

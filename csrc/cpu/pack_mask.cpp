@@ -16,7 +16,7 @@ void for_runs(int64_t n, const Body& body) {
 
 }  // namespace
 
-Tensor pack_mask(Tensor mask) {
+Tensor pack_mask(const Tensor& mask) {
   STD_TORCH_CHECK(mask.is_cpu() && mask.scalar_type() == torch::headeronly::ScalarType::Bool, "dstee: mask is not bool");
   const int64_t n = mask.numel();
   Tensor out = make((n + 7) / 8, torch::headeronly::ScalarType::Byte);
@@ -32,7 +32,7 @@ Tensor pack_mask(Tensor mask) {
   return out;
 }
 
-Tensor unpack_mask(Tensor mask_bits, std::vector<int64_t> shape) {
+Tensor unpack_mask(const Tensor& mask_bits, const std::vector<int64_t>& shape) {
   int64_t n = 1;
   for (int64_t size : shape) n *= size;
   STD_TORCH_CHECK(mask_bits.is_cpu() && mask_bits.numel() == (n + 7) / 8 && mask_bits.is_contiguous() &&

@@ -25,9 +25,7 @@ DSTEE_HD __m256i spread(uint32_t lanes) {
 DSTEE_HD uint32_t gather_bits(__m256i x) { return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_castsi256_ps(x))); }
 
 DSTEE_HD V load(const float* p) { return _mm256_loadu_ps(p); }
-DSTEE_HD V load(const bf16* p) {
-  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(load16(p)), 16));
-}
+DSTEE_HD V load(const bf16* p) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(load16(p)), 16)); }
 DSTEE_HD V load(const f16* p) { return _mm256_cvtph_ps(load16(p)); }
 
 DSTEE_HD void store16(void* p, uint32_t lanes, __m128i x) {
@@ -53,8 +51,11 @@ DSTEE_HD U rank(V x) {
   const __m256i nan = _mm256_cmpgt_epi32(i(b), i(splat(kInfBits)));
   return u(_mm256_andnot_si256(nan, i(b + 1u)));
 }
+// The rank of a number that is not negative; of a NaN, something above kMaxRank.
+DSTEE_HD U number_rank(V x) { return u(_mm256_castps_si256(x)) + 1u; }
 DSTEE_HD V to_unit(U x) { return _mm256_cvtepi32_ps(i(x)) * kRandomUnit; }
 DSTEE_HD U iota(uint32_t base) { return u(_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7)) + base; }
+DSTEE_HD U load_ranks(const uint32_t* p) { return u(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
 DSTEE_HD uint32_t lanes_of(const uint8_t* bits) { return *bits; }
 
 DSTEE_HD uint32_t less_equal(U a, U b) { return gather_bits(_mm256_cmpeq_epi32(_mm256_min_epu32(i(a), i(b)), i(a))); }
@@ -62,17 +63,22 @@ DSTEE_HD uint32_t equal(U a, U b) { return gather_bits(_mm256_cmpeq_epi32(i(a), 
 
 // Counters below 8 are looked up in a register, larger ones gathered.
 struct Bonus {
+  static constexpr uint32_t kNear = 8;
   const float* table;
+  uint32_t last;
   V low;
 
-  DSTEE_HD Bonus(const float* t, int size) : table(t) {
-    alignas(32) float head[8] = {};
-    for (int j = 0; j < 8 && j < size; ++j) head[j] = t[j];
+  DSTEE_HD Bonus(const float* t, uint32_t size) : table(t), last(size - 1) {
+    alignas(32) float head[kNear] = {};
+    for (uint32_t j = 0; j < kNear && j < size; ++j) head[j] = t[j];
     low = _mm256_load_ps(head);
   }
+  // For tables of at most kNear entries; active lanes may hold any counter and get any bonus.
+  DSTEE_HD V near(const int16_t* counts) const { return _mm256_permutevar8x32_ps(low, _mm256_cvtepu16_epi32(load16(counts))); }
   DSTEE_HD V at(const int16_t* counts, uint32_t lanes) const {
-    const __m256i N = _mm256_and_si256(_mm256_cvtepu16_epi32(load16(counts)), spread(lanes));
-    const __m256i large = _mm256_cmpgt_epi32(N, _mm256_set1_epi32(7));
+    const __m256i stored = _mm256_and_si256(_mm256_cvtepu16_epi32(load16(counts)), spread(lanes));
+    const __m256i N = _mm256_min_epu32(stored, i(splat(last)));
+    const __m256i large = _mm256_cmpgt_epi32(N, _mm256_set1_epi32(kNear - 1));
     const V near = _mm256_permutevar8x32_ps(low, N);
     if (_mm256_testz_si256(large, large)) return near;
     return _mm256_mask_i32gather_ps(near, table, N, _mm256_castsi256_ps(large), 4);

@@ -42,10 +42,11 @@ DSTEE_HD U rank(V x) {
   const __mmask16 number = _mm512_cmple_epu32_mask(i(b), i(splat(kInfBits)));
   return u(_mm512_maskz_add_epi32(number, i(b), i(splat(1))));
 }
+// The rank of a number that is not negative; of a NaN, something above kMaxRank.
+DSTEE_HD U number_rank(V x) { return u(_mm512_castps_si512(x)) + 1u; }
 DSTEE_HD V to_unit(U x) { return _mm512_cvtepi32_ps(i(x)) * kRandomUnit; }
-DSTEE_HD U iota(uint32_t base) {
-  return u(_mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15)) + base;
-}
+DSTEE_HD U iota(uint32_t base) { return u(_mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15)) + base; }
+DSTEE_HD U load_ranks(const uint32_t* p) { return u(_mm512_loadu_si512(p)); }
 DSTEE_HD uint32_t lanes_of(const uint8_t* bits) {
   uint16_t lanes;
   memcpy(&lanes, bits, sizeof lanes);
@@ -57,19 +58,26 @@ DSTEE_HD uint32_t equal(U a, U b) { return _mm512_cmpeq_epi32_mask(i(a), i(b)); 
 
 // Counters below 32 are looked up in two registers, larger ones (rare: weights often active and dropped again) gathered.
 struct Bonus {
+  static constexpr uint32_t kNear = 32;
   const float* table;
+  uint32_t last;
   V low, high;
 
-  DSTEE_HD Bonus(const float* t, int size) : table(t) {
-    alignas(64) float head[32] = {};
-    for (int j = 0; j < 32 && j < size; ++j) head[j] = t[j];
+  DSTEE_HD Bonus(const float* t, uint32_t size) : table(t), last(size - 1) {
+    alignas(64) float head[kNear] = {};
+    for (uint32_t j = 0; j < kNear && j < size; ++j) head[j] = t[j];
     low = _mm512_load_ps(head);
     high = _mm512_load_ps(head + 16);
   }
+  // For tables of at most kNear entries; active lanes may hold any counter and get any bonus.
+  DSTEE_HD V near(const int16_t* counts) const {
+    const __m512i N = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(counts)));
+    return _mm512_permutex2var_ps(low, N, high);
+  }
   DSTEE_HD V at(const int16_t* counts, uint32_t lanes) const {
     const __m256i raw = _mm256_maskz_loadu_epi16(static_cast<__mmask16>(lanes), counts);
-    const __m512i N = _mm512_cvtepu16_epi32(raw);
-    const __mmask16 large = _mm512_cmpgt_epi32_mask(N, _mm512_set1_epi32(31));
+    const __m512i N = _mm512_min_epu32(_mm512_cvtepu16_epi32(raw), i(splat(last)));
+    const __mmask16 large = _mm512_cmpgt_epi32_mask(N, _mm512_set1_epi32(kNear - 1));
     const V near = _mm512_permutex2var_ps(low, N, high);
     return large == 0 ? near : _mm512_mask_i32gather_ps(near, large, N, table, 4);
   }

@@ -2,6 +2,8 @@
 // Included by sweep_scalar.cpp only.
 #pragma once
 
+#include <algorithm>
+
 #include "../rules.h"
 
 namespace dstee {
@@ -16,38 +18,97 @@ struct Lanes {
 using V = Lanes<float>;
 using U = Lanes<uint32_t>;
 
-#define DSTEE_LANES(out, expression) \
-  do {                               \
+#define DSTEE_LANES(out, expression)                   \
+  do {                                                 \
     for (int j = 0; j < W; ++j) out.v[j] = expression; \
-    return out;                      \
+    return out;                                        \
   } while (0)
 
 template <class E>
-inline Lanes<E> splat(E x) { Lanes<E> r; DSTEE_LANES(r, x); }
-inline V operator+(V a, V b) { V r; DSTEE_LANES(r, a.v[j] + b.v[j]); }
-inline V operator-(V a, V b) { V r; DSTEE_LANES(r, a.v[j] - b.v[j]); }
-inline V operator-(V a) { V r; DSTEE_LANES(r, -a.v[j]); }
-inline V operator*(V a, float b) { V r; DSTEE_LANES(r, a.v[j] * b); }
-inline V operator/(V a, float b) { V r; DSTEE_LANES(r, a.v[j] / b); }
-inline U operator-(U a, U b) { U r; DSTEE_LANES(r, a.v[j] - b.v[j]); }
-inline U operator+(U a, uint32_t b) { U r; DSTEE_LANES(r, a.v[j] + b); }
-inline U operator*(U a, uint32_t b) { U r; DSTEE_LANES(r, a.v[j] * b); }
-inline U operator^(U a, U b) { U r; DSTEE_LANES(r, a.v[j] ^ b.v[j]); }
-inline U operator^(U a, uint32_t b) { U r; DSTEE_LANES(r, a.v[j] ^ b); }
-inline U operator>>(U a, int b) { U r; DSTEE_LANES(r, a.v[j] >> b); }
+inline Lanes<E> splat(E x) {
+  Lanes<E> r;
+  DSTEE_LANES(r, x);
+}
+inline V operator+(V a, V b) {
+  V r;
+  DSTEE_LANES(r, a.v[j] + b.v[j]);
+}
+inline V operator-(V a, V b) {
+  V r;
+  DSTEE_LANES(r, a.v[j] - b.v[j]);
+}
+inline V operator-(V a) {
+  V r;
+  DSTEE_LANES(r, -a.v[j]);
+}
+inline V operator*(V a, float b) {
+  V r;
+  DSTEE_LANES(r, a.v[j] * b);
+}
+inline V operator/(V a, float b) {
+  V r;
+  DSTEE_LANES(r, a.v[j] / b);
+}
+inline U operator-(U a, U b) {
+  U r;
+  DSTEE_LANES(r, a.v[j] - b.v[j]);
+}
+inline U operator+(U a, uint32_t b) {
+  U r;
+  DSTEE_LANES(r, a.v[j] + b);
+}
+inline U operator*(U a, uint32_t b) {
+  U r;
+  DSTEE_LANES(r, a.v[j] * b);
+}
+inline U operator^(U a, U b) {
+  U r;
+  DSTEE_LANES(r, a.v[j] ^ b.v[j]);
+}
+inline U operator^(U a, uint32_t b) {
+  U r;
+  DSTEE_LANES(r, a.v[j] ^ b);
+}
+inline U operator>>(U a, int b) {
+  U r;
+  DSTEE_LANES(r, a.v[j] >> b);
+}
 
 template <class T>
-inline V load(const T* p) { V r; DSTEE_LANES(r, to_float(p[j])); }
+inline V load(const T* p) {
+  V r;
+  DSTEE_LANES(r, to_float(p[j]));
+}
 template <class T>
 inline void store(T* p, uint32_t lanes, V x) {
   for (int j = 0; j < W; ++j)
     if (lanes >> j & 1) from_float(x.v[j], p[j]);
 }
 
-inline V absolute(V x) { V r; DSTEE_LANES(r, float_of(bits_of(x.v[j]) & 0x7FFFFFFFu)); }
-inline U rank(V x) { U r; DSTEE_LANES(r, rank_of(x.v[j])); }
-inline V to_unit(U x) { V r; DSTEE_LANES(r, static_cast<float>(x.v[j]) * kRandomUnit); }
-inline U iota(uint32_t base) { U r; DSTEE_LANES(r, base + static_cast<uint32_t>(j)); }
+inline V absolute(V x) {
+  V r;
+  DSTEE_LANES(r, float_of(bits_of(x.v[j]) & 0x7FFFFFFFu));
+}
+inline U rank(V x) {
+  U r;
+  DSTEE_LANES(r, rank_of(x.v[j]));
+}
+inline U number_rank(V x) {
+  U r;
+  DSTEE_LANES(r, bits_of(x.v[j]) + 1);
+}
+inline V to_unit(U x) {
+  V r;
+  DSTEE_LANES(r, static_cast<float>(x.v[j]) * kRandomUnit);
+}
+inline U iota(uint32_t base) {
+  U r;
+  DSTEE_LANES(r, base + static_cast<uint32_t>(j));
+}
+inline U load_ranks(const uint32_t* p) {
+  U r;
+  DSTEE_LANES(r, p[j]);
+}
 inline uint32_t lanes_of(const uint8_t* bits) { return *bits; }
 
 inline uint32_t less_equal(U a, U b) {
@@ -62,12 +123,15 @@ inline uint32_t equal(U a, U b) {
 }
 
 struct Bonus {
+  static constexpr uint32_t kNear = 0;  // no registers: every counter is looked up in the table
   const float* table;
-  Bonus(const float* t, int) : table(t) {}
+  uint32_t last;
+  Bonus(const float* t, uint32_t size) : table(t), last(size - 1) {}
+  inline V near(const int16_t* counts) const { return at(counts, 0); }
   // table[counts] at `lanes`; elsewhere anything.
   inline V at(const int16_t* counts, uint32_t lanes) const {
     V r;
-    DSTEE_LANES(r, lanes >> j & 1 ? table[counts[j]] : 0.0f);
+    DSTEE_LANES(r, lanes >> j & 1 ? table[std::min<uint32_t>(static_cast<uint16_t>(counts[j]), last)] : 0.0f);
   }
 };
 

@@ -7,7 +7,11 @@ namespace dstee {
 namespace {
 
 constexpr uint32_t kAllLanes = (1u << W) - 1;
-constexpr int kBlock = 4096;  // weights whose active groups are listed at a time
+constexpr int kBlock = 1 << 14;   // weights whose active groups are listed at a time
+constexpr int kAheadGroups = 64;  // active groups, and bytes of a stream, to prefetch ahead: hardware stops at each page
+constexpr int kAheadBytes = 4096;
+
+DSTEE_HD void prefetch(const void* p) { __builtin_prefetch(p, 0, 2); }
 
 // The n < W weights behind the last whole group, padded with zeros so that the loops need no second form.
 template <class T>
@@ -21,10 +25,10 @@ struct TailBits {
   TailBits(const uint8_t* from, int64_t n) { memcpy(b, from, static_cast<size_t>((n + 7) / 8)); }
 };
 
-// Calls body(j) for each group of W weights that has an active one, j its first weight. Listing the groups first costs less
-// than mispredicting which ones are empty.
-template <class Body>
-DSTEE_HD void for_active_groups(const uint8_t* bits, int64_t n, Body body) {
+// Calls body(j) for each group of W weights that has an active one, j its first weight, and ahead(j) some groups earlier.
+// Listing the groups first costs less than mispredicting which ones are empty.
+template <class Ahead, class Body>
+DSTEE_HD void for_active_groups(const uint8_t* bits, int64_t n, Ahead ahead, Body body) {
   uint16_t groups[kBlock / W];
   for (int64_t start = 0; start < n; start += kBlock) {
     const int64_t here = n - start < kBlock ? n - start : kBlock;
@@ -33,13 +37,22 @@ DSTEE_HD void for_active_groups(const uint8_t* bits, int64_t n, Body body) {
       groups[found] = static_cast<uint16_t>(j);
       found += lanes_of(bits + (start + j) / 8) != 0;
     }
-    for (int f = 0; f < found; ++f) body(start + groups[f]);
+    for (int f = 0; f < kAheadGroups && f < found; ++f) ahead(start + groups[f]);
+    for (int f = 0; f < found; ++f) {
+      if (f + kAheadGroups < found) ahead(start + groups[f + kAheadGroups]);
+      body(start + groups[f]);
+    }
   }
 }
 
 template <class T, bool kMomentum>
 DSTEE_HD void step_whole(T* w, const T* g, T* m, const uint8_t* bits, int64_t n, const SgdRule& rule) {
-  for_active_groups(bits, n, [&](int64_t j) {
+  const auto ahead = [&](int64_t j) {
+    prefetch(w + j);
+    prefetch(g + j);
+    if (kMomentum) prefetch(m + j);
+  };
+  for_active_groups(bits, n, ahead, [&](int64_t j) {
     const uint32_t lanes = lanes_of(bits + j / 8);
     V weight = load(w + j), momentum = kMomentum ? load(m + j) : weight;
     sgd(weight, load(g + j), momentum, rule);
@@ -73,13 +86,14 @@ DSTEE_HD size_t scan_drop_whole(const T* x, const uint8_t* bits, int64_t n, uint
                                 uint32_t* where) {
   size_t count = 0;
   const U limit = splat(high);
-  for_active_groups(bits, n, [&](int64_t j) {
+  const auto body = [&](int64_t j) {
     const U rank_x = rank(load(x + j));
     const uint32_t lanes = lanes_of(bits + j / 8) & less_equal(rank_x, limit);
     compress(key + count, rank_x, lanes);
     compress(where + count, iota(index + static_cast<uint32_t>(j)), lanes);
     count += static_cast<size_t>(__builtin_popcount(lanes));
-  });
+  };
+  for_active_groups(bits, n, [](int64_t) {}, body);  // scan_grow has prefetched them
   return count;
 }
 
@@ -109,38 +123,46 @@ DSTEE_HD V signal_at<Random>(const GrowScan& scan, int64_t j) {
   return to_unit(random24(iota(static_cast<uint32_t>(first)), static_cast<uint32_t>(first >> 32), scan.seed));
 }
 
-// The inner loop of the update: every weight of the model passes here. Free of branches on the data.
-template <class T, bool kCounts>
+// The inner loop of the update: every weight of the model passes here. Free of branches on the data. kFewCounts: no counter
+// can exceed the bonus registers. kTies: the second key matters at the bound. kNext: prefetch for the next loop.
+template <class T, bool kCounts, bool kFewCounts, bool kTies, bool kNext>
 DSTEE_HD size_t scan_grow_whole(const GrowScan& scan, const Bonus& bonus, const uint8_t* bits, int64_t n, uint32_t valid,
                                 uint32_t index, uint32_t* score_out, uint32_t* where) {
   const U low = splat(scan.low_score), low_signal = splat(scan.low_signal), span = splat(kMaxRank - scan.low_score);
   size_t count = 0;
-  for (int64_t j = 0; j < n; j += W) {
-    const uint32_t inactive = ~lanes_of(bits + j / 8) & valid;
-    const V signal = signal_at<T>(scan, j);
-    U best;
-    uint32_t lanes;
-    if constexpr (kCounts) {
-      best = rank(score(signal, bonus.at(scan.counts + j, inactive)));
-      lanes = less_equal(best - low, span) & (less_equal(low_signal, rank(signal)) | ~equal(best, low));
-    } else {
-      best = rank(signal);
-      lanes = less_equal(best - low, span);  // score and signal are one number: no second key
+  U here = iota(index);
+  int64_t active_group = 0;
+  for (int64_t j = 0; j < n; j += W, here = here + static_cast<uint32_t>(W)) {
+    const uint32_t active = lanes_of(bits + j / 8), inactive = ~active & valid;
+    if constexpr (kNext) {
+      active_group = active ? j : active_group;
+      prefetch(scan.next_w + active_group * scan.next_size);
+      if (scan.next_m) prefetch(scan.next_m + active_group * scan.next_size);
     }
-    lanes &= inactive;
+    if constexpr (sizeof(T) > 1)
+      prefetch(static_cast<const char*>(scan.signal) + j * static_cast<int64_t>(sizeof(T)) + kAheadBytes);
+    if constexpr (kCounts) prefetch(reinterpret_cast<const char*>(scan.counts + j) + kAheadBytes / 2);
+    const V signal = signal_at<T>(scan, j);
+    V total = signal;
+    if constexpr (kCounts)
+      total = score(signal, kFewCounts ? bonus.near(scan.counts + j) : bonus.at(scan.counts + j, inactive));
+    // Numbers only: as an offset from the bound a NaN lies beyond the span.
+    const U best = number_rank(total);
+    uint32_t lanes = less_equal(best - low, span) & inactive;
+    if constexpr (kTies) lanes &= less_equal(low_signal, number_rank(signal)) | ~equal(best, low);
     compress(score_out + count, best, lanes);
-    compress(where + count, iota(index + static_cast<uint32_t>(j)), lanes);
+    compress(where + count, here, lanes);
     count += static_cast<size_t>(__builtin_popcount(lanes));
   }
   return count;
 }
 
-template <class T, bool kCounts>
-size_t scan_grow(const GrowScan& scan, const uint8_t* bits, int64_t n, uint32_t index, uint32_t* score_out,
-                 uint32_t* where) {
-  const Bonus bonus(scan.bonus, kCounts ? scan.bonus_size : 0);
+template <class T, bool kCounts, bool kFewCounts, bool kTies>
+size_t scan_grow(const GrowScan& scan, const uint8_t* bits, int64_t n, uint32_t index, uint32_t* score_out, uint32_t* where) {
+  const Bonus bonus(scan.bonus, kCounts ? scan.bonus_size : 1);
   const int64_t whole = n / W * W, rest = n - whole;
-  size_t count = scan_grow_whole<T, kCounts>(scan, bonus, bits, whole, kAllLanes, index, score_out, where);
+  size_t count =
+      scan_grow_whole<T, kCounts, kFewCounts, kTies, true>(scan, bonus, bits, whole, kAllLanes, index, score_out, where);
   if (rest) {
     GrowScan last = scan;
     Tail<int16_t> counts;
@@ -151,8 +173,8 @@ size_t scan_grow(const GrowScan& scan, const uint8_t* bits, int64_t n, uint32_t 
     if constexpr (sizeof(T) > 1) signal = Tail<T>(static_cast<const T*>(scan.signal) + whole, rest);
     last.signal = signal.x;
     const TailBits tb(bits + whole / 8, rest);
-    count += scan_grow_whole<T, kCounts>(last, bonus, tb.b, W, (1u << rest) - 1, index + static_cast<uint32_t>(whole),
-                                         score_out + count, where + count);
+    count += scan_grow_whole<T, kCounts, kFewCounts, kTies, false>(
+        last, bonus, tb.b, W, (1u << rest) - 1, index + static_cast<uint32_t>(whole), score_out + count, where + count);
   }
   return count;
 }
@@ -160,18 +182,82 @@ size_t scan_grow(const GrowScan& scan, const uint8_t* bits, int64_t n, uint32_t 
 template <class T>
 size_t scan_grow_any(const GrowScan& scan, const uint8_t* bits, int64_t n, uint32_t index, uint32_t* score_out,
                      uint32_t* where) {
-  auto run = scan.counts && scan.bonus ? scan_grow<T, true> : scan_grow<T, false>;
+  auto run = scan_grow<T, false, false, false>;  // without a bonus, score and signal are one number
+  if (scan.counts && scan.bonus) {
+    const bool few = scan.bonus_size <= Bonus::kNear, ties = scan.low_signal > 0;
+    run = few ? (ties ? scan_grow<T, true, true, true> : scan_grow<T, true, true, false>)
+              : (ties ? scan_grow<T, true, false, true> : scan_grow<T, true, false, false>);
+  }
   return run(scan, bits, n, index, score_out, where);
+}
+
+DSTEE_HD uint32_t lanes_between(const uint32_t* value, U low, U span) { return less_equal(load_ranks(value) - low, span); }
+
+// The last entries go one by one: a whole store would run into the list behind.
+size_t keep_between(const uint32_t* value, size_t count, uint32_t low, uint32_t high, uint32_t* a, uint32_t* b) {
+  const U from = splat(low), span = splat(high - low);
+  size_t kept = 0, j = 0;
+  for (; j + W <= count; j += W) {
+    const uint32_t lanes = lanes_between(value + j, from, span);
+    const U next_a = load_ranks(a + j);
+    if (b) compress(b + kept, load_ranks(b + j), lanes);
+    compress(a + kept, next_a, lanes);
+    kept += static_cast<size_t>(__builtin_popcount(lanes));
+  }
+  for (; j < count; ++j) {
+    a[kept] = a[j];
+    if (b) b[kept] = b[j];
+    kept += value[j] - low <= high - low;
+  }
+  return kept;
+}
+
+size_t copy_between(const uint32_t* value, size_t count, uint32_t low, uint32_t high, uint32_t* out) {
+  const U from = splat(low), span = splat(high - low);
+  size_t found = 0, j = 0;
+  for (; j + W <= count; j += W) {
+    const uint32_t lanes = lanes_between(value + j, from, span);
+    compress(out + found, load_ranks(value + j), lanes);
+    found += static_cast<size_t>(__builtin_popcount(lanes));
+  }
+  for (; j < count; ++j) {
+    out[found] = value[j];
+    found += value[j] - low <= high - low;
+  }
+  return found;
+}
+
+int64_t count_bits(const uint8_t* bits, int64_t bytes) {
+  int64_t total = 0, i = 0;
+  for (; i + 8 <= bytes; i += 8) {
+    uint64_t word;
+    memcpy(&word, bits + i, sizeof word);
+    total += __builtin_popcountll(word);
+  }
+  for (; i < bytes; ++i) total += __builtin_popcount(bits[i]);
+  return total;
+}
+
+// Smallest and largest of the values, added to what low and high hold.
+void range(const uint32_t* values, size_t count, uint32_t* low, uint32_t* high) {
+  uint32_t smallest = *low, largest = *high;
+  for (size_t j = 0; j < count; ++j) {
+    smallest = values[j] < smallest ? values[j] : smallest;
+    largest = values[j] > largest ? values[j] : largest;
+  }
+  *low = smallest;
+  *high = largest;
 }
 
 }  // namespace
 }  // namespace dstee
 
-#define DSTEE_LOOPS(name)                                                                                \
-  {                                                                                                      \
-    name, {step_any<float>, step_any<bf16>, step_any<f16>},                                              \
-        {scan_grow_any<float>, scan_grow_any<bf16>, scan_grow_any<f16>, scan_grow_any<Random>},          \
-    {                                                                                                    \
-      scan_drop<float>, scan_drop<bf16>, scan_drop<f16>                                                  \
-    }                                                                                                    \
-  }
+#define DSTEE_LOOPS(name)                                                                  \
+  {name,                                                                                   \
+   {step_any<float>, step_any<bf16>, step_any<f16>},                                       \
+   {scan_grow_any<float>, scan_grow_any<bf16>, scan_grow_any<f16>, scan_grow_any<Random>}, \
+   {scan_drop<float>, scan_drop<bf16>, scan_drop<f16>},                                    \
+   keep_between,                                                                           \
+   copy_between,                                                                           \
+   range,                                                                                  \
+   count_bits}

@@ -1,6 +1,7 @@
 // What one drop_grow_ call works on, and one weight of it at a time.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <vector>
 
@@ -13,9 +14,9 @@ struct Update {
   std::vector<Layer> layers;
   std::vector<Piece> pieces;
   std::vector<int64_t> nnz, k;
-  std::vector<uint64_t> seeds;     // one per layer, or empty: growth by a hash
-  const float* bonus = nullptr;    // null: the counters do not enter the score
-  int bonus_size = 0;
+  std::vector<uint64_t> seeds;   // one per layer, or empty: growth by a hash
+  const float* bonus = nullptr;  // null: the counters do not enter the score
+  uint32_t bonus_size = 0;       // counters that this round does not allow read its last entry
   int32_t round = 0;
   bool regrow = true, reset_regrown = false, sgd = false;
   SgdRule rule{};
@@ -33,14 +34,6 @@ class Weight {
   bool active() const { return l_.bits[i_ / 8] >> (i_ % 8) & 1; }
   uint32_t drop_rank() const { return rank_of(read(l_.drop, l_.drop_dtype)); }
 
-  // The rank that the weight will have after the step, before the step is done (drop by weight only).
-  uint32_t drop_rank_after_step() const {
-    if (!u_.sgd || l_.drop != l_.w) return drop_rank();
-    float w = read(l_.w, l_.dtype), m = u_.rule.has_momentum ? read(l_.m, l_.dtype) : 0.0f;
-    sgd(w, read(l_.g, l_.dtype), m, u_.rule);
-    return rank_of(rounded(w));
-  }
-
   float signal() const {
     if (u_.seeds.empty()) return std::fabs(read(l_.grow, l_.grow_dtype));
     const uint64_t i = static_cast<uint64_t>(i_);
@@ -50,11 +43,25 @@ class Weight {
   uint32_t signal_rank() const { return rank_of(signal()); }
   float total_score() const {
     if (!u_.bonus) return signal();
-    const int32_t stored = l_.counts[i_];
-    return score(signal(), u_.bonus[active() ? flip_count(stored, u_.round) : stored]);
+    const int32_t stored = l_.counts[i_], N = active() ? flip_count(stored, u_.round) : stored;
+    return score(signal(), u_.bonus[std::min<uint32_t>(static_cast<uint32_t>(N), u_.bonus_size - 1)]);
   }
   uint32_t score_rank() const { return rank_of(total_score()); }
   GrowKey grow_key() const { return static_cast<GrowKey>(score_rank()) << 32 | signal_rank(); }
+
+  void prefetch() const {
+    prefetch_state();
+    if (l_.grow && u_.seeds.empty()) __builtin_prefetch(at(l_.grow, i_, l_.grow_dtype));
+    prefetch_weight();
+  }
+  void prefetch_weight() const {
+    __builtin_prefetch(at(l_.w, i_, l_.dtype), 1);
+    if (l_.m) __builtin_prefetch(at(l_.m, i_, l_.dtype), 1);
+  }
+  void prefetch_state() const {
+    __builtin_prefetch(l_.bits + i_ / 8, 1);
+    if (l_.counts) __builtin_prefetch(l_.counts + i_, 1);
+  }
 
   void drop() const {
     l_.bits[i_ / 8] = static_cast<uint8_t>(l_.bits[i_ / 8] & ~(1u << (i_ % 8)));
@@ -82,17 +89,6 @@ class Weight {
     memcpy(&raw, static_cast<const char*>(p) + 2 * i_, 2);
     return dtype == kBF16 ? to_float(bf16{raw}) : to_float(f16{raw});
   }
-  float rounded(float w) const {
-    if (l_.dtype == kF32) return w;
-    if (l_.dtype == kBF16) {
-      bf16 x;
-      from_float(w, x);
-      return to_float(x);
-    }
-    f16 x;
-    from_float(w, x);
-    return to_float(x);
-  }
   void flip() const {
     if (l_.counts) l_.counts[i_] = static_cast<int16_t>(flip_count<int32_t>(l_.counts[i_], u_.round));
   }
@@ -106,8 +102,8 @@ class Weight {
 // Bounds from a sample that the winners almost surely lie within: a loose bound costs a little list space, a missed one a
 // rescan of the layer, never a wrong answer.
 struct Bracket {
-  uint32_t low_score = 1, low_signal = 0;  // growth candidates below this are not listed; 1: NaN (rank 0) never is
-  uint32_t high_drop = kMaxRank;           // active weights above this are not listed
+  uint32_t low_score = 1, low_signal = 0;        // growth candidates below this are not listed; 1: NaN (rank 0) never is
+  uint32_t high_drop = kMaxRank;                 // active weights above this are not listed
   int64_t expected_grow = 0, expected_drop = 0;  // list entries
 };
 Bracket sample_bracket(const Update& u, int layer);

@@ -1,0 +1,52 @@
+"""Layer lists of real networks: name -> shape of every weight that sparse training touches (no norms, no biases)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+
+Shape = tuple[int, ...]
+
+
+def _resnet50_layers() -> Iterator[tuple[str, Shape, int]]:
+    """(name, shape, output positions at 224 x 224 pixels); the stride of a bottleneck sits in its 3 x 3 convolution."""
+    yield "conv1", (64, 3, 7, 7), 112**2
+    wide, size = 64, 56
+    for stage, blocks in enumerate((3, 4, 6, 3)):
+        narrow = 64 << stage
+        for block in range(blocks):
+            name, before = f"layer{stage + 1}.{block}", size
+            if block == 0 and stage > 0:
+                size //= 2
+            yield f"{name}.conv1", (narrow, wide, 1, 1), before**2
+            yield f"{name}.conv2", (narrow, narrow, 3, 3), size**2
+            yield f"{name}.conv3", (4 * narrow, narrow, 1, 1), size**2
+            if block == 0:
+                yield f"{name}.downsample.0", (4 * narrow, wide, 1, 1), size**2
+            wide = 4 * narrow
+    yield "fc", (1000, 2048), 1
+
+
+def resnet50() -> dict[str, Shape]:
+    """ResNet-50 for ImageNet: 53 convolutions and the classifier, 25,502,912 weights."""
+    return {name: shape for name, shape, _ in _resnet50_layers()}
+
+
+def resnet50_macs() -> dict[str, int]:
+    """Multiply-accumulates of each layer of ResNet-50 for one image of 224 x 224 pixels; 4.09e9 in all."""
+    return {name: math.prod(shape) * positions for name, shape, positions in _resnet50_layers()}
+
+
+def vgg19() -> dict[str, Shape]:
+    """VGG-19 for CIFAR-100: 16 convolutions and one classifier layer, 20,070,080 weights."""
+    widths = [64] * 2 + [128] * 2 + [256] * 4 + [512] * 8
+    convs = zip([3, *widths], widths, strict=False)
+    return {f"conv{i}": (out, wide, 3, 3) for i, (wide, out) in enumerate(convs)} | {"fc": (100, 512)}
+
+
+def mlp() -> dict[str, Shape]:
+    """LeNet-300-100 for MNIST: 266,200 weights."""
+    return {"fc1": (300, 784), "fc2": (100, 300), "fc3": (10, 100)}
+
+
+SHAPES: dict[str, Callable[[], dict[str, Shape]]] = {"resnet50": resnet50, "vgg19": vgg19, "mlp": mlp}

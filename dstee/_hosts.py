@@ -1,0 +1,83 @@
+"""What the people around a step do: wrappers, GradScaler, optimizers that know nothing of masks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.amp.grad_scaler import OptState
+
+
+def core_optimizer(optimizer: Any) -> torch.optim.Optimizer:
+    """The optimizer inside wrappers that keep it as ``.optimizer`` (accelerate, Lightning)."""
+    core = optimizer
+    while isinstance(inner := getattr(core, "optimizer", None), torch.optim.Optimizer) and inner is not core:
+        core = inner
+    if not isinstance(core, torch.optim.Optimizer):
+        raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
+    return core
+
+
+def before_step(closure: Callable[[], Any] | None, check: Callable[[], None]) -> Callable[[], Any] | None:
+    """Runs ``check`` once the gradients exist and before anything moves: now, or inside the closure that is returned."""
+    if closure is None:
+        check()
+        return None
+
+    def checked() -> Any:
+        loss = closure()
+        check()
+        return loss
+
+    return checked
+
+
+def run_step(optimizer: Any, core: torch.optim.Optimizer, closure: Callable[[], Any] | None, scaler: Any) -> bool:
+    """The optimizer's step as its owner would call it. False when it was skipped: overflow, accumulation in a wrapper."""
+    performed = False
+
+    def note(stepped: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None:
+        nonlocal performed
+        found_inf = getattr(stepped, "found_inf", None)  # a GradScaler leaves it for optimizers that skip by themselves
+        performed = found_inf is None or not found_inf.item()
+
+    handle = core.register_step_post_hook(note)
+    try:
+        if scaler is not None:
+            scaler.step(optimizer)
+        elif closure is not None:
+            optimizer.step(closure)
+        else:
+            optimizer.step()
+    finally:
+        handle.remove()
+    return performed
+
+
+def unscale(scaler: torch.amp.GradScaler, optimizer: torch.optim.Optimizer) -> bool:
+    """Unscales the gradients unless that was done; True when they are finite. GradScaler has no public way to ask."""
+    if scaler._per_optimizer_states[id(optimizer)]["stage"] is OptState.READY:
+        scaler.unscale_(optimizer)
+    return not any(found_inf.item() for found_inf in scaler._found_inf_per_device(optimizer).values())
+
+
+def accumulates(optimizer: Any) -> bool:
+    """True when accelerate's wrapper would skip this step because gradients are still being accumulated.
+
+    Raises:
+        RuntimeError: the wrapper owns a GradScaler, which only its own step can unscale.
+    """
+    if getattr(optimizer, "scaler", None) is not None:
+        raise RuntimeError(
+            "order='replace' cannot unscale the gradients of a wrapper with its own GradScaler: use order='after'"
+        )
+    return not getattr(getattr(optimizer, "gradient_state", None), "sync_gradients", True)
+
+
+def zero_state(optimizer: torch.optim.Optimizer, p: Tensor, where: Tensor) -> None:
+    """Zeroes parameter-shaped state of ``p`` (momentum, exp_avg, exp_avg_sq, max_exp_avg_sq, ...) where ``where`` is True."""
+    for value in optimizer.state.get(p, {}).values():
+        if isinstance(value, Tensor) and value.shape == p.shape:
+            value.masked_fill_(where, 0)

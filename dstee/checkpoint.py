@@ -1,0 +1,286 @@
+"""Checkpoint files that are whole or absent, and are never unpickled.
+
+A file is ``magic (8 bytes) | header length (uint64) | blake2b of the header (32 bytes) | header | tensors``, little-endian.
+The header is JSON: the saved tree, in which a tensor is ``{"$tensor": i}``, and the list of dtypes, shapes and digests. The
+tensors follow in that order without gaps, so offsets cannot lie and every byte of the file is covered by a digest.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+import os
+import stat
+import struct
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+MAGIC = b"DSTEECK1"
+FORMAT_VERSION = 1
+MAX_HEADER = 64 << 20
+_PREFIX = struct.Struct("<8sQ32s")
+_MAX_DEPTH = 32
+_MAX_DIM = 1 << 40
+
+DTYPES: dict[str, torch.dtype] = {
+    str(dtype).removeprefix("torch."): dtype
+    for dtype in (
+        torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16, torch.int8,
+        torch.uint8, torch.bool,
+    )
+}  # fmt: skip
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+class CheckpointError(ValueError):
+    """A checkpoint cannot be used; the text names the file and what is wrong with it."""
+
+
+# --- trees <-> JSON ------------------------------------------------------------------------------------------------------
+
+
+def _encode(node: Any, tensors: list[Tensor], depth: int = 0) -> Any:
+    if depth > _MAX_DEPTH:
+        raise ValueError(f"a checkpoint tree may be {_MAX_DEPTH} levels deep at most")
+    if isinstance(node, Tensor):
+        if node.dtype not in _NAMES or node.layout is not torch.strided:
+            raise TypeError(f"a checkpoint cannot hold a {node.layout} tensor of {node.dtype}")
+        tensors.append(node)
+        return {"$tensor": len(tensors) - 1}
+    if node is None or isinstance(node, (bool, int, str)):
+        return node
+    if isinstance(node, float):
+        return node if math.isfinite(node) else {"$float": repr(node)}
+    if isinstance(node, (list, tuple)):
+        items = [_encode(item, tensors, depth + 1) for item in node]
+        return items if isinstance(node, list) else {"$tuple": items}
+    if isinstance(node, dict):
+        if all(isinstance(key, str) and not key.startswith("$") for key in node):
+            return {key: _encode(value, tensors, depth + 1) for key, value in node.items()}
+        if all(isinstance(key, (str, int)) for key in node):
+            return {"$dict": [[key, _encode(value, tensors, depth + 1)] for key, value in node.items()]}
+    raise TypeError(f"a checkpoint holds dict, list, tuple, str, int, float, bool, None and tensors, got {type(node).__name__}")
+
+
+def _decode(node: Any, tensors: Iterator[tuple[int, Tensor]], depth: int = 0) -> Any:
+    if depth > 2 * _MAX_DEPTH:
+        raise CheckpointError("the tree is nested too deeply")
+    if isinstance(node, list):
+        return [_decode(item, tensors, depth + 1) for item in node]
+    if not isinstance(node, dict):
+        return node
+    special = [key for key in node if key.startswith("$")]
+    if not special:
+        return {key: _decode(value, tensors, depth + 1) for key, value in node.items()}
+    key, value = special[0], node[special[0]]
+    if len(node) == 1:
+        if key == "$tensor" and type(value) is int:
+            i, tensor = next(tensors, (-1, None))
+            if i == value:
+                return tensor
+        if key == "$float" and value in ("nan", "inf", "-inf"):
+            return float(value)
+        if key == "$tuple" and isinstance(value, list):
+            return tuple(_decode(item, tensors, depth + 1) for item in value)
+        if key == "$dict" and isinstance(value, list) and all(_is_item(item) for item in value):
+            return {item[0]: _decode(item[1], tensors, depth + 1) for item in value}
+    raise CheckpointError(f"the tree holds an unknown node {key}")
+
+
+def _is_item(item: Any) -> bool:
+    return isinstance(item, list) and len(item) == 2 and isinstance(item[0], (str, int))
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        raise ValueError("duplicate key")
+    return result
+
+
+def _refuse_constant(text: str) -> Any:
+    raise ValueError(f"{text} is not JSON")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    return number if math.isfinite(number) else _refuse_constant(text)
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Strict JSON: no NaN, no Infinity, no duplicate keys; whatever is wrong is a ValueError."""
+    try:
+        return json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse_constant, parse_float=_finite)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    """The elements in logical (contiguous) order."""
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+
+
+def _blake2b(data: bytes | bytearray | memoryview) -> str:
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
+def _pack(tree: Any) -> tuple[bytes, list[memoryview]]:
+    tensors: list[Tensor] = []
+    encoded = _encode(tree, tensors)
+    payload = [_bytes(tensor) for tensor in tensors]
+    entries = [
+        {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "blake2b": _blake2b(data)}
+        for tensor, data in zip(tensors, payload, strict=True)
+    ]
+    header = {"format_version": FORMAT_VERSION, "tensors": entries, "tree": encoded}
+    return json.dumps(header, allow_nan=False, separators=(",", ":")).encode(), payload
+
+
+def digest(tree: Any) -> str:
+    """blake2b (16 bytes, hex) of everything in ``tree``: equal exactly when every value, dtype, shape and bit is equal."""
+    return _blake2b(_pack(tree)[0])
+
+
+# --- one file ------------------------------------------------------------------------------------------------------------
+
+
+def write_atomic(path: Path, parts: Iterable[bytes | memoryview]) -> None:
+    """Replaces ``path`` by ``parts``, all or nothing: temporary file beside it, fsync, rename, fsync of the folder.
+
+    Raises:
+        OSError: the old file, if any, is untouched (or, if only the last fsync failed, the new one is complete), and no
+        temporary file is left.
+    """
+    buffers = [memoryview(part).cast("B") for part in parts if len(part)]
+    temporary = path.with_name(f".{path.name}.tmp")
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_CLOEXEC", 0), 0o644)
+    try:
+        try:
+            for buffer in buffers:
+                while buffer:
+                    buffer = buffer[os.write(fd, buffer) :]
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name != "posix":
+        return
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def save(path: Path, tree: Any) -> None:
+    """Writes ``tree`` (dict, list, tuple, str, int, float, bool, None, tensors) to ``path``, all or nothing.
+
+    Raises:
+        OSError: it could not be written; an older file of that name is untouched. TypeError, ValueError: not such a tree.
+    """
+    header, payload = _pack(tree)
+    if len(header) > MAX_HEADER:
+        raise ValueError(f"the checkpoint header has {len(header)} bytes, at most {MAX_HEADER} can be read back")
+    write_atomic(path, [_PREFIX.pack(MAGIC, len(header), hashlib.blake2b(header, digest_size=32).digest()), header, *payload])
+
+
+def load(path: Path) -> Any:
+    """Reads what :func:`save` wrote; tensors are on the CPU, contiguous. Sizes are checked before memory is taken.
+
+    Raises:
+        CheckpointError: the file is missing, truncated, damaged, not a checkpoint, or of a newer format.
+    """
+    try:
+        with open(path, "rb", opener=_open_regular) as file:
+            return _read(file, os.fstat(file.fileno()).st_size)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+
+
+def _open_regular(path: str, flags: int) -> int:
+    """A named pipe in place of a file would block for ever."""
+    fd = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise CheckpointError("not a regular file")
+    return fd
+
+
+def _read(file: Any, size: int) -> Any:
+    prefix = file.read(_PREFIX.size)
+    if not MAGIC.startswith(prefix[:8]) or (size >= 8 and prefix[:8] != MAGIC):
+        raise CheckpointError("not a dstee checkpoint")
+    if len(prefix) < _PREFIX.size:
+        raise CheckpointError(f"truncated: {size} bytes, the prefix alone has {_PREFIX.size}")
+    _, length, expected = _PREFIX.unpack(prefix)
+    if length > min(MAX_HEADER, size - _PREFIX.size):
+        raise CheckpointError(f"truncated or damaged: the header claims {length} bytes, the file has {size}")
+    text = file.read(length)
+    if hashlib.blake2b(text, digest_size=32).digest() != expected:
+        raise CheckpointError("damaged: the header does not match its digest")
+    try:
+        header = parse_json(text)
+    except ValueError as error:
+        raise CheckpointError(f"damaged: the header is not valid: {error}") from None
+    version = header.get("format_version") if isinstance(header, dict) else None
+    if not isinstance(version, int) or version < 1:
+        raise CheckpointError("damaged: the header names no format version")
+    if version > FORMAT_VERSION:
+        raise CheckpointError(f"has format version {version}, this dstee reads up to {FORMAT_VERSION}: install a newer dstee")
+    entries = [_entry(i, entry) for i, entry in enumerate(_as_list(header.get("tensors")))]
+    total = sum(nbytes for *_, nbytes in entries)
+    if total != size - _PREFIX.size - length:
+        held = size - _PREFIX.size - length
+        raise CheckpointError(f"truncated or damaged: the tensors need {total} bytes, the file holds {held}")
+    tensors = enumerate([_read_tensor(file, i, *entry) for i, entry in enumerate(entries)])
+    tree = _decode(header.get("tree"), tensors)
+    if next(tensors, None) is not None:
+        raise CheckpointError("damaged: a tensor is not part of the tree")
+    return tree
+
+
+def _as_list(value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        raise CheckpointError("damaged: the header lists no tensors")
+    return value
+
+
+def _entry(i: int, entry: Any) -> tuple[torch.dtype, list[int], str, int]:
+    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "blake2b"}:
+        raise CheckpointError(f"damaged: tensor {i} is not described by dtype, shape and blake2b")
+    shape, name = entry["shape"], entry["dtype"]
+    if not isinstance(name, str) or name not in DTYPES:
+        raise CheckpointError(f"damaged: tensor {i} has an unknown dtype")
+    if not isinstance(shape, list) or len(shape) > 16 or not all(type(d) is int and 0 <= d < _MAX_DIM for d in shape):
+        raise CheckpointError(f"damaged: tensor {i} has an impossible shape")
+    return DTYPES[name], shape, str(entry["blake2b"]), math.prod(shape) * DTYPES[name].itemsize
+
+
+def _read_tensor(file: Any, i: int, dtype: torch.dtype, shape: list[int], expected: str, nbytes: int) -> Tensor:
+    data = bytearray(nbytes)
+    if file.readinto(data) != nbytes:
+        raise CheckpointError(f"truncated in tensor {i}")
+    if _blake2b(data) != expected:
+        raise CheckpointError(f"damaged: tensor {i} ({dtype}, {shape}) does not match its digest")
+    if not nbytes:
+        return torch.empty(shape, dtype=dtype)
+    raw = torch.frombuffer(data, dtype=torch.uint8)
+    if dtype is torch.bool and int(raw.max()) > 1:
+        raise CheckpointError(f"damaged: tensor {i} is bool and holds other values than 0 and 1")
+    return raw.view(dtype).reshape(shape)

@@ -1,0 +1,162 @@
+"""The configuration of a training: its fields, their defaults and what they may be.
+
+One table serves the command line, the configuration file and the run folder. Precedence: option, file, default for the
+data set, general default.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+METHODS = ("dst-ee", "rigl", "set", "static", "dense")
+COMPARED = ("dense", "static", "set", "rigl", "dst-ee")
+
+# What suits each data set. Digits at 98 %: 3,328 of 166,400 weights are active, and where they are makes a difference.
+BY_DATA: dict[str, dict[str, Any]] = {
+    "digits": {"hidden": (512, 256), "epochs": 60, "batch_size": 64, "every": 20, "checkpoint_every": 400},
+    "mnist": {"hidden": (512, 256), "epochs": 5, "batch_size": 128, "every": 40, "checkpoint_every": 1000},
+}
+
+
+class UsageError(ValueError):
+    """What was asked for cannot be done; the text is the one line that the user sees."""
+
+
+def _field(
+    group: str, help: str, default: Any = None, rule: tuple[str, Callable[[Any], bool]] | None = None, **more: Any
+) -> Any:
+    return dataclasses.field(default=default, metadata={"group": group, "help": help, "rule": rule, **more})
+
+
+def _at_least(low: float) -> tuple[str, Callable[[Any], bool]]:
+    return f">= {low:g}", lambda x: x >= low
+
+
+_POSITIVE = ("> 0", lambda x: x > 0)
+_BELOW_ONE = ("in [0, 1)", lambda x: 0 <= x < 1)
+_SHARE = ("in (0, 1]", lambda x: 0 < x <= 1)
+_WIDTHS = ("a list of 1 to 16 widths from 1 to 65536", lambda x: 1 <= len(x) <= 16 and all(1 <= w <= 65536 for w in x))
+_SEED = ("in 0..2^31-1", lambda x: 0 <= x < 2**31)
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that decides the bits of a run; see ``dstee train --help`` for the meaning of each field."""
+
+    data: str = _field("data", "data set", "digits", choices=tuple(BY_DATA))
+    compare: bool = _field("run", "train dense, static, SET, RigL and DST-EE instead of one method", False)
+    method: str = _field("method", "how the mask is trained", "dst-ee", choices=METHODS)
+    seed: int = _field("run", "first seed: initial weights, initial mask, order of the data", 0, _SEED)
+    seeds: int = _field("run", "number of seeds (default 1, with --compare 3)", 1, ("in 1..1000", lambda x: 1 <= x <= 1000))
+    sparsity: float = _field("method", "share of weights that are zero", 0.98, _BELOW_ONE)
+    distribution: str = _field(
+        "method", "how the active weights are shared out", "erk", choices=("erk", "uniform", "uniform-dense-first")
+    )
+    # On digits RigL grows gradients of 1e-4 to 2e-2, the median inactive one is 1e-5. With c = 1e-3 a weight that was never
+    # active gets c * ln(t) = 3e-3 to 7e-3: it competes with the gradients instead of drowning in them or drowning them.
+    c: float = _field("method", "DST-EE: weight of exploration (paper, Eq. 1)", 1e-3, _at_least(0))
+    eps: float = _field("method", "DST-EE: offset of the counters (paper, Eq. 1)", 1.0, _POSITIVE)
+    every: int = _field("method", "optimizer steps from one mask update to the next", 20, _at_least(1))
+    drop_fraction: float = _field("method", "share of a layer's active weights that an update swaps, at first", 0.3, _SHARE)
+    drop_schedule: str = _field("method", "how that share falls", "cosine", choices=("cosine", "linear", "constant"))
+    drop_floor: float = _field("method", "what it falls to", 0.0, _BELOW_ONE)
+    stop_fraction: float = _field("method", "share of the training after which the mask stays", 0.75, _SHARE)
+    order: str = _field(
+        "method", "an update comes after the SGD step or replaces it (default: the method's own)", "default",
+        choices=("default", "after", "replace"),
+    )  # fmt: skip
+    hidden: tuple[int, ...] = _field("model", "widths of the hidden layers, as 512,256", (512, 256), _WIDTHS)
+    epochs: int = _field("training", "passes over the training data", 60, _at_least(1))
+    batch_size: int = _field("training", "samples per step", 64, _at_least(2))
+    lr: float = _field("training", "learning rate at first", 0.1, _at_least(0))
+    lr_schedule: str = _field("training", "how it falls, to 0 at the end", "cosine", choices=("cosine", "constant"))
+    momentum: float = _field("training", "momentum of SGD", 0.9, _BELOW_ONE)
+    weight_decay: float = _field("training", "weight decay of SGD", 5e-4, _at_least(0))
+    nesterov: bool = _field("training", "Nesterov momentum", True)
+    threads: int = _field(
+        "run", "threads of the arithmetic; part of what decides the bits", 1, ("in 1..1024", lambda x: 1 <= x <= 1024)
+    )
+    checkpoint_every: int = _field("run", "optimizer steps from one checkpoint to the next", 400, _at_least(1), free=True)
+    keep_checkpoints: int = _field("run", "checkpoints that are kept per training", 2, _at_least(1), free=True)
+
+    @staticmethod
+    def resolve(given: Mapping[str, Any]) -> Config:
+        """The configuration from whatever ``given`` names, the rest from the defaults.
+
+        Raises:
+            UsageError: an unknown name, a wrong type or a number out of range; all of them, in one line.
+        """
+        fields = {f.name: f for f in dataclasses.fields(Config)}
+        wrong = []
+        for name in given:
+            if name not in fields:
+                close = difflib.get_close_matches(name, fields, 1)
+                wrong.append(f"unknown setting {name!r}" + (f" (did you mean {close[0]!r}?)" if close else ""))
+        values: dict[str, Any] = {**BY_DATA.get(str(given.get("data", "digits")), {})}
+        if given.get("compare") is True:
+            values["seeds"] = 3
+        values |= {name: given[name] for name in given if name in fields}
+        for name, value in values.items():
+            try:
+                values[name] = _checked(fields[name], value)
+            except UsageError as error:
+                wrong.append(str(error))
+        if not wrong and values.get("nesterov", True) and values.get("momentum", 0.9) == 0:
+            wrong.append("nesterov needs a momentum > 0: pass --no-nesterov or a momentum")
+        if wrong:
+            raise UsageError("; ".join(wrong))
+        return Config(**values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types, as stored in JSON; :meth:`resolve` reads it back."""
+        values = dataclasses.asdict(self)
+        return {**values, "hidden": list(self.hidden)}
+
+    def identity(self) -> dict[str, Any]:
+        """The settings that decide the result; the others may change when a run is resumed."""
+        free = {f.name for f in dataclasses.fields(self) if f.metadata.get("free")}
+        return {name: value for name, value in self.to_dict().items() if name not in free}
+
+    def of_training(self) -> dict[str, Any]:
+        """The settings that decide one training; how many others stand beside it does not matter to it."""
+        return {name: value for name, value in self.identity().items() if name not in ("compare", "method", "seed", "seeds")}
+
+    def trials(self) -> list[tuple[str, int]]:
+        """(method, seed) of every training of the run, in order."""
+        methods = COMPARED if self.compare else (self.method,)
+        return [(method, self.seed + i) for i in range(self.seeds) for method in methods]
+
+
+def _checked(field: dataclasses.Field, value: Any) -> Any:
+    default, name = field.default, field.name
+    if isinstance(default, tuple):
+        if not isinstance(value, (list, tuple)) or not all(type(item) is int for item in value):
+            raise UsageError(f"{name} must be a list of whole numbers, got {value!r}")
+        value = tuple(value)
+    elif isinstance(default, float):
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            raise UsageError(f"{name} must be a finite number, got {value!r}")
+        value = float(value)
+    elif type(value) is not type(default):
+        raise UsageError(f"{name} must be of type {type(default).__name__}, got {value!r}")
+    choices = field.metadata.get("choices")
+    if choices and value not in choices:
+        raise UsageError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+    rule = field.metadata["rule"]
+    if rule and not rule[1](value):
+        raise UsageError(f"{name} must be {rule[0]}, got {json.dumps(value)}")
+    return value
+
+
+def differences(here: Mapping[str, Any], there: Mapping[str, Any]) -> list[str]:
+    """``name: there -> here`` for every setting in which two configurations differ."""
+    names = sorted(set(here) | set(there))
+    return [
+        f"{n} is {json.dumps(there.get(n))} there, {json.dumps(here.get(n))} here" for n in names if here.get(n) != there.get(n)
+    ]

@@ -1,0 +1,154 @@
+"""Data sets of the command line, and the order in which a training sees them."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import math
+import os
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dstee.config import UsageError
+
+_MNIST = {
+    "x_train": (60_000, 28, 28),
+    "y_train": (60_000,),
+    "x_test": (10_000, 28, 28),
+    "y_test": (10_000,),
+}
+_DIGITS_TEST = 500
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Images as float32 [n, features], standardised by the training set; labels as int64 [n] in 0..9."""
+
+    name: str
+    x_train: Tensor
+    y_train: Tensor
+    x_test: Tensor
+    y_test: Tensor
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """blake2b (16 bytes, hex) of all four tensors."""
+        hasher = hashlib.blake2b(digest_size=16)
+        for tensor in (self.x_train, self.y_train, self.x_test, self.y_test):
+            hasher.update(tensor.numpy().data)
+        return hasher.hexdigest()
+
+
+def load(name: str, data_dir: str | None) -> Dataset:
+    """Data set ``name``: "digits" (inside scikit-learn) or "mnist" (``mnist.npz`` in ``data_dir`` or ``$DSTEE_DATA``).
+
+    Raises:
+        UsageError: a file or package is missing or damaged; the text says which, and which option helps.
+    """
+    return _digits() if name == "digits" else _mnist(data_dir)
+
+
+def _standardised(name: str, x_train: Tensor, y_train: Tensor, x_test: Tensor, y_test: Tensor) -> Dataset:
+    x_train, x_test = (x.flatten(1).float() for x in (x_train, x_test))
+    # Pixels are small whole numbers: both sums are exact.
+    mean = x_train.sum(dtype=torch.float64).item() / x_train.numel()
+    square = x_train.square().sum(dtype=torch.float64).item() / x_train.numel()
+    x_train, x_test = ((x - mean) / math.sqrt(square - mean * mean) for x in (x_train, x_test))
+    return Dataset(name, x_train, y_train.long(), x_test, y_test.long())
+
+
+def _digits() -> Dataset:
+    """1,797 real 8x8 images, of which 500 are the test set, the same for every seed."""
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise UsageError("--data digits needs scikit-learn, which ships the images: pip install scikit-learn") from error
+    images, labels = (torch.from_numpy(array) for array in load_digits(return_X_y=True))
+    shuffled = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
+    test, train = shuffled[:_DIGITS_TEST], shuffled[_DIGITS_TEST:]
+    return _standardised("digits", images[train], labels[train], images[test], labels[test])
+
+
+def _mnist(data_dir: str | None) -> Dataset:
+    folder = data_dir or os.environ.get("DSTEE_DATA")
+    if not folder:
+        raise UsageError("--data mnist needs the folder of mnist.npz: pass --data-dir DIR or set DSTEE_DATA")
+    path = Path(folder) / "mnist.npz"
+    if not path.is_file():
+        raise UsageError(f"no file {path}: pass the folder of mnist.npz as --data-dir DIR or in DSTEE_DATA")
+    import numpy as np
+
+    try:
+        with zipfile.ZipFile(path) as archive:
+            _check_sizes({Path(info.filename).stem: info.file_size for info in archive.infolist()})
+        with np.load(path, allow_pickle=False) as arrays:
+            tensors = {key: torch.from_numpy(_checked(key, arrays[key])) for key in _MNIST}
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise UsageError(f"{path} is not a usable mnist.npz: {error}") from error
+    return _standardised("mnist", **tensors)
+
+
+def _check_sizes(sizes: dict[str, int]) -> None:
+    """Before anything is unpacked: no entry is larger than its array (and a header) can be."""
+    for key, shape in _MNIST.items():
+        if key not in sizes:
+            raise ValueError(f"array {key} is missing")
+        if sizes[key] > 8 * math.prod(shape) + 4096:
+            raise ValueError(f"array {key} would take {sizes[key]} bytes")
+
+
+def _checked(key: str, array: Any) -> Any:
+    import numpy as np
+
+    if array.shape != _MNIST[key] or array.dtype.kind not in "ui":
+        raise ValueError(f"array {key} is {array.dtype} {list(array.shape)}, expected integers {list(_MNIST[key])}")
+    if key.startswith("y") and (array.min() < 0 or array.max() > 9):
+        raise ValueError(f"array {key} has labels outside 0..9")
+    return array.astype(np.int64) if key.startswith("y") else array.astype(np.uint8)
+
+
+class Order:
+    """Shuffled batches of indices, epoch after epoch, with a generator of its own; an incomplete last batch is left out.
+
+    ``state_dict`` holds the exact position, in the middle of an epoch too.
+    """
+
+    def __init__(self, size: int, batch_size: int, seed: int):
+        if batch_size > size:
+            raise UsageError(f"batch_size must be at most the {size} training samples, got {batch_size}")
+        self.size, self.batch_size = size, batch_size
+        self.batches = size // batch_size
+        self.position = 0
+        self._generator = torch.Generator().manual_seed(seed)
+        self._permutation = torch.randperm(size, generator=self._generator)
+
+    def next(self) -> Tensor:
+        """int64 [batch_size]: the samples of the next step."""
+        if self.position == self.batches:
+            self._permutation = torch.randperm(self.size, generator=self._generator)
+            self.position = 0
+        start = self.position * self.batch_size
+        self.position += 1
+        return self._permutation[start : start + self.batch_size]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "position": self.position,
+            "permutation": self._permutation,
+            "generator": self._generator.get_state(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Raises ValueError, before anything changes, if the state is not one of this data and batch size."""
+        position, permutation = state["position"], state["permutation"]
+        if type(position) is not int or not 0 <= position <= self.batches:
+            raise ValueError(f"the position in the data order must be in 0..{self.batches}, got {position!r}")
+        if not torch.equal(permutation.sort().values, torch.arange(self.size)):
+            raise ValueError(f"the data order is not a permutation of the {self.size} training samples")
+        self._generator.set_state(state["generator"])
+        self.position, self._permutation = position, permutation

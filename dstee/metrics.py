@@ -1,0 +1,211 @@
+"""What a sparse training run does: how much it explores and exploits, how its masks look, and what it costs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+
+from dstee import ops
+from dstee._layers import SparseLayer
+from dstee.methods import Method
+from dstee.schedule import UpdateSchedule
+from dstee.sparse_model import SparseModel
+
+Counted = nn.Linear | _ConvNd | nn.MultiheadAttention
+"""Modules whose FLOPs are counted."""
+
+
+@dataclass(frozen=True)
+class Shares:
+    """One share in [0, 1] per layer, and the share of the whole model."""
+
+    per_layer: dict[str, float]
+    total: float
+
+
+def _shares(parts: Mapping[str, int], wholes: Mapping[str, int]) -> Shares:
+    per_layer = {name: part / max(wholes[name], 1) for name, part in parts.items()}
+    return Shares(per_layer, sum(parts.values()) / max(sum(wholes.values()), 1))
+
+
+def _counts(sparse: SparseModel, count: Callable[[list[SparseLayer]], Tensor]) -> dict[str, int]:
+    """One number per layer from ``count``, called once per device: one host sync for a model on one device."""
+    groups: dict[torch.device, list[SparseLayer]] = {}
+    for layer in sparse.layers.values():
+        groups.setdefault(layer.mask_bits.device, []).append(layer)
+    found = {layer.name: n for group in groups.values() for layer, n in zip(group, count(group).tolist(), strict=True)}
+    return {name: found[name] for name in sparse.layers}
+
+
+def exploration(sparse: SparseModel) -> Shares:
+    """Exploration degree R: share of the sparse weights that were ever active, the initial mask included (paper, R).
+
+    Raises:
+        ValueError: the method keeps no counters.
+    """
+
+    def count(layers: list[SparseLayer]) -> Tensor:
+        counts = [layer.counts for layer in layers if layer.counts is not None]
+        return ops.count_explored(counts, [layer.mask_bits for layer in layers])
+
+    if any(layer.counts is None for layer in sparse.layers.values()):
+        raise ValueError(
+            f"exploration needs counters, which {sparse.method.name} does not keep: use sparsify(..., track_exploration=True)"
+        )
+    return _shares(_counts(sparse, count), {name: layer.numel for name, layer in sparse.layers.items()})
+
+
+def density(sparse: SparseModel) -> float:
+    """Share of the sparse weights that are active; no host sync."""
+    layers = sparse.layers.values()
+    return sum(layer.nnz for layer in layers) / sum(layer.numel for layer in layers)
+
+
+def churn(sparse: SparseModel) -> float:
+    """Share of the active weights that the last update brought in; 0 before the first update."""
+
+    def count(layers: list[SparseLayer]) -> Tensor:
+        before = [layer.mask_bits if layer.previous_bits is None else layer.previous_bits for layer in layers]
+        return ops.count_active([layer.mask_bits & ~bits for layer, bits in zip(layers, before, strict=True)])
+
+    return sum(_counts(sparse, count).values()) / sum(layer.nnz for layer in sparse.layers.values())
+
+
+def dead_units(sparse: SparseModel) -> Shares:
+    """Share of output units (rows of a linear layer, channels of a convolution) without a single active weight."""
+
+    def units(layer: SparseLayer) -> Tensor:
+        """bool [units]: which have an active weight."""
+        mask = sparse.mask(layer.name)
+        if isinstance(layer.module, _ConvTransposeNd):  # [in, out / groups, ...]; each group of inputs has its own outputs
+            groups = layer.module.groups
+            return mask.reshape(groups, mask.shape[0] // groups, mask.shape[1], -1).any(3).any(1).flatten()
+        return mask.reshape(mask.shape[0], -1).any(1)
+
+    alive = {name: units(layer) for name, layer in sparse.layers.items()}
+    dead = _counts(sparse, lambda layers: torch.stack([(~alive[layer.name]).sum() for layer in layers]))
+    return _shares(dead, {name: unit.numel() for name, unit in alive.items()})
+
+
+@torch.no_grad()
+def exploitation(sparse: SparseModel, loss_fn: Callable[[], Tensor]) -> float:
+    """Degree of exploitation of the last update: the loss without minus the loss with the weights it grew (paper, Eq. 3).
+
+    ``loss_fn`` is called twice, without gradients and in the model's present mode; use ``model.eval()`` and the same batch
+    to compare like with like. The weights get their bits back whatever happens. 0 before the first update.
+    """
+    if sparse.round == 0:
+        return 0.0
+    with_grown = float(loss_fn())
+    saved = []
+    try:
+        for name, layer in sparse.layers.items():
+            weight, grown = layer.param.data, sparse.last_grown(name)  # .data: a pending backward must not notice
+            saved.append((weight, grown, weight[grown]))
+            weight.masked_fill_(grown, 0)
+        return float(loss_fn()) - with_grown
+    finally:
+        for weight, grown, values in saved:
+            weight[grown] = values
+
+
+@dataclass(frozen=True)
+class Flops:
+    """Floating-point operations, two per multiply-accumulate (the convention of RigL's tables).
+
+    ``inference`` is one forward of the example input, ``training`` the mean optimizer step on it.
+    """
+
+    dense_inference: int
+    sparse_inference: int
+    dense_training: float
+    sparse_training: float
+
+    @property
+    def inference_ratio(self) -> float:
+        return self.sparse_inference / self.dense_inference
+
+    @property
+    def training_ratio(self) -> float:
+        return self.sparse_training / self.dense_training
+
+
+def training_flops(dense: float, sparse: float, method: Method, schedule: UpdateSchedule) -> float:
+    """Mean FLOPs of a training step from those of a dense and a sparse forward; a backward costs two forwards.
+
+    A method that grows by gradients pays a dense weight gradient at each update (RigL, appendix):
+    ``(3 * sparse * every + 2 * sparse + dense) / (every + 1)``. The others pay ``3 * sparse``.
+    """
+    if not (method.updates and method.needs_gradients):
+        return 3 * sparse
+    return (3 * sparse * schedule.every + 2 * sparse + dense) / (schedule.every + 1)
+
+
+def flops(sparse: SparseModel, example_input: Any) -> Flops:
+    """FLOPs of linear layers, convolutions (transposed too) and attention projections; all else is left out.
+
+    Runs one forward in eval mode without gradients and puts every module's mode back. Layers that are not sparse count in full.
+
+    Args:
+        example_input: what the model takes: a tensor, a tuple of arguments or a mapping of keyword arguments. With a batch
+            of one the figures are FLOPs per sample.
+
+    Raises:
+        ValueError: a sparse weight belongs to another kind of module, or the forward used none of these layers.
+    """
+    known = Counted | nn.Embedding  # a look-up costs nothing
+    if foreign := [layer.name for layer in sparse.layers.values() if not isinstance(layer.module, known)]:
+        raise ValueError(f"cannot count the FLOPs of {', '.join(foreign)}: not linear, convolution or attention layers")
+    nnz = {id(layer.param): layer.nnz for layer in sparse.layers.values()}
+    cost = {"dense": 0.0, "sparse": 0.0}
+
+    def hook(module: Counted, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        for weight, uses in _uses(module, args, kwargs, output):
+            cost["dense"] += 2 * weight.numel() * uses
+            cost["sparse"] += 2 * nnz.get(id(weight), weight.numel()) * uses
+
+    modules = list(sparse.model.modules())
+    modes = [module.training for module in modules]
+    handles = [module.register_forward_hook(hook, with_kwargs=True) for module in modules if isinstance(module, Counted)]
+    try:
+        sparse.model.eval()
+        with torch.no_grad():
+            _call(sparse.model, example_input)
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, mode in zip(modules, modes, strict=True):
+            module.training = mode
+    if not cost["dense"]:
+        raise ValueError("the forward used no linear, convolution or attention layer: nothing to count")
+    dense_forward, sparse_forward = round(cost["dense"]), round(cost["sparse"])
+    training = training_flops(dense_forward, sparse_forward, sparse.method, sparse.schedule)
+    return Flops(dense_forward, sparse_forward, 3 * dense_forward, training)
+
+
+def _call(model: nn.Module, example_input: Any) -> Any:
+    if isinstance(example_input, Mapping):
+        return model(**example_input)
+    return model(*example_input) if isinstance(example_input, tuple) else model(example_input)
+
+
+def _uses(module: Counted, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> list[tuple[Tensor, float]]:
+    """(weight, how often one forward used each of its elements, on average); padding counts as input."""
+    if isinstance(module, nn.MultiheadAttention):
+        inputs = dict(zip(("query", "key", "value"), args, strict=False)) | kwargs
+        query, key, value = (inputs[name].numel() // inputs[name].shape[-1] for name in ("query", "key", "value"))
+        if module.in_proj_weight is None:
+            uses: dict[str, float] = {"q_proj_weight": query, "k_proj_weight": key, "v_proj_weight": value}
+        else:
+            uses = {"in_proj_weight": (query + key + value) / 3}
+        return [(module.get_parameter(name), n) for name, n in {**uses, "out_proj.weight": query}.items()]
+    if isinstance(module, _ConvTransposeNd):  # every input position meets the whole kernel
+        x = args[0] if args else kwargs["input"]
+        return [(module.weight, x.numel() // module.in_channels)]
+    units = module.out_channels if isinstance(module, _ConvNd) else module.out_features
+    return [(module.weight, output.numel() // units)]

@@ -1,0 +1,233 @@
+"""SparseSGD: ``torch.optim.SGD`` that leaves inactive weights alone."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.optim.sgd import sgd as dense_sgd
+
+from dstee import ops
+from dstee._layers import SparseLayer
+from dstee._mask_update import MaskUpdate
+
+if TYPE_CHECKING:
+    from dstee.sparse_model import SparseModel
+
+
+class SparseSGD(torch.optim.SGD):
+    """:class:`torch.optim.SGD` on the active weights of ``sparse``, and on all other parameters as torch does it.
+
+    ``step()`` never changes a mask, a counter or the schedule, so whoever calls it may: :meth:`SparseModel.step` and
+    :meth:`SparseModel.update` own the topology. Inactive weights and their momenta stay 0. With all masks True it trains as
+    ``torch.optim.SGD`` does, to within 1 ulp a step for weights larger than their step (torch fuses multiply and add, this
+    does not: that is what makes all backends agree). With lr 0 and gradients 0 no weight moves; momenta decay as torch's do.
+
+    Args:
+        params: as in ``torch.optim.SGD``; must hold every trainable sparse weight of the model.
+        sparse: what :func:`dstee.sparsify` returned.
+        others: as in ``torch.optim.SGD``. ``foreach`` concerns the parameters that are not sparse; ``fused=True`` also lets a
+            ``GradScaler`` hand over its scale (gradients are then unscaled in place, as torch's fused optimizers do).
+
+    Raises:
+        TypeError, ValueError, RuntimeError: as ``torch.optim.SGD``; ValueError for ``differentiable=True``.
+    """
+
+    _update: MaskUpdate | None = None  # put here by SparseModel.step for the next step alone
+    _stepped = False  # a step was performed that SparseModel has not counted yet
+
+    def __init__(
+        self,
+        params: Any,
+        sparse: SparseModel,
+        lr: float | Tensor = 1e-3,
+        momentum: float = 0,
+        dampening: float = 0,
+        weight_decay: float | Tensor = 0,
+        nesterov: bool = False,
+        *,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        differentiable: bool = False,
+        fused: bool | None = None,
+    ) -> None:
+        if not hasattr(sparse, "layers"):
+            raise TypeError(f"sparse must be the SparseModel that dstee.sparsify returned, got {type(sparse).__name__}")
+        self.sparse = sparse
+        super().__init__(
+            params,
+            lr,
+            momentum,
+            dampening,
+            weight_decay,
+            nesterov,
+            maximize=maximize,
+            foreach=foreach,
+            differentiable=differentiable,
+            fused=fused,
+        )
+        sparse._attach(self)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As ``torch.optim.Optimizer.add_param_group``; refuses ``differentiable=True``."""
+        super().add_param_group(param_group)
+        if self.param_groups[-1]["differentiable"]:
+            self.param_groups.pop()
+            raise ValueError("SparseSGD works in place and does not support differentiable=True: use torch.optim.SGD")
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step on all parameters that have a gradient; the masks stay as they are. Returns the closure's loss.
+
+        Raises:
+            ValueError: the optimizer does not hold the model's sparse weights. Nothing has changed then.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        if self._overflow():
+            return loss
+        update, self._update = self._update, None
+        layers = self.sparse._admit(self)
+        if update:
+            update.check_gradients(layers.values())
+        for group in self.param_groups:
+            self._step_group(group, layers, update)
+        self._stepped = True
+        return loss
+
+    def _overflow(self) -> bool:
+        """With ``fused=True`` a GradScaler leaves its scale and its verdict here: unscale, or skip the step."""
+        found_inf, scale = getattr(self, "found_inf", None), getattr(self, "grad_scale", None)
+        if found_inf is not None and found_inf.item():
+            return True
+        if scale is not None:
+            grads = defaultdict(list)
+            for group in self.param_groups:
+                for p in group["params"]:
+                    if p.grad is not None:
+                        grads[p.grad.device].append(p.grad)
+            for device, tensors in grads.items():
+                torch._foreach_div_(tensors, scale.to(device))
+        return False
+
+    def _step_group(self, group: dict[str, Any], layers: dict[int, SparseLayer], update: MaskUpdate | None) -> None:
+        dense: list[Tensor] = []
+        # One call takes layers on one device that all have a momentum buffer, or all have none.
+        calls: dict[tuple[torch.device, bool], list[tuple[SparseLayer, Tensor, Tensor, Tensor | None]]] = defaultdict(list)
+        for p in group["params"]:
+            grad = p.grad
+            if grad is None:
+                continue
+            layer = layers.get(id(p))
+            if layer is None:
+                dense.append(p)
+            else:
+                buffer = self._momentum(p, layer)
+                calls[p.device, buffer is not None].append((layer, p, layer.fit(grad), buffer))
+        for (device, started), call in calls.items():
+            self._sparse_step(group, device, started, call, update)
+        if dense:
+            self._dense_step(group, dense)
+
+    def _sparse_step(self, group: dict[str, Any], device: torch.device, started: bool, call, update) -> None:
+        layers, params, grads, momenta = map(list, zip(*call, strict=True))
+        lr, momentum = group["lr"], group["momentum"]
+        if isinstance(lr, Tensor) and lr.device != device:
+            lr = lr.item()
+        first = momentum != 0 and not started
+        if first:
+            momenta = [torch.zeros_like(p) for p in params]
+        rule = {
+            "lr": lr,
+            "momentum": momentum,
+            "dampening": group["dampening"],
+            "weight_decay": float(group["weight_decay"]),
+            "nesterov": group["nesterov"],
+            "maximize": group["maximize"],
+            "first_step": first,
+        }
+        given = momenta if started or first else None
+        if update is None:
+            ops.masked_sgd_(params, grads, given, [layer.mask_bits for layer in layers], **rule)
+        else:
+            update.apply(layers, params, grads, given, ops.SGDRule(**rule))
+        if first:
+            for p, buffer in zip(params, momenta, strict=True):
+                self.state[p]["momentum_buffer"] = buffer
+
+    def _dense_step(self, group: dict[str, Any], params: list[Tensor]) -> None:
+        grads: list[Tensor] = [p.grad for p in params]  # type: ignore[misc]
+        states = [self.state[p] for p in params] if group["momentum"] != 0 else []
+        buffers = [state.get("momentum_buffer") for state in states]
+        dense_sgd(
+            params,
+            grads,
+            buffers,
+            has_sparse_grad=any(grad.is_sparse for grad in grads),
+            foreach=group["foreach"],
+            fused=group["fused"],
+            weight_decay=group["weight_decay"],
+            momentum=group["momentum"],
+            lr=group["lr"],
+            dampening=group["dampening"],
+            nesterov=group["nesterov"],
+            maximize=group["maximize"],
+        )
+        for state, buffer in zip(states, buffers, strict=True):
+            state["momentum_buffer"] = buffer
+
+    def _momentum(self, p: Tensor, layer: SparseLayer) -> Tensor | None:
+        """The momentum buffer of ``p``, laid out as ``p`` is now; None before its first step with momentum."""
+        state = self.state.get(p)
+        buffer = state.get("momentum_buffer") if state else None
+        if state is None or buffer is None:
+            return None
+        fitting = layer.fit(buffer)
+        if fitting is not buffer:
+            state["momentum_buffer"] = fitting
+        return fitting
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As ``torch.optim.Optimizer.load_state_dict``, but names and shapes are compared first.
+
+        Momenta outside the masks become 0 at the next step, so it does not matter whether the masks are loaded before or after.
+
+        Raises:
+            ValueError: listing every parameter whose name or state does not fit. Nothing has changed then.
+        """
+        check = self.register_load_state_dict_pre_hook(_refuse_other_parameters)  # runs after the user's own
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            check.remove()
+        self.sparse._restored = True
+
+    def __getstate__(self) -> dict[str, Any]:
+        return super().__getstate__() | {"sparse": self.sparse, "_stepped": self._stepped}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if "sparse" in state:  # a copy or an unpickled optimizer; load_state_dict comes here too
+            self.sparse._attach(self)
+
+
+def _refuse_other_parameters(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> None:
+    """Raises ValueError when state saved for other parameters would be matched to ours by its position."""
+    differences = []
+    for i, (group, saved) in enumerate(zip(optimizer.param_groups, state_dict["param_groups"], strict=False)):
+        names, saved_names = group.get("param_names"), saved.get("param_names")
+        for j, (p, key) in enumerate(zip(group["params"], saved["params"], strict=False)):
+            where = f"group {i}, parameter {j}" + (f" ({names[j]})" if names else "")
+            if names and saved_names and names[j] != saved_names[j]:
+                differences.append(f"{where}: saved for {saved_names[j]}")
+            buffer = state_dict["state"].get(key, {}).get("momentum_buffer")
+            if buffer is not None and (not isinstance(buffer, Tensor) or buffer.shape != p.shape):
+                got = list(buffer.shape) if isinstance(buffer, Tensor) else type(buffer).__name__
+                differences.append(f"{where}: saved momentum is {got}, expected {list(p.shape)}")
+    if differences:
+        raise ValueError("the saved optimizer state does not fit this optimizer:\n  " + "\n  ".join(differences))

@@ -1,0 +1,145 @@
+"""The picture of a run, after Fig. 3 of the paper: exploration degree per mask update, test accuracy per epoch."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dstee import checkpoint
+from dstee.config import UsageError, differences
+from dstee.runs import read_manifest
+from dstee.trial import NAMES
+
+# Okabe and Ito's colours, which stay apart for colour-blind readers; dashes keep them apart in print.
+_STYLES = {
+    "dense": ("#000000", (0, (1, 1.5))),
+    "static": ("#999999", (0, (4, 1.5))),
+    "set": ("#E69F00", (0, (4, 1.5, 1, 1.5))),
+    "rigl": ("#0072B2", (0, (6, 2))),
+    "dst-ee": ("#D55E00", "solid"),
+}
+_EXTRA = ("#D55E00", "#0072B2", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#000000", "#999999")
+
+
+@dataclass
+class Curves:
+    """One line of the picture: per seed, ``updates`` (round, R) and ``epochs`` (epoch, accuracy in 0..1)."""
+
+    label: str
+    method: str
+    updates: list[list[tuple[float, float]]] = field(default_factory=list)
+    epochs: list[list[tuple[float, float]]] = field(default_factory=list)
+
+
+def read_run(folder: Path, warn: Any = lambda text: None) -> tuple[dict[str, Any], dict[str, Curves]]:
+    """The settings of a run folder and its curves by method, from the JSON lines alone.
+
+    An incomplete last line (a killed writer's) is left out with a warning.
+
+    Raises:
+        UsageError: the folder holds no run, or a line is not a metric.
+    """
+    manifest = read_manifest(folder)
+    if manifest is None:
+        raise UsageError(f"{folder} holds no run (no config.json)")
+    curves: dict[str, Curves] = {}
+    for file in sorted(folder.glob("*/metrics.jsonl")):
+        updates, epochs = [], []
+        method = None
+        lines = file.read_bytes().split(b"\n")
+        if lines.pop():
+            warn(f"{file}: the last line is incomplete and left out")
+        for number, line in enumerate(lines, 1):
+            try:
+                record = checkpoint.parse_json(line)
+                method = record["method"]
+                if method not in NAMES:
+                    raise ValueError(f"unknown method {method!r}")
+                if record["kind"] == "update":
+                    updates.append((_number(record["round"]), _number(record["exploration"])))
+                elif record["kind"] == "epoch":
+                    epochs.append((_number(record["epoch"]), _number(record["accuracy"])))
+            except (ValueError, KeyError, TypeError) as error:
+                raise UsageError(f"{file}, line {number}: not a metric of dstee: {error}") from error
+        if method is not None:
+            curve = curves.setdefault(method, Curves(NAMES[method], method))
+            curve.updates.append(updates)
+            curve.epochs.append(epochs)
+    if not curves:
+        raise UsageError(f"{folder} holds no metrics yet")
+    return manifest["config"], {method: curves[method] for method in NAMES if method in curves}
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise ValueError(f"{value!r} is not a number")
+    return float(value)
+
+
+def plot_runs(folders: Sequence[Path], output: Path, warn: Any = lambda text: None) -> None:
+    """Draws the runs in ``folders`` into the PNG file ``output``; what differs between their settings is in the legend.
+
+    Raises:
+        UsageError: a folder cannot be used, or matplotlib is missing. OSError: the file cannot be written.
+    """
+    runs = [read_run(folder, warn) for folder in folders]
+    first = runs[0][0]
+    shared = [key for key in first if not any(differences({key: first[key]}, {key: config.get(key)}) for config, _ in runs)]
+    lines = []
+    for (config, curves), folder in zip(runs, folders, strict=True):
+        own = [f"{key}={config[key]}" for key in config if key not in shared and key not in ("method", "compare")]
+        for curve in curves.values():
+            suffix = ", ".join(own) if own or len(runs) == 1 else folder.name
+            lines.append(
+                Curves(f"{curve.label} ({suffix})" if suffix else curve.label, curve.method, curve.updates, curve.epochs)
+            )
+    title = ", ".join(f"{key} {first[key]}" for key in ("data", "sparsity") if key in shared)
+    checkpoint.write_atomic(output, [draw(lines, title)])
+
+
+def draw(lines: Sequence[Curves], title: str) -> bytes:
+    """PNG: left R over mask updates, right test accuracy over epochs; mean over seeds, the band from lowest to highest."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+        from matplotlib.ticker import MaxNLocator
+    except ImportError as error:
+        raise UsageError("the picture needs matplotlib: pip install matplotlib") from error
+    figure = Figure(figsize=(11, 4.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2)
+    once = len({line.method for line in lines}) == len(lines)
+    for i, line in enumerate(lines):
+        color, dash = _STYLES[line.method] if once else (_EXTRA[i % len(_EXTRA)], _STYLES[line.method][1])
+        style = {"color": color, "linestyle": dash, "linewidth": 2 if line.method == "dst-ee" else 1.5, "label": line.label}
+        for axes, seeds, scale in ((left, line.updates, 1), (right, line.epochs, 100)):
+            x, low, mean, high = _band(seeds, scale)
+            if x:
+                axes.plot(x, mean, **style)
+                axes.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0)
+    left.set(xlabel="mask update", ylabel="exploration degree R", title="Weights that were ever active")
+    right.set(xlabel="epoch", ylabel="test accuracy (%)", title="Accuracy")
+    count = max((len(line.epochs) for line in lines), default=0)
+    settled = [accuracy for line in lines for seed in line.epochs for _, accuracy in seed[len(seed) // 4 :]]
+    right.set_ylim(max(0.0, 100 * min(settled, default=0.0) - 3), min(100.5, 100 * max(settled, default=1.0) + 1))
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if axes.lines:
+            axes.legend(fontsize=9, loc="best")
+    figure.suptitle(title + (f"; mean of {count} seeds, bands from lowest to highest" if count > 1 else ""))
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=150)
+    return buffer.getvalue()
+
+
+def _band(seeds: Sequence[Sequence[tuple[float, float]]], scale: float) -> tuple[list[float], ...]:
+    """x, lowest, mean and highest of the seeds, at every x that all of them reached."""
+    tables = [dict(seed) for seed in seeds if seed]
+    xs = sorted(set.intersection(*(set(table) for table in tables))) if tables else []
+    columns = [[scale * table[x] for table in tables] for x in xs]
+    return xs, [min(c) for c in columns], [sum(c) / len(c) for c in columns], [max(c) for c in columns]

@@ -1,0 +1,192 @@
+"""What ``dstee`` shows: progress, tables, warnings. rich draws; without a terminal it is plain lines, no control characters."""
+
+from __future__ import annotations
+
+import statistics
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TextIO
+
+from dstee.config import Config, UsageError
+from dstee.trial import NAMES, Result, Trial
+
+
+def one_line(text: object) -> str:
+    """``text`` without line breaks and control characters, which file names may hold."""
+    return "".join(c if c.isprintable() else " " for c in " ".join(str(text).split()))
+
+
+def complain(kind: str, text: object) -> None:
+    """One line on stderr."""
+    print(f"dstee: {kind}: {one_line(text)}", file=sys.stderr, flush=True)
+
+
+def make_console(stream: TextIO) -> Any:
+    """A rich console for ``stream`` that sends control characters to a terminal only, whatever the environment says."""
+    try:
+        from rich.console import Console
+    except ImportError as error:
+        raise UsageError("the command line needs rich: pip install rich") from error
+    terminal = stream.isatty()
+    return Console(
+        file=stream,
+        force_terminal=terminal,
+        force_interactive=terminal,
+        color_system="auto" if terminal else None,
+        width=None if terminal else 120,
+        highlight=False,
+    )
+
+
+class Progress:
+    """A bar over all steps of a run with loss, accuracy and R; without a terminal, a line now and then."""
+
+    LINES = 8
+    """Lines per training without a terminal, when it is the only one; a comparison prints one each."""
+
+    def __init__(self, config: Config, warn: Callable[[str], None]):
+        self.console = make_console(sys.stderr)
+        self.lines = 1 if len(config.trials()) > 1 else self.LINES
+        self.count, self.index = len(config.trials()), 0
+        self._warn = warn
+        self._bar: Any = None
+        self._task: Any = None
+
+    def __enter__(self) -> Progress:
+        if self.console.is_terminal:
+            from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+            from rich.progress import Progress as Bar
+
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(None),
+                TextColumn("{task.fields[state]}"),
+                TimeRemainingColumn(),
+            )
+            self._bar = Bar(*columns, console=self.console)
+            self._bar.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def warn(self, text: str) -> None:
+        if self._bar is None:
+            self._warn(text)
+        else:
+            self._bar.console.print(f"dstee: warning: {one_line(text)}", markup=False, soft_wrap=True)
+
+    def start(self, trial: Trial) -> None:
+        self.index += 1
+        if self._bar is not None:
+            if self._task is None:
+                self._task = self._bar.add_task("", total=self.count * trial.total, state="")
+            title = f"{NAMES[trial.method]} seed {trial.seed} ({self.index}/{self.count})"
+            self._bar.update(self._task, description=f"{title:26}")
+        elif trial.step_number > 0:
+            self._print(trial, f"continues at step {trial.step_number} of {trial.total}")
+
+    def advance(self, trial: Trial, loss: float) -> None:
+        if self._bar is not None:
+            done = (self.index - 1) * trial.total + trial.step_number
+            self._bar.update(self._task, completed=done, state=_state(trial, loss))
+            return
+        stride = -(-trial.config.epochs // self.lines) * trial.order.batches
+        if trial.step_number % stride == 0 or trial.step_number == trial.total:
+            self._print(trial, f"epoch {trial.epoch:3d}/{trial.config.epochs}  {_state(trial, loss)}")
+
+    def finish(self, trial: Trial) -> None:
+        if self._bar is not None:
+            self._bar.update(self._task, completed=(self.index - 1) * trial.total + trial.step_number)
+
+    def _print(self, trial: Trial, text: str) -> None:
+        print(f"{NAMES[trial.method]:7} seed {trial.seed}  {text}", file=sys.stderr, flush=True)
+
+
+def _state(trial: Trial, loss: float) -> str:
+    last = next((r for r in reversed(trial.history)), None)
+    accuracy = trial.accuracy()
+    shown = "   --" if accuracy is None else f"{100 * accuracy:5.2f}"
+    return f"loss {loss:7.4f}  accuracy {shown} %  R {last['exploration'] if last else trial.exploration():.3f}"
+
+
+def config_lines(config: Config) -> list[str]:
+    """The settings in force, one line per group."""
+    import dataclasses
+
+    groups: dict[str, list[str]] = {}
+    for field in dataclasses.fields(config):
+        if field.name == "method" and config.compare:
+            continue
+        value = getattr(config, field.name)
+        shown = ",".join(map(str, value)) if isinstance(value, tuple) else value
+        groups.setdefault(field.metadata["group"], []).append(f"{field.name}={shown}")
+    return [f"{group:9} {'  '.join(values)}" for group, values in groups.items()]
+
+
+def results_table(results: Sequence[Result]) -> Any:
+    """The closing table: one row per method, accuracy as mean ± standard deviation over the seeds."""
+    from rich import box
+    from rich.table import Table
+
+    seeds = len({r.seed for r in results})
+    table = Table(box=box.SIMPLE_HEAD, title=None)
+    table.add_column("method")
+    for name in (
+        f"test accuracy % ({seeds} seed{'s' * (seeds > 1)})", "R", "nnz", "inference FLOPs", "training FLOPs", "kernels s",
+        "total s",
+    ):  # fmt: skip
+        table.add_column(name, justify="right", no_wrap=True)
+    for method in dict.fromkeys(r.method for r in results):
+        rows = [r for r in results if r.method == method]
+        accuracy = _spread([100 * r.accuracy for r in rows])
+        table.add_row(
+            NAMES[method], accuracy, f"{_mean(r.exploration for r in rows):.3f}", f"{rows[0].nnz:,}",
+            f"{rows[0].inference_flops:.3f}x", f"{rows[0].training_flops:.3f}x",
+            "-" if method == "dense" else f"{_mean(r.kernel_seconds for r in rows):.2f}",
+            f"{_mean(r.seconds for r in rows):.2f}",
+        )  # fmt: skip
+    return table
+
+
+def _mean(values: Iterable[float]) -> float:
+    return statistics.fmean(values)
+
+
+def _spread(values: list[float]) -> str:
+    """Mean ± sample standard deviation."""
+    mean = f"{statistics.fmean(values):.2f}"
+    return f"{mean} ± {statistics.stdev(values):.2f}" if len(values) > 1 else mean
+
+
+def backend_lines() -> list[str]:
+    """One line per backend and device: which ops it can run there, or why it cannot."""
+    import torch
+
+    from dstee import backends, ops, reference
+
+    names = [
+        name
+        for name, f in vars(reference).items()
+        if getattr(f, "__module__", None) == reference.__name__ and hasattr(ops, name)
+    ]
+    devices = [torch.device("cpu")]
+    if torch.cuda.is_available():
+        devices += [torch.device("cuda", i) for i in range(torch.cuda.device_count())]
+    lines = []
+    for device in devices:
+        where = f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
+        for backend in backends.BACKENDS.values():
+            reasons: dict[str, list[str]] = {}
+            for name in names:
+                reasons.setdefault(backend.why_not(name, device) or "", []).append(name)
+            for reason, ops_of_reason in reasons.items():
+                which = "" if len(reasons) == 1 else f" [{', '.join(ops_of_reason)}]"
+                lines.append(f"{backend.name:10} {where:6} {'can run' if not reason else f'cannot run: {reason}'}{which}")
+        try:
+            chosen = backends.resolve("drop_grow_", device).name
+        except (ValueError, RuntimeError) as error:
+            chosen = f"none: {one_line(error)}"
+        lines.append(f"{'-> runs on':10} {where:6} {chosen}")
+    return lines

@@ -1,0 +1,131 @@
+"""A run: its trainings one after the other, with checkpoints, resumption, signals and failing disks."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from types import FrameType
+from typing import Any, Protocol
+
+import torch
+
+from dstee.config import Config
+from dstee.data import Dataset
+from dstee.runs import CheckpointFolder, MetricsLog, Patience
+from dstee.trial import Result, Trial
+
+
+class Interrupted(Exception):
+    """A signal asked the training to stop; its state is saved."""
+
+    def __init__(self, signum: int):
+        super().__init__(signal.Signals(signum).name)
+        self.signum = signum
+
+
+class Reporter(Protocol):
+    """Where a run tells what it does."""
+
+    def warn(self, text: str) -> None: ...
+    def start(self, trial: Trial) -> None: ...
+    def advance(self, trial: Trial, loss: float) -> None: ...
+    def finish(self, trial: Trial) -> None: ...
+
+
+class _Signals:
+    """Remembers the first SIGTERM or SIGINT; the second one acts as if this were not here."""
+
+    def __init__(self) -> None:
+        self.signum: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> _Signals:
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            try:
+                self._before[signum] = signal.signal(signum, self._catch)
+            except ValueError:  # not the main thread: signals are somebody else's
+                break
+        return self
+
+    def _catch(self, signum: int, frame: FrameType | None) -> None:
+        self.signum = signum
+        self.__exit__()
+
+    def __exit__(self, *exception: object) -> None:
+        while self._before:
+            signal.signal(*self._before.popitem())
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def run(
+    config: Config, data: Dataset, folder: Path, reporter: Reporter, *, after_step: Callable[[int], None] | None = None
+) -> list[Result]:
+    """All trainings of ``config`` in ``folder``, each continued from its newest whole checkpoint, if it has one.
+
+    ``after_step`` is called with the number of steps this process has done.
+
+    Raises:
+        UsageError, CheckpointError: before the training concerned begins. Interrupted: after a signal, with the state saved.
+        WriteError: checkpoints or metrics could not be written several times in a row.
+    """
+    results = []
+    done = 0
+
+    def count() -> None:
+        nonlocal done
+        done += 1
+        if after_step is not None:
+            after_step(done)
+
+    with _threads(config.threads), _Signals() as signals:
+        for method, seed in config.trials():
+            trial = Trial(config, method, seed, data)
+            _train(trial, folder / trial.name, reporter, signals, count)
+            results.append(trial.result())
+    return results
+
+
+def _train(trial: Trial, folder: Path, reporter: Reporter, signals: _Signals, count: Callable[[], None]) -> None:
+    config = trial.config
+    checkpoints = CheckpointFolder(folder, config.keep_checkpoints, reporter.warn)
+    if (found := checkpoints.newest()) is not None:
+        trial.restore(*found)
+    log = MetricsLog(folder / "metrics.jsonl", trial.history)
+    saving, logging = Patience("a checkpoint", reporter.warn), Patience("the metrics", reporter.warn)
+    saving.insist(lambda: folder.mkdir(exist_ok=True))
+    logging.attempt(log.flush)
+    saved = trial.step_number if found else None
+
+    def save() -> None:
+        checkpoints.save(trial.step_number, {**trial.state(), "seconds": [trial.seconds, trial.kernel_seconds]})
+
+    reporter.start(trial)
+    while trial.step_number < trial.total and signals.signum is None:
+        begin = time.perf_counter()
+        loss, records = trial.step()
+        trial.seconds += time.perf_counter() - begin
+        if records:
+            logging.attempt(partial(log.flush, *records))
+        reporter.advance(trial, loss)
+        if trial.step_number % config.checkpoint_every == 0 and trial.step_number < trial.total and saving.attempt(save):
+            saved = trial.step_number
+        count()
+    if saved != trial.step_number:
+        saving.insist(save)
+    logging.insist(log.flush)
+    reporter.finish(trial)
+    if signals.signum is not None:
+        raise Interrupted(signals.signum)

@@ -1,0 +1,288 @@
+"""One training of ``dstee train``: an MLP under one method and seed, resumable to the bit from any step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+import dstee
+from dstee import backends, checkpoint, metrics
+from dstee.checkpoint import CheckpointError
+from dstee.config import Config, UsageError, differences
+from dstee.data import Dataset, Order
+from dstee.methods import METHODS
+from dstee.schedule import DROPS, UpdateSchedule
+from dstee.state import MAX_ROUNDS
+
+NAMES = {"dense": "dense", **{key: method.name for key, method in METHODS.items()}}
+
+
+@dataclass(frozen=True)
+class Result:
+    """One training at its end. FLOPs are relative to dense; seconds are wall time and time in the ops of the catalogue."""
+
+    method: str
+    seed: int
+    accuracy: float
+    exploration: float
+    nnz: int
+    numel: int
+    inference_flops: float
+    training_flops: float
+    seconds: float
+    kernel_seconds: float
+    digest: str
+
+
+def mlp(features: int, hidden: tuple[int, ...], classes: int = 10) -> nn.Sequential:
+    """Linear and ReLU per hidden layer, then a linear classifier; PyTorch's default initial weights."""
+    model = nn.Sequential()
+    for i, (inputs, outputs) in enumerate(zip((features, *hidden), hidden, strict=False), 1):
+        model.add_module(f"hidden{i}", nn.Linear(inputs, outputs))
+        model.add_module(f"relu{i}", nn.ReLU())
+    model.add_module("output", nn.Linear(hidden[-1], classes))
+    return model
+
+
+def _method(config: Config, key: str) -> Any:
+    order: dict[str, Any] = {} if config.order == "default" else {"order": config.order}
+    if key == "dst-ee":
+        return dstee.DSTEE(c=config.c, eps=config.eps, **order)
+    return METHODS[key](**order)
+
+
+def _schedule(config: Config, total: int) -> UpdateSchedule:
+    stop = max(1, round(config.stop_fraction * total))
+    if (stop - 1) // config.every > MAX_ROUNDS - 2:
+        raise UsageError(
+            f"every {config.every} makes {(stop - 1) // config.every} mask updates, at most {MAX_ROUNDS - 2} are counted"
+        )
+    floor = {} if config.drop_schedule == "constant" else {"floor": min(config.drop_floor, config.drop_fraction)}
+    return UpdateSchedule(config.every, stop, DROPS[config.drop_schedule](config.drop_fraction, **floor))
+
+
+class Trial:
+    """One training: model, optimizer, data order and history, at a step.
+
+    Raises:
+        UsageError: the configuration cannot be met (a batch larger than the data, a budget that no distribution meets).
+    """
+
+    def __init__(self, config: Config, method: str, seed: int, data: Dataset):
+        torch.manual_seed(seed)
+        self.config, self.method, self.seed, self.data = config, method, seed, data
+        self.model = mlp(data.x_train.shape[1], config.hidden)
+        self.order = Order(len(data.y_train), config.batch_size, seed)
+        self.total = config.epochs * self.order.batches
+        self.step_number, self.loss_sum = 0, 0.0
+        self.history: list[dict[str, Any]] = []
+        self.seconds = self.kernel_seconds = 0.0
+        sgd: dict[str, Any] = {
+            "lr": config.lr,
+            "momentum": config.momentum,
+            "weight_decay": config.weight_decay,
+            "nesterov": config.nesterov,
+        }
+        self.sparse: dstee.SparseModel | None = None
+        self.optimizer: torch.optim.Optimizer
+        if method == "dense":
+            self.optimizer = torch.optim.SGD(self.model.named_parameters(), **sgd)
+            return
+        try:
+            self.sparse = dstee.sparsify(
+                self.model, config.sparsity, distribution=cast(Any, config.distribution), seed=seed,
+                method=_method(config, method), schedule=_schedule(config, self.total), track_exploration=True,
+            )  # fmt: skip
+        except ValueError as error:
+            raise UsageError(str(error)) from error
+        self.optimizer = dstee.SparseSGD(self.model.named_parameters(), self.sparse, **sgd)
+
+    @property
+    def name(self) -> str:
+        return f"{self.method}-seed{self.seed}"
+
+    @property
+    def epoch(self) -> int:
+        """Epochs completed."""
+        return self.step_number // self.order.batches
+
+    def exploration(self) -> float:
+        """R: share of the maskable weights that were ever active; 1 for dense."""
+        return 1.0 if self.sparse is None else metrics.exploration(self.sparse).total
+
+    def accuracy(self) -> float | None:
+        """Test accuracy of the last completed epoch, in 0..1."""
+        return next((r["accuracy"] for r in reversed(self.history) if r["kind"] == "epoch"), None)
+
+    def step(self) -> tuple[float, list[dict[str, Any]]]:
+        """One step of the optimizer; its loss, and what it adds to the history."""
+        t = self.step_number + 1
+        if self.config.lr_schedule == "cosine":
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.config.lr * 0.5 * (1 + math.cos(math.pi * self.step_number / self.total))
+        batch = self.order.next()
+        self.optimizer.zero_grad()
+        loss = cross_entropy(self.model(self.data.x_train[batch]), self.data.y_train[batch])
+        loss.backward()
+        records = []
+        if self.sparse is None:
+            self.optimizer.step()
+        elif self._sparse_step():
+            update = {"round": self.sparse.round, "exploration": self.exploration(), "churn": metrics.churn(self.sparse)}
+            records.append(self._record("update", step=t, **update))
+        self.step_number = t
+        value = loss.item()
+        self.loss_sum += value
+        if t % self.order.batches == 0:
+            mean = self.loss_sum / self.order.batches
+            self.loss_sum = 0.0
+            epoch = {"loss": mean if math.isfinite(mean) else None, "accuracy": self._test()}
+            records.append(self._record("epoch", step=t, epoch=self.epoch, **epoch, exploration=self.exploration()))
+        self.history += records
+        return value, records
+
+    def _sparse_step(self) -> bool:
+        assert self.sparse is not None
+        with backends.kernel_time() as timer:
+            changed = self.sparse.step(self.optimizer)
+        self.kernel_seconds += timer.seconds
+        return changed
+
+    def _record(self, kind: str, **values: Any) -> dict[str, Any]:
+        return {"kind": kind, "method": self.method, "seed": self.seed, **values}
+
+    @torch.no_grad()
+    def _test(self) -> float:
+        self.model.eval()
+        hits = sum(
+            int((self.model(x).argmax(1) == y).sum())
+            for x, y in zip(self.data.x_test.split(2000), self.data.y_test.split(2000), strict=True)
+        )
+        self.model.train()
+        return hits / len(self.data.y_test)
+
+    def state(self) -> dict[str, Any]:
+        """Everything that the rest of the training depends on; equal states have equal :func:`checkpoint.digest`."""
+        return {
+            "step": self.step_number,
+            "config": self.config.of_training(),
+            "trial": {"method": self.method, "seed": self.seed},
+            "data": self.data.digest,
+            "model": dict(self.model.state_dict()),
+            "optimizer": self.optimizer.state_dict(),
+            "sparse": None if self.sparse is None else self.sparse.state_dict(),
+            "order": self.order.state_dict(),
+            "rng": torch.get_rng_state(),
+            "loss_sum": self.loss_sum,
+            "history": self.history,
+        }
+
+    def restore(self, path: Path, tree: dict[str, Any]) -> None:
+        """Continues from ``tree``, as :meth:`state` made it and ``path`` held it.
+
+        Raises:
+            CheckpointError: it is another training's, or its names, shapes or values do not fit (all differences at once).
+        """
+        try:
+            if wrong := self._misfits(tree):
+                raise ValueError("; ".join(wrong))
+            self.model.load_state_dict(tree["model"])
+            if self.sparse is not None:
+                self.sparse.load_state_dict(tree["sparse"])
+                for name, mask in self.sparse.masks().items():
+                    if self.model.get_parameter(name)[~mask].count_nonzero():
+                        raise ValueError(f"{name} has weights outside its mask")
+            self.optimizer.load_state_dict(tree["optimizer"])
+            self.order.load_state_dict(tree["order"])
+            torch.set_rng_state(tree["rng"])
+            self.step_number, self.loss_sum, self.history = tree["step"], tree["loss_sum"], tree["history"]
+            self.seconds, self.kernel_seconds = map(float, tree["seconds"])
+        except (LookupError, TypeError, ValueError, ArithmeticError, RuntimeError, AttributeError) as error:
+            reason = f"{error} is missing" if isinstance(error, KeyError) else error
+            raise CheckpointError(f"{path}: does not fit this training: {' '.join(str(reason).split())}") from error
+
+    def _misfits(self, tree: dict[str, Any]) -> list[str]:
+        """Every way in which ``tree`` is not a state of this training."""
+        wrong = differences(self.config.of_training(), tree["config"]) + differences(self.state()["trial"], tree["trial"])
+        if tree["data"] != self.data.digest:
+            wrong.append("it was trained on other data")
+        wrong += tensor_differences("weights", self.model.state_dict(), tree["model"])
+        fresh, state = self.optimizer.state_dict(), tree["optimizer"]
+        groups = [{k: v for k, v in g.items() if k != "lr"} for g in fresh["param_groups"]]
+        if [{k: v for k, v in g.items() if k != "lr"} for g in state["param_groups"]] != groups:
+            wrong.append("the optimizer's groups have other settings")
+        params = dict(self.model.named_parameters())
+        momenta = {i: s["momentum_buffer"] for i, s in state["state"].items() if s.get("momentum_buffer") is not None}
+        named = {name: momenta.pop(i) for i, name in enumerate(params) if i in momenta} | momenta
+        wrong += tensor_differences("momentum", params if named else {}, named)
+        return wrong or self._contradictions(tree)
+
+    def _contradictions(self, tree: dict[str, Any]) -> list[str]:
+        """What a whole checkpoint of this training never holds: numbers that do not belong together."""
+        step, history, batches = tree["step"], tree["history"], self.order.batches
+        if type(step) is not int or not 0 <= step <= self.total:
+            return [f"step {step!r} is not in 0..{self.total}"]
+        if not isinstance(history, list) or not all(map(_is_record, history)):
+            return ["the history holds something else than records"]
+        wrong = []
+        if tree["order"]["position"] != ((step - 1) % batches + 1 if step else 0):
+            wrong.append("the position in the data is not that of its step")
+        if [r["epoch"] for r in history if r["kind"] == "epoch"] != list(range(1, step // batches + 1)):
+            wrong.append("the history is not that of its step")
+        if type(tree["loss_sum"]) is not float:
+            wrong.append("loss_sum is not a number")
+        if self.sparse is not None:
+            own, got = self.sparse.state_dict(), tree["sparse"]
+            wrong += [f"the sparse {key} is another" for key in ("method", "schedule", "seed") if own[key] != got[key]]
+            updates = [r["round"] for r in history if r["kind"] == "update"]
+            if got["t"] != step or updates != list(range(1, got["round"] + 1)):
+                wrong.append("the mask updates are not those of its step")
+        return wrong
+
+    def result(self) -> Result:
+        numel = nnz = sum(m.weight.numel() for m in self.model.modules() if isinstance(m, nn.Linear))
+        inference = training = 1.0
+        if self.sparse is not None:
+            nnz = self.sparse.nnz
+            flops = metrics.flops(self.sparse, self.data.x_train[:1])
+            inference, training = flops.inference_ratio, flops.training_ratio
+        return Result(
+            self.method, self.seed, self.accuracy() or 0.0, self.exploration(), nnz, numel, inference, training,
+            self.seconds, self.kernel_seconds, checkpoint.digest(self.state()),
+        )  # fmt: skip
+
+
+_RECORDS = {
+    "update": {"kind", "method", "seed", "step", "round", "exploration", "churn"},
+    "epoch": {"kind", "method", "seed", "step", "epoch", "loss", "accuracy", "exploration"},
+}
+
+
+def _is_record(record: Any) -> bool:
+    if not isinstance(record, dict) or set(record) != _RECORDS.get(record.get("kind", "")):
+        return False
+    numbers = {key: value for key, value in record.items() if key not in ("kind", "method") and (key, value) != ("loss", None)}
+    return all(type(value) in (int, float) for value in numbers.values())
+
+
+def tensor_differences(what: str, expected: Mapping[Any, Tensor | None], got: Mapping[Any, Tensor]) -> list[str]:
+    """One line for every name that is missing or too many, and every shape or dtype that differs."""
+
+    def kind(tensor: Tensor) -> str:
+        return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
+
+    wrong = [f"{what} {name} is missing" for name in expected if name not in got]
+    for name, tensor in got.items():
+        wanted = expected.get(name)
+        if wanted is None:
+            wrong.append(f"{what} {name} is unknown")
+        elif kind(tensor) != kind(wanted):
+            wrong.append(f"{what} {name} is {kind(tensor)}, expected {kind(wanted)}")
+    return wrong

@@ -1,0 +1,548 @@
+"""The command line as a person meets it: what it prints, writes and returns; kill -9, signals and bad input included."""
+
+import json
+import os
+import pty
+import random
+import re
+import select
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dstee import checkpoint, cli, plot, runs, verify
+from dstee.data import load
+
+TINY = [
+    "--hidden",
+    "16",
+    "--epochs",
+    "2",
+    "--batch-size",
+    "128",
+    "--every",
+    "4",
+    "--checkpoint-every",
+    "3",
+    "--sparsity",
+    "0.9",
+]
+
+# Starting Python with torch takes seconds. This process does it once and then forks one real process per command line.
+SERVER = """
+import json, os, sys
+from dstee import cli, config, data, plot, train, trial
+dataset = data.load("digits", None)
+trial.Trial(config.Config.resolve({}), "dst-ee", 0, dataset).step()  # torch's late imports
+print("ready", flush=True)
+for line in sys.stdin:
+    job = json.loads(line)
+    pid = os.fork()
+    if pid == 0:
+        status = 70
+        try:
+            os.environ.update(job["env"])
+            for fd, path in enumerate(job["streams"], 1):
+                os.dup2(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOCTTY, 0o600), fd)
+            sys.stdout, sys.stderr = open(1, "w"), open(2, "w")
+            status = cli.main(job["argv"])
+            sys.stdout.flush()
+        finally:
+            os._exit(status)
+    print(pid, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+"""
+
+
+class Server:
+    """Runs command lines one at a time, each in a process of its own."""
+
+    def __init__(self):
+        environment = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        self.process = subprocess.Popen([sys.executable, "-c", SERVER], env=environment, **pipes)
+        assert self.read() == "ready"
+
+    def read(self):
+        return self.process.stdout.readline().strip()
+
+    def start(self, argv, streams, env=None):
+        """pid of ``dstee argv``, whose standard output and error go to the files (or terminals) ``streams``."""
+        job = {"argv": [str(a) for a in argv], "streams": [str(s) for s in streams], "env": env or {}}
+        self.process.stdin.write(json.dumps(job) + "\n")
+        self.process.stdin.flush()
+        return int(self.read())
+
+    def wait(self):
+        """Exit status; minus the signal that killed it."""
+        return int(self.read())
+
+
+@pytest.fixture(scope="module")
+def server():
+    server = Server()
+    yield server
+    server.process.stdin.close()
+    server.process.wait(30)
+    server.process.stdout.close()
+
+
+@pytest.fixture(autouse=True)
+def quiet_place(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DSTEE_DATA", raising=False)
+    monkeypatch.setenv("PYTHONPATH", str(Path(cli.__file__).parents[1]))
+
+
+def digests(folder):
+    results = json.loads((folder / "results.json").read_text())["results"]
+    return {f"{r['method']}-seed{r['seed']}": r["digest"] for r in results}
+
+
+def plain(text):
+    """No control characters but line breaks."""
+    return all(c == "\n" or c.isprintable() for c in text)
+
+
+# --- a whole run ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def compared(server, tmp_path_factory):
+    """``dstee train --compare`` in a process of its own, in an environment that asks for colour: folder, stdout, stderr."""
+    base = tmp_path_factory.mktemp("runs")
+    streams = [base / "stdout", base / "stderr"]
+    colour = {"FORCE_COLOR": "1", "TTY_COMPATIBLE": "1", "CLICOLOR_FORCE": "1", "COLUMNS": "40"}
+    argv = ["train", "--data", "digits", "--compare", "--seeds", "2", "--out", base / "demo", *TINY]
+    server.start(argv, streams, colour)
+    status = server.wait()
+    assert status == 0, streams[1].read_text()
+    return base / "demo", streams[0].read_bytes(), streams[1].read_bytes()
+
+
+def test_comparison_ends_with_table_picture_and_metrics(compared):
+    out, stdout, _ = compared
+    text = stdout.decode()
+    for name in ("dense", "static", "SET", "RigL", "DST-EE"):
+        assert re.search(rf"^ +{name} +\d+\.\d\d ± \d+\.\d\d +[01]\.\d{{3}} +[\d,]+ +\d\.\d{{3}}x +\d\.\d{{3}}x", text, re.M), (
+            name
+        )
+    assert "test accuracy % (2 seeds)" in text and "backend" in text and "sparsity=0.9" in text
+    assert (out / "curves.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    assert sorted(p.name for p in out.iterdir() if p.is_dir()) == sorted(
+        f"{method}-seed{seed}" for method in ("dense", "static", "set", "rigl", "dst-ee") for seed in (0, 1)
+    )
+
+
+def test_piped_output_has_no_control_characters(compared):
+    for stream in compared[1:]:
+        assert b"\x1b" not in stream and b"\r" not in stream
+        assert plain(stream.decode())
+
+
+def test_metrics_are_strict_json_lines(compared):
+    out, *_ = compared
+    for file in out.glob("*/metrics.jsonl"):
+        records = [checkpoint.parse_json(line) for line in file.read_bytes().splitlines()]
+        assert [r["epoch"] for r in records if r["kind"] == "epoch"] == [1, 2]
+        updates = [r for r in records if r["kind"] == "update"]
+        if file.parent.name.startswith(("dense", "static")):
+            assert not updates
+        else:
+            assert [r["step"] for r in updates] == [4, 8, 12] and [r["round"] for r in updates] == [1, 2, 3]
+            assert sorted(r["exploration"] for r in updates) == [r["exploration"] for r in updates]
+
+
+def test_relations_between_the_methods(compared):
+    out, *_ = compared
+    results = json.loads((out / "results.json").read_text())["results"]
+    by_method = {r["method"]: r for r in results if r["seed"] == 0}
+    numel = 64 * 16 + 16 * 10
+    assert by_method["dense"]["nnz"] == numel and by_method["dense"]["training_flops"] == 1
+    for method in ("static", "set", "rigl", "dst-ee"):
+        result = by_method[method]
+        assert result["nnz"] == round(0.1 * numel) and result["inference_flops"] == pytest.approx(0.1, abs=1e-3)
+        assert result["kernel_seconds"] > 0
+    static, rigl, set_, dstee = (by_method[m] for m in ("static", "rigl", "set", "dst-ee"))
+    assert static["exploration"] == pytest.approx(0.1, abs=1e-3)
+    assert static["exploration"] < rigl["exploration"] <= dstee["exploration"] <= 0.15
+    assert static["training_flops"] == set_["training_flops"] < rigl["training_flops"] == dstee["training_flops"]
+    assert len({r["digest"] for r in results}) == len(results)
+
+
+def test_saved_configuration_reproduces_each_training_alone(compared, capsys, tmp_path):
+    out, *_ = compared
+    assert cli.main(["train", "--config", str(out / "config.json"), "--seeds", "1", "--seed", "1", "--out", "again"]) == 0
+    expected = {name: digest for name, digest in digests(out).items() if name.endswith("seed1")}
+    assert digests(tmp_path / "again") == expected and len(expected) == 5
+    assert cli.main(["train", "--method", "set", "--out", "alone", *TINY]) == 0
+    assert digests(tmp_path / "alone") == {"set-seed0": digests(out)["set-seed0"]}
+    capsys.readouterr()
+
+
+def test_plot_draws_again_from_the_lines_alone(compared, capsys, tmp_path):
+    out, *_ = compared
+    before = (out / "curves.png").read_bytes()
+    (out / "curves.png").unlink()
+    assert cli.main(["plot", str(out)]) == 0
+    assert (out / "curves.png").read_bytes() == before
+    assert cli.main(["plot", str(out), str(out), "--output", "two.png"]) == 0
+    assert (tmp_path / "two.png").stat().st_size > 10_000
+    assert cli.main(["plot", str(out), str(out)]) == 2
+    assert "--output" in capsys.readouterr().err
+
+
+def test_curves_that_are_drawn_are_those_in_the_file(compared):
+    out, *_ = compared
+    _, curves = plot.read_run(out)
+    assert set(curves) == set(plot._STYLES)
+    records = [json.loads(line) for line in (out / "rigl-seed1" / "metrics.jsonl").read_text().splitlines()]
+    assert curves["rigl"].updates[1] == [(r["round"], r["exploration"]) for r in records if r["kind"] == "update"]
+    assert curves["rigl"].epochs[1] == [(r["epoch"], r["accuracy"]) for r in records if r["kind"] == "epoch"]
+
+
+def test_plot_leaves_out_a_torn_line_and_refuses_a_broken_one(capsys):
+    assert cli.main(["train", "--out", "a", *TINY]) == 0
+    file = Path("a/dst-ee-seed0/metrics.jsonl")
+    whole = file.read_bytes()
+    file.write_bytes(whole + b'{"kind": "epo')
+    capsys.readouterr()
+    assert cli.main(["plot", "a"]) == 0
+    assert "the last line is incomplete" in capsys.readouterr().err
+    for broken in (b"{}\n", b"[1]\n", b'{"kind": "epoch", "method": "x"}\n', whole.replace(b"accuracy", b"accurac"), b"\xff\n"):
+        file.write_bytes(whole + broken)
+        assert cli.main(["plot", "a"]) == 2
+        assert re.fullmatch(r"dstee: error: .*metrics\.jsonl, line \d+: not a metric.*\n", capsys.readouterr().err)
+
+
+def test_in_a_terminal_there_is_a_bar(server, tmp_path):
+    """A real pseudo-terminal: the bar with loss, accuracy and R, then the table; status 0."""
+    main, side = pty.openpty()
+    server.start(["train", "--out", tmp_path / "a", *TINY], [os.ttyname(side)] * 2, {"TERM": "xterm", "COLUMNS": "150"})
+    shown = b""
+    while select.select([main], [], [], 60)[0]:
+        try:
+            shown += os.read(main, 65536)
+        except OSError:  # nobody has the other side open any more
+            break
+        if side >= 0:
+            os.close(side)
+            side = -1
+    os.close(main)
+    assert server.wait() == 0
+    assert b"\x1b[" in shown and re.search(rb"loss +\d", shown) and b"accuracy" in shown and re.search(rb"R 0\.\d", shown)
+
+
+# --- killed, stopped, resumed --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    """The digests of a training that nothing disturbs, and its options."""
+    options = ["--method", "dst-ee", "--seeds", "2", *TINY, "--epochs", "30", "--hidden", "64"]
+    out = tmp_path_factory.mktemp("straight") / "a"
+    assert cli.main(["train", "--out", str(out), *options]) == 0
+    return options, digests(out)
+
+
+def test_kill_9_at_several_moments(server, straight, tmp_path, capsys):
+    """One run, killed again and again from outside, whatever it is doing then, and finished at last."""
+    options, expected = straight
+    out, rng = tmp_path / "a", random.Random(0)
+    killed, reached = 0, set()
+    for _ in range(40):
+        before = {path.name for path in out.glob("*/checkpoint-*.dst")}
+        pid = server.start(["train", "--out", out, "--resume", *options], [tmp_path / "stdout", tmp_path / "stderr"])
+        end = time.monotonic() + 20
+        while {path.name for path in out.glob("*/checkpoint-*.dst")} <= before and time.monotonic() < end:
+            time.sleep(0.001)
+        time.sleep(rng.random() * 0.05)
+        os.kill(pid, signal.SIGKILL)
+        if server.wait() != -signal.SIGKILL:
+            break
+        killed += 1
+        reached |= {path.parent.name for path in out.glob("*/checkpoint-*.dst")}
+        if killed == 10 or (killed >= 5 and len(reached) == 2):
+            break
+    assert killed >= 3
+    assert cli.main(["train", "--out", str(out), "--resume"]) == 0
+    assert digests(out) == expected
+    assert "continues at step" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("signum", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_saves_and_has_its_own_status(server, straight, tmp_path, capsys, signum, status):
+    options, expected = straight
+    out, stderr = tmp_path / "a", tmp_path / "stderr"
+    argv = ["train", "--out", out, *options, "--checkpoint-every", "100000"]
+    pid = server.start(argv, [tmp_path / "stdout", stderr])
+    end = time.monotonic() + 20
+    while not (out / "dst-ee-seed0" / "metrics.jsonl").exists() and time.monotonic() < end:
+        time.sleep(0.001)
+    time.sleep(0.03)
+    os.kill(pid, signum)
+    assert server.wait() == status
+    line = f"dstee: stopped: {signum.name}; the state is saved, continue with --resume"
+    assert stderr.read_text().splitlines()[-1] == line
+    assert list(out.glob("*/checkpoint-*.dst")) and not (out / "results.json").exists()
+    assert cli.main(["train", "--out", str(out), "--resume"]) == 0
+    assert digests(out) == expected
+    capsys.readouterr()
+
+
+def test_verify_resume_proves_it_on_the_users_configuration(capsys):
+    assert cli.main(["verify-resume", *TINY, "--method", "rigl", "--order", "after"]) == 0
+    text = capsys.readouterr().out
+    assert "killed (SIGKILL) at step" in text and "verdict: identical to the last bit" in text
+    assert re.search(r"^rigl-seed0 +(\w{32})  \1  same$", text, re.M)
+
+
+def test_verify_resume_says_when_it_is_not_so(capsys, monkeypatch):
+    monkeypatch.setattr(
+        verify, "_run", lambda arguments: subprocess.CompletedProcess([], -9 if "--kill-at-step" in arguments else 0)
+    )
+    answers = iter([{"dst-ee-seed0": "0" * 32}, {"dst-ee-seed0": "1" * 32}])
+    monkeypatch.setattr(verify, "_digests", lambda folder: next(answers))
+    assert cli.main(["verify-resume", *TINY]) == 1
+    assert "DIFFERENT" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("steps", "trials", "every"), [(1, 1, 1), (2, 1, 1), (20, 1, 2), (20, 15, 5), (7, 2, 7)])
+def test_the_kill_comes_before_the_end_and_between_checkpoints(steps, trials, every):
+    step = verify._kill_step(steps, trials, every)
+    assert 1 <= step <= steps * trials
+    if steps > 2 and every > 1:
+        assert step % steps % every != 0 and step < steps * trials
+
+
+# --- a run folder is somebody's ------------------------------------------------------------------------------------------
+
+
+def contents(folder):
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def test_a_run_is_never_overwritten_silently(tmp_path, capsys):
+    assert cli.main(["train", "--out", "a", *TINY]) == 0
+    before = contents(tmp_path / "a")
+    for options, reason in (
+        ([], "already holds a run: continue it"),
+        (["--c", "0.5"], r"another configuration \(c is 0.001 there, 0.5 here\)"),
+        (["--c", "0.5", "--seed", "4", "--resume"], "c is 0.001 there, 0.5 here; seed is 0 there, 4 here"),
+    ):
+        capsys.readouterr()
+        assert cli.main(["train", "--out", "a", *TINY, *options]) == 2
+        error = capsys.readouterr().err
+        assert re.search(reason, error) and error.count("\n") == 1
+        assert contents(tmp_path / "a") == before
+    (tmp_path / "a" / "notes.txt").write_text("mine")
+    assert cli.main(["train", "--out", "a", *TINY, "--c", "0.5", "--overwrite"]) == 0
+    assert (tmp_path / "a" / "notes.txt").read_text() == "mine"
+    assert json.loads((tmp_path / "a" / "config.json").read_text())["config"]["c"] == 0.5
+
+
+def test_default_folders_are_new_ones(tmp_path, capsys):
+    for _ in range(2):
+        assert cli.main(["train", "--method", "static", *TINY]) == 0
+    assert sorted(os.listdir(tmp_path / "runs")) == ["digits-static", "digits-static-2"]
+    capsys.readouterr()
+
+
+def test_resuming_a_finished_run_changes_nothing(tmp_path, capsys):
+    assert cli.main(["train", "--out", "a", *TINY]) == 0
+    before = contents(tmp_path / "a")
+    assert cli.main(["train", "--out", "a", "--resume"]) == 0
+    after = contents(tmp_path / "a")
+    assert {k: v for k, v in after.items() if k != "config.json"} == {k: v for k, v in before.items() if k != "config.json"}
+    capsys.readouterr()
+
+
+def test_a_folder_in_use_is_refused(tmp_path, capsys):
+    assert cli.main(["train", "--out", "a", *TINY]) == 0
+    manifest = runs.read_manifest(tmp_path / "a")
+    holder = runs.RunFolder(tmp_path / "a", {k: manifest[k] for k in ("config", "identity", "data_digest")}, "resume")
+    try:
+        assert cli.main(["train", "--out", "a", "--resume"]) == 2
+        assert "in use by another training" in capsys.readouterr().err
+    finally:
+        holder.close()
+    assert cli.main(["train", "--out", "a", "--resume"]) == 0
+    capsys.readouterr()
+
+
+# --- errors --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["--sparsity", "1"], r"sparsity must be in \[0, 1\), got 1.0"),
+        (["--sparsity", "0.9999"], "sparsity"),
+        (["--sparsity", "0.99", "--distribution", "uniform-dense-first"], "dense first layer"),
+        (["--epochs", "0", "--lr", "-1"], "epochs must be >= 1, got 0; lr must be >= 0"),
+        (["--batch-size", "5000"], "batch_size must be at most the 1297 training samples, got 5000"),
+        (["--every", "1", "--epochs", "100000", "--batch-size", "100"], "at most 32765 are counted"),
+        (["--momentum", "0"], "nesterov needs a momentum"),
+        (["--data", "mnist"], "--data-dir DIR or set DSTEE_DATA"),
+        (["--data", "mnist", "--data-dir", "nowhere"], r"no file nowhere/mnist\.npz: .*--data-dir"),
+        (["--config", "nowhere.json"], "--config nowhere.json cannot be read: No such file"),
+        (["--config", "list.json"], "--config list.json is not a JSON object"),
+        (["--config", "typo.json"], r"unknown setting 'epoch' \(did you mean 'epochs'\?\)"),
+        (["--resume"], "--resume needs --out DIR"),
+        (["--out", "list.json/run"], r"the run folder list.json/run \(--out\) cannot be written: Not a directory"),
+        (["--out", "list.json"], r"\(--out\) cannot be written: File exists"),
+        (["--out", "full"], "full holds other files and no run"),
+        (["--out", "foreign"], r"foreign/config\.json cannot be used"),
+        (["--out", "bad\x1b[31m\n/x", "--epochs", "0"], "epochs"),
+    ],
+)
+def test_bad_input_is_one_line_status_2_and_leaves_nothing(tmp_path, capsys, arguments, reason):
+    (tmp_path / "list.json").write_text("[1]")
+    (tmp_path / "typo.json").write_text('{"epoch": 3}')
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.tex").write_text("x")
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "config.json").write_text('{"name": "something else"}')
+    before = contents(tmp_path)
+    assert cli.main(["train", *TINY, *arguments]) == 2
+    captured = capsys.readouterr()
+    assert re.fullmatch(r"dstee: error: [^\n]+\n", captured.err) and re.search(reason, captured.err) and plain(captured.err)
+    assert captured.out == "" and {k: v for k, v in contents(tmp_path).items() if not k.endswith(".lock")} == before
+
+
+@pytest.mark.parametrize(
+    "arguments", [["train", "--sparsty", "0.5"], ["train", "--epo", "3"], ["train", "--epochs", "x"], [], ["fly"]]
+)
+def test_unknown_options_have_argparse_s_status(arguments, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(arguments)
+    assert stopped.value.code == 2 and "usage: dstee" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: data[: len(data) // 2],
+        lambda data: b"",
+        lambda data: b"PK\x03\x04" + data,
+        lambda data: b"\x80\x04." + data,
+    ],
+)
+def test_a_run_without_a_whole_checkpoint_cannot_be_resumed(tmp_path, capsys, damage):
+    assert cli.main(["train", "--out", "a", *TINY]) == 0
+    for file in (tmp_path / "a").glob("*/checkpoint-*.dst"):
+        file.write_bytes(damage(file.read_bytes()))
+    before = {k: v for k, v in contents(tmp_path / "a").items() if k != "config.json"}
+    capsys.readouterr()
+    assert cli.main(["train", "--out", "a", "--resume"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 3 and all(line.startswith("dstee: warning: skipped a checkpoint: ") for line in lines[:2])
+    assert re.match(r"dstee: error: .*none of 2 checkpoints is whole", lines[2])
+    assert {k: v for k, v in contents(tmp_path / "a").items() if k != "config.json"} == before
+
+
+def test_a_full_disk_has_status_2(tmp_path, capsys, monkeypatch):
+    real = checkpoint.write_atomic
+
+    def full(path, parts):
+        if path.suffix == ".dst":
+            raise OSError(28, "No space left on device")
+        real(path, parts)
+
+    monkeypatch.setattr(checkpoint, "write_atomic", full)
+    monkeypatch.setattr(runs, "PAUSE", 0)
+    assert cli.main(["train", "--out", "a", *TINY]) == 2
+    error = capsys.readouterr().err
+    assert len(re.findall("training goes on", error)) == 2 and "(3 of 3 times): make room" in error
+
+
+def test_a_backend_that_cannot_run_is_an_error(capsys, monkeypatch):
+    monkeypatch.setenv("DSTEE_BACKEND", "abacus")
+    assert cli.main(["train", *TINY]) == 2
+    assert "unknown backend 'abacus'" in capsys.readouterr().err
+    assert cli.main(["info"]) == 0
+    assert "unknown backend" in capsys.readouterr().out
+
+
+def test_the_reference_backend_trains_to_the_same_bits(tmp_path, capsys, monkeypatch):
+    assert cli.main(["train", "--out", "a", *TINY]) == 0
+    monkeypatch.setenv("DSTEE_BACKEND", "reference")
+    assert cli.main(["train", "--out", "b", *TINY]) == 0
+    assert digests(tmp_path / "a") == digests(tmp_path / "b")
+    capsys.readouterr()
+
+
+def test_info_names_versions_build_and_backends(capsys):
+    assert cli.main(["info"]) == 0
+    text = capsys.readouterr().out
+    for part in ("dstee 0.", "torch 2.", "numpy ", "scikit-learn ", "build of dstee._C", "reference  cpu    can run"):
+        assert part in text
+    assert re.search(r"^  native +cpu +(can run|cannot run: .+)$", text, re.M) and plain(text)
+
+
+def test_import_of_the_package_is_inert():
+    code = "import sys, dstee; print(sorted({'rich', 'matplotlib', 'sklearn'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("[]\n", "")
+
+
+# --- data ----------------------------------------------------------------------------------------------------------------
+
+
+def test_digits_are_split_once_and_for_all():
+    data = load("digits", None)
+    assert data.x_train.shape == (1297, 64) and data.x_test.shape == (500, 64)
+    assert abs(float(data.x_train.mean())) < 1e-5 and abs(float(data.x_train.std()) - 1) < 1e-3
+    assert data.y_test.bincount().min() >= 30 and data.digest == load("digits", None).digest
+
+
+def mnist_arrays():
+    return {
+        "x_train": np.zeros((60000, 28, 28), np.uint8),
+        "y_train": np.zeros(60000, np.uint8),
+        "x_test": np.zeros((10000, 28, 28), np.uint8),
+        "y_test": np.zeros(10000, np.uint8),
+    }
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"y_test": None}, "array y_test is missing"),
+        ({"y_test": np.full(10000, 10, np.uint8)}, "labels outside 0..9"),
+        ({"y_test": np.zeros(10000)}, "y_test is float64"),
+        ({"y_test": np.zeros(999, np.uint8)}, r"y_test is uint8 \[999\]"),
+        ({"y_test": np.zeros(200000, np.uint8)}, "array y_test would take"),
+        ({"y_test": np.array([print], dtype=object)}, "not a usable"),
+    ],
+)
+def test_unusable_mnist_files_are_refused(tmp_path, capsys, change, reason):
+    arrays = {key: value for key, value in {**mnist_arrays(), **change}.items() if value is not None}
+    arrays["x_train"] = arrays["x_train"][:1].repeat(60000, 0)
+    np.savez_compressed(tmp_path / "mnist.npz", allow_pickle=True, **arrays)
+    assert cli.main(["train", "--data", "mnist", "--data-dir", str(tmp_path), *TINY]) == 2
+    assert re.search(reason, capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 torn", b"\x93NUMPY"])
+def test_damaged_mnist_files_are_refused(tmp_path, capsys, content):
+    (tmp_path / "mnist.npz").write_bytes(content)
+    assert cli.main(["train", "--data", "mnist", "--data-dir", str(tmp_path)]) == 2
+    assert re.fullmatch(r"dstee: error: .*mnist\.npz is not a usable mnist\.npz[^\n]*\n", capsys.readouterr().err)
+
+
+@pytest.mark.skipif("DSTEE_DATA" not in os.environ, reason="needs mnist.npz: set DSTEE_DATA to its folder")
+def test_mnist_trains(capsys, monkeypatch):
+    monkeypatch.setenv("DSTEE_DATA", DATA)
+    options = ["--hidden", "32", "--epochs", "1", "--batch-size", "500", "--sparsity", "0.9", "--out", "a"]
+    assert cli.main(["train", "--data", "mnist", *options]) == 0
+    assert json.loads(Path("a/results.json").read_text())["results"][0]["accuracy"] > 0.8
+    capsys.readouterr()
+
+
+DATA = os.environ.get("DSTEE_DATA", "")

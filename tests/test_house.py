@@ -1,0 +1,182 @@
+"""Rules of the house that no other test would notice being broken, read off the source tree and a fresh interpreter."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+LONGEST = 400
+SHIPPED = ("dstee", "kernels", "csrc", "bench", "setup.py")
+PICKLES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
+LATER = re.compile(r"\b(TO" + r"DO|FIX" + r"ME|XX" + r"X|HA" + r"CK)\b")
+
+
+def sources(root: Path, *places: str, suffixes: tuple[str, ...] = (".py",)) -> Iterator[Path]:
+    for place in places:
+        path = root / place
+        for file in [path] if path.is_file() else sorted(path.rglob("*")):
+            if file.suffix in suffixes and "__pycache__" not in file.parts:
+                yield file
+
+
+def imported(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, a.name) for a in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            yield node.lineno, node.module or ""
+        elif isinstance(node, ast.Call) and _called(node) in ("__import__", "import_module"):
+            yield from ((node.lineno, str(a.value)) for a in node.args[:1] if isinstance(a, ast.Constant))
+
+
+def _called(node: ast.Call) -> str:
+    return node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+
+
+# --- the rules: each yields "file:line what" ------------------------------------------------------------------------------
+
+
+def unpickles(root: Path) -> Iterator[str]:
+    """Files of the user are never unpickled: no pickle module, torch.load only with weights_only=True written out."""
+    for file in sources(root, *SHIPPED):
+        tree = ast.parse(file.read_text())
+        yield from (f"{file}:{line} imports {name}" for line, name in imported(tree) if name.split(".")[0] in PICKLES)
+        for node in ast.walk(tree):
+            if not isinstance(node, ast.Call):
+                continue
+            keywords = {k.arg: getattr(k.value, "value", None) for k in node.keywords}
+            if ast.unparse(node.func).endswith("torch.load") and keywords.get("weights_only") is not True:
+                yield f"{file}:{node.lineno} torch.load without weights_only=True"
+            if keywords.get("allow_pickle"):
+                yield f"{file}:{node.lineno} allow_pickle"
+
+
+def unsafe_loads(root: Path) -> Iterator[str]:
+    for file in sources(root, *SHIPPED, "tests"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.keyword) and node.arg == "weights_only" and getattr(node.value, "value", None) is not True:
+                yield f"{file}:{node.value.lineno} weights_only is not True"
+
+
+def kernels_know_no_face(root: Path) -> Iterator[str]:
+    for file in sources(root, "kernels"):
+        for line, name in imported(ast.parse(file.read_text())):
+            if name.split(".")[0] == "dstee":
+                yield f"{file}:{line} imports {name}"
+
+
+def cpu_and_cuda_are_apart(root: Path) -> Iterator[str]:
+    endings = (".cpp", ".cu", ".h", ".cuh", ".hpp")
+    for one, other in (("cpu", "cuda"), ("cuda", "cpu")):
+        others = {f.name for f in sources(root, f"csrc/{other}", suffixes=endings)}
+        others -= {f.name for f in sources(root, f"csrc/{one}", suffixes=endings)}
+        for file in sources(root, f"csrc/{one}", suffixes=endings):
+            for line, text in enumerate(file.read_text().splitlines(), 1):
+                found = re.match(r'\s*#\s*include\s*[<"]([^>"]+)[>"]', text)
+                if found and ((f"{other}/" in found[1] and not found[1].startswith("torch/")) or found[1] in others):
+                    yield f"{file}:{line} includes {found[1]}"
+
+
+def long_files(root: Path) -> Iterator[str]:
+    for file in sources(root, *SHIPPED, "tests", suffixes=(".py", ".cpp", ".cu", ".h", ".cuh")):
+        lines = len(file.read_text().splitlines())
+        if lines > LONGEST:
+            yield f"{file} has {lines} lines"
+
+
+def left_for_later(root: Path) -> Iterator[str]:
+    for file in sources(root, *SHIPPED, "tests", suffixes=(".py", ".cpp", ".cu", ".h", ".cuh", ".toml", ".md")):
+        for line, text in enumerate(file.read_text().splitlines(), 1):
+            if LATER.search(text):
+                yield f"{file}:{line} {text.strip()}"
+
+
+Rule = Callable[[Path], Iterator[str]]
+RULES: list[Rule] = [unpickles, unsafe_loads, kernels_know_no_face, cpu_and_cuda_are_apart, long_files, left_for_later]
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
+def test_rule_holds(rule: Rule) -> None:
+    assert list(rule(ROOT)) == []
+
+
+BROKEN: list[tuple[Rule, str, str]] = [
+    (unpickles, "dstee/a.py", "import pickle"),
+    (unpickles, "dstee/a.py", "from dill import loads"),
+    (unpickles, "bench/a.py", "importlib.import_module('pickle')"),
+    (unpickles, "setup.py", "import torch\ntorch.load('x')"),
+    (unpickles, "kernels/a.py", "torch.load('x', weights_only=flag)"),
+    (unpickles, "dstee/a.py", "np.load('x', allow_pickle=True)"),
+    (unsafe_loads, "tests/a.py", "torch.load('x', weights_only=" + "False)"),
+    (kernels_know_no_face, "kernels/a.py", "from dstee.ops import SGDRule"),
+    (kernels_know_no_face, "kernels/deep/a.py", "import dstee"),
+    (cpu_and_cuda_are_apart, "csrc/cpu/a.cpp", '#include "../cuda/launch.cuh"'),
+    (cpu_and_cuda_are_apart, "csrc/cuda/a.cu", '#  include "cpu/isa.h"'),
+    (long_files, "csrc/cpu/a.cpp", "\n" * (LONGEST + 1)),
+    (left_for_later, "csrc/rules.h", "// TO" + "DO: later"),
+    (left_for_later, "dstee/a.py", "x = 1  # FIX" + "ME"),
+]
+
+
+@pytest.mark.parametrize(("rule", "place", "text"), BROKEN)
+def test_rule_finds_what_breaks_it(tmp_path: Path, rule: Rule, place: str, text: str) -> None:
+    file = tmp_path / place
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("")
+    assert list(rule(tmp_path)) == []
+    file.write_text(text)
+    assert len(list(rule(tmp_path))) == 1
+
+
+# --- import --------------------------------------------------------------------------------------------------------------
+
+INERT = """
+import sys, random, threading
+import numpy, torch
+before = set(sys.modules)
+state, seeds, threads = torch.get_rng_state(), random.getstate(), torch.get_num_threads()
+import dstee
+assert torch.equal(state, torch.get_rng_state()) and seeds == random.getstate(), "random state"
+assert threads == torch.get_num_threads() and threading.active_count() == 1, "threads"
+assert not torch.cuda.is_initialized(), "CUDA"
+assert torch.get_default_dtype() is torch.float32
+new = {name.split(".")[0] for name in set(sys.modules) - before}
+heavy = {"matplotlib", "rich", "sklearn", "scipy", "pandas", "triton", "PIL"}
+assert not new & heavy, f"imported: {new & heavy}"
+assert "dstee._C" not in sys.modules, "the compiled module is loaded by the first call, not by the import"
+"""
+
+
+def fresh(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    settings = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"} | environment
+    command = [sys.executable, "-W", "error", "-c", code]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=settings, timeout=120, check=False)
+
+
+def test_import_is_inert() -> None:
+    result = fresh(INERT)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+
+
+def test_import_does_not_judge_the_environment() -> None:
+    """A wrong wish is an error of the call that it concerns, which can say what is wrong."""
+    result = fresh("import dstee, torch\ndstee.ops.pack_mask(torch.ones(1, dtype=torch.bool))", DSTEE_BACKEND="abacus")
+    assert result.returncode == 1 and "unknown backend 'abacus'" in result.stderr.splitlines()[-1]
+
+
+def test_the_public_names_are_there() -> None:
+    import dstee
+
+    names = (
+        "sparsify SparseModel SparseSGD SGDRule DSTEE RigL SET Static UpdateSchedule ConstantDrop CosineDrop LinearDrop "
+        "bonus_table use_backend ops metrics __version__"
+    )
+    assert [name for name in names.split() if not hasattr(dstee, name)] == []

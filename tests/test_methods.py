@@ -1,0 +1,123 @@
+"""Each method's choices, its exploration bonus and random seeds, and the checkpoint form."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+
+from dstee.methods import DSTEE, METHODS, SET, Method, RigL, Static, method_from_dict
+
+# name, order, updates, needs_counter, needs_gradients
+TABLE = [
+    (DSTEE, "dst-ee", "DST-EE", "after", True, True, True),
+    (RigL, "rigl", "RigL", "replace", True, False, True),
+    (SET, "set", "SET", "after", True, False, False),
+    (Static, "static", "static", "after", False, False, False),
+]
+
+
+@pytest.mark.parametrize(("cls", "key", "name", "order", "updates", "counter", "gradients"), TABLE)
+def test_table(cls, key, name, order, updates, counter, gradients):
+    method = cls()
+    assert METHODS[key] is cls and isinstance(method, Method)
+    assert (method.name, method.key, method.order) == (name, key, order)
+    assert (method.updates, method.needs_counter, method.needs_gradients) == (updates, counter, gradients)
+    assert method.regrow is True and method.reset_regrown is False
+    assert (method.bonus(100, 0) is not None) == counter
+    assert (method.grow_seeds(0, ["a"], 0) is not None) == (cls is SET)
+
+
+def test_registry_is_complete():
+    assert list(METHODS) == [row[1] for row in TABLE]
+
+
+def test_bonus_is_equation_1():
+    bonus = DSTEE(c=0.5, eps=2.0).bonus(t=300, round=3)
+    assert bonus.dtype == torch.float32 and bonus.shape == (5,)
+    expected = torch.tensor([0.5 * math.log(300) / (n + 2.0) for n in range(5)], dtype=torch.float64)
+    assert torch.equal(bonus, expected.float())
+    assert not DSTEE(c=0.0).bonus(300, 3).any()
+
+
+def test_paper_preset_replaces_the_step():
+    assert DSTEE.paper() == DSTEE(order="replace")
+    assert DSTEE.paper(0.01, 0.1) == DSTEE(0.01, 0.1, order="replace") == DSTEE.paper(c=0.01, eps=0.1)
+
+
+def test_grow_seeds_depend_on_seed_name_and_round_only():
+    method, names = SET(), ["a", "b", "c"]
+    seeds = method.grow_seeds(1, names, 2)
+    assert method.grow_seeds(1, names[::-1], 2) == seeds[::-1]
+    assert SET(order="replace").grow_seeds(1, ["b"], 2) == seeds[1:2]
+    drawn = [method.grow_seeds(seed, names, round) for seed in (0, 1) for round in range(50)]
+    flat = [seed for row in drawn for seed in row]
+    assert len(set(flat)) == len(flat) and all(-(2**63) <= seed < 2**63 for seed in flat)
+    assert method.grow_seeds(0, ["fc.weight"], 0) == [-740274288325726506]  # the same on every machine
+
+
+METHODS_SEEN = [
+    DSTEE(),
+    DSTEE.paper(0.5, 1e-3),
+    DSTEE(1e-4, 2.0, regrow=False, reset_regrown=True),
+    RigL(),
+    RigL(order="after"),
+    SET(regrow=False),
+    Static(),
+]
+
+
+@pytest.mark.parametrize("method", METHODS_SEEN)
+def test_round_trip(method):
+    values = method.to_dict()
+    assert all(type(value) in (str, int, float, bool) for value in values.values())
+    assert method_from_dict(values) == method
+    assert type(method_from_dict(values)) is type(method)
+
+
+def test_the_checkpoint_form_is_stable():
+    common = {"regrow": True, "reset_regrown": False}
+    assert DSTEE().to_dict() == {"method": "dst-ee", "order": "after", "c": 1e-3, "eps": 1.0, **common}
+    assert RigL().to_dict() == {"method": "rigl", "order": "replace", **common}
+
+
+def test_methods_are_frozen_and_compare_by_class():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        DSTEE().c = 1.0
+    assert SET() != Static() and hash(SET()) == hash(SET())
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        {"method": "adam"},
+        {"method": ["set"]},
+        {"method": "set", "c": 1.0},
+        {"method": "dst-ee", "c": "large"},
+        {"method": "dst-ee", "eps": None},
+        {"method": "rigl", "order": "sometimes"},
+        {"method": "rigl", "regrow": 1},
+    ],
+)
+def test_from_dict_refuses(values):
+    with pytest.raises(ValueError):
+        method_from_dict(values)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: DSTEE(c=-1e-3), "c must be a finite number >= 0"),
+        (lambda: DSTEE(c=math.inf), "c must be a finite number >= 0"),
+        (lambda: DSTEE(c=math.nan), "c must be a finite number >= 0"),
+        (lambda: DSTEE(eps=0.0), "eps must be a finite number > 0"),
+        (lambda: DSTEE(eps=math.nan), "eps must be a finite number > 0"),
+        (lambda: RigL(order="before"), "order must be 'after' or 'replace'"),
+        (lambda: SET(regrow=None), "regrow must be True or False"),
+        (lambda: Static(reset_regrown="no"), "reset_regrown must be True or False"),
+    ],
+)
+def test_refusals(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
