@@ -19,7 +19,7 @@ from setuptools import setup
 ROOT = Path(__file__).resolve().parent
 MODE = os.environ.get("DSTEE_BUILD", "auto")
 STABLE_ABI = "0x020b000000000000"  # torch 2.11
-FLAGS = ["-O3", "-std=c++17", "-Wall", "-Wextra", "-Wno-psabi", "-ffp-contract=off", "-fvisibility=hidden"]
+FLAGS = ["-O3", "-std=c++17", "-Wall", "-Wextra", "-Wno-psabi", "-Wno-unused-parameter", "-ffp-contract=off", "-fvisibility=hidden"]
 
 
 def say(text: str) -> None:

@@ -12,13 +12,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import dstee
 from dstee import report
 from dstee.checkpoint import CheckpointError
 from dstee.config import BY_DATA, Config, UsageError
 from dstee.runs import WriteError
 
 
-def _widths(text: str) -> list[int]:
+def widths(text: str) -> list[int]:
     return [int(part) for part in text.split(",")]
 
 
@@ -34,7 +35,7 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
         elif meta.get("choices"):
             options["choices"] = meta["choices"]
         else:
-            options["type"] = _widths if isinstance(field.default, tuple) else type(field.default)
+            options["type"] = widths if isinstance(field.default, tuple) else type(field.default)
             options["metavar"] = "N,N" if isinstance(field.default, tuple) else "N" if options["type"] is int else "X"
         group.add_argument(flag, **options)
     parser.add_argument("--config", metavar="FILE", help="settings as JSON, such as a run's config.json; options come on top")
@@ -56,6 +57,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="dstee", description="Dynamic sparse training with exploration (DST-EE).", allow_abbrev=False
     )
+    parser.add_argument("--version", action="version", version=f"dstee {dstee.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     train = commands.add_parser("train", allow_abbrev=False, help="train a sparse network, or compare methods")
     _add_settings(train)
@@ -108,6 +110,8 @@ def _command_train(args: argparse.Namespace) -> int:
     config = _settings(args, held["config"] if held else {})
     path = Path(args.out) if args.out is not None else _default_folder(config)
     mode = "resume" if args.resume else "overwrite" if args.overwrite else "new"
+    if held and (made_by := {k: held.get(k) for k in ("dstee", "torch")}) != (here := {k: _versions()[k] for k in made_by}):
+        report.complain("warning", f"the run was started with {made_by}, this is {here}: its bits may differ from here on")
     train(config, path, args.data_dir, mode, args.kill_at_step)
     return 0
 
@@ -134,6 +138,7 @@ def train(config: Config, path: Path, data_dir: str | None, mode: str, kill_at_s
     versions = _versions()
     manifest = {
         "dstee": versions["dstee"],
+        "torch": versions["torch"],
         "identity": config.identity(),
         "data_digest": dataset.digest,
         "config": config.to_dict(),
@@ -171,8 +176,6 @@ def _versions() -> dict[str, str]:
     import importlib.metadata
 
     import torch
-
-    import dstee
 
     versions = {"dstee": dstee.__version__, "torch": torch.__version__}
     for package in ("numpy", "rich", "matplotlib", "scikit-learn"):

@@ -91,13 +91,13 @@ def plot_runs(folders: Sequence[Path], output: Path, warn: Any = lambda text: No
     shared = [key for key in first if not any(differences({key: first[key]}, {key: config.get(key)}) for config, _ in runs)]
     lines = []
     for (config, curves), folder in zip(runs, folders, strict=True):
-        own = [f"{key}={config[key]}" for key in config if key not in shared and key not in ("method", "compare")]
+        own = [f"{key}={config.get(key)}" for key in config if key not in shared and key not in ("method", "compare")]
         for curve in curves.values():
-            suffix = ", ".join(own) if own or len(runs) == 1 else folder.name
+            suffix = (", ".join(own) if own or len(runs) == 1 else folder.name).replace("$", r"\$")  # no TeX from a file
             lines.append(
                 Curves(f"{curve.label} ({suffix})" if suffix else curve.label, curve.method, curve.updates, curve.epochs)
             )
-    title = ", ".join(f"{key} {first[key]}" for key in ("data", "sparsity") if key in shared)
+    title = ", ".join(f"{key} {first[key]}" for key in ("data", "sparsity") if key in shared).replace("$", r"\$")
     checkpoint.write_atomic(output, [draw(lines, title)])
 
 

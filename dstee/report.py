@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -82,8 +83,8 @@ class Progress:
         if self._bar is not None:
             if self._task is None:
                 self._task = self._bar.add_task("", total=self.count * trial.total, state="")
-            title = f"{NAMES[trial.method]} seed {trial.seed} ({self.index}/{self.count})"
-            self._bar.update(self._task, description=f"{title:26}")
+            title = f"{NAMES[trial.method]} seed {trial.seed} {self.index}/{self.count}"
+            self._bar.update(self._task, description=f"{title:20}")
         elif trial.step_number > 0:
             self._print(trial, f"continues at step {trial.step_number} of {trial.total}")
 
@@ -108,13 +109,11 @@ def _state(trial: Trial, loss: float) -> str:
     last = next((r for r in reversed(trial.history)), None)
     accuracy = trial.accuracy()
     shown = "   --" if accuracy is None else f"{100 * accuracy:5.2f}"
-    return f"loss {loss:7.4f}  accuracy {shown} %  R {last['exploration'] if last else trial.exploration():.3f}"
+    return f"loss {loss:6.4f}  accuracy {shown} %  R {last['exploration'] if last else trial.exploration():.3f}"
 
 
 def config_lines(config: Config) -> list[str]:
     """The settings in force, one line per group."""
-    import dataclasses
-
     groups: dict[str, list[str]] = {}
     for field in dataclasses.fields(config):
         if field.name == "method" and config.compare:
@@ -131,12 +130,10 @@ def results_table(results: Sequence[Result]) -> Any:
     from rich.table import Table
 
     seeds = len({r.seed for r in results})
-    table = Table(box=box.SIMPLE_HEAD, title=None)
-    table.add_column("method")
-    for name in (
-        f"test accuracy % ({seeds} seed{'s' * (seeds > 1)})", "R", "nnz", "inference FLOPs", "training FLOPs", "kernels s",
-        "total s",
-    ):  # fmt: skip
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    table.add_column("\nmethod")
+    measured = f"accuracy %\n({seeds} seed{'s' * (seeds > 1)})"
+    for name in (measured, "\nR", "\nnnz", "inference\nFLOPs", "training\nFLOPs", "kernels\ns", "total\ns"):
         table.add_column(name, justify="right", no_wrap=True)
     for method in dict.fromkeys(r.method for r in results):
         rows = [r for r in results if r.method == method]

@@ -14,8 +14,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from dstee import checkpoint, cli, plot, runs, verify
+from dstee import checkpoint, cli, plot, report, runs, verify
 from dstee.data import load
 
 TINY = [
@@ -132,7 +133,8 @@ def test_comparison_ends_with_table_picture_and_metrics(compared):
         assert re.search(rf"^ +{name} +\d+\.\d\d ± \d+\.\d\d +[01]\.\d{{3}} +[\d,]+ +\d\.\d{{3}}x +\d\.\d{{3}}x", text, re.M), (
             name
         )
-    assert "test accuracy % (2 seeds)" in text and "backend" in text and "sparsity=0.9" in text
+    assert "accuracy %" in text and "(2 seeds)" in text and "backend" in text and "sparsity=0.9" in text
+    assert max(map(len, text[text.index("accuracy %") :].splitlines()[:9])) <= 80
     assert (out / "curves.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     assert sorted(p.name for p in out.iterdir() if p.is_dir()) == sorted(
         f"{method}-seed{seed}" for method in ("dense", "static", "set", "rigl", "dst-ee") for seed in (0, 1)
@@ -459,6 +461,37 @@ def test_a_full_disk_has_status_2(tmp_path, capsys, monkeypatch):
     assert cli.main(["train", "--out", "a", *TINY]) == 2
     error = capsys.readouterr().err
     assert len(re.findall("training goes on", error)) == 2 and "(3 of 3 times): make room" in error
+
+
+def test_a_disk_that_is_full_at_the_start_leaves_no_folder(tmp_path, capsys, monkeypatch):
+    def full(path, parts):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "write_atomic", full)
+    assert cli.main(["train", "--out", "a", *TINY]) == 2
+    assert capsys.readouterr().err == "dstee: error: the run folder a (--out) cannot be written: No space left on device\n"
+    assert os.listdir(tmp_path) == []
+
+
+def test_every_device_is_listed_with_the_reason(monkeypatch):
+    """Two GPUs that are not there: the native backend has no kernels for them, the reference has."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"GPU {device.index}")
+    lines = report.backend_lines()
+    for i in (0, 1):
+        assert any(re.match(rf"native +cuda:{i} \(GPU {i}\) cannot run: .+", line) for line in lines)
+        assert any(re.match(rf"reference +cuda:{i} \(GPU {i}\) can run", line) for line in lines)
+        assert any(re.match(rf"-> runs on +cuda:{i} \(GPU {i}\) reference", line) for line in lines)
+
+
+def test_names_from_files_are_no_formulas(tmp_path, capsys):
+    for name, c in (("a$^{$", "0.1"), ("b$_", "0.2")):
+        assert cli.main(["train", "--out", name, *TINY, "--c", c]) == 0
+        file = tmp_path / name / "config.json"
+        file.write_text(file.read_text().replace('"erk"', '"$\\\\frac{' + name + '"'))
+    assert cli.main(["plot", "a$^{$", "b$_", "--output", "out.png"]) == 0
+    capsys.readouterr()
 
 
 def test_a_backend_that_cannot_run_is_an_error(capsys, monkeypatch):

@@ -124,8 +124,8 @@ DSTEE_HD V signal_at<Random>(const GrowScan& scan, int64_t j) {
 }
 
 // The inner loop of the update: every weight of the model passes here. Free of branches on the data. kFewCounts: no counter
-// can exceed the bonus registers. kTies: the second key matters at the bound. kNext: prefetch for the next loop.
-template <class T, bool kCounts, bool kFewCounts, bool kTies, bool kNext>
+// can exceed the bonus registers. kTies: the second key matters at the bound. kPrefetch: whole blocks, not the tail's copy.
+template <class T, bool kCounts, bool kFewCounts, bool kTies, bool kPrefetch>
 DSTEE_HD size_t scan_grow_whole(const GrowScan& scan, const Bonus& bonus, const uint8_t* bits, int64_t n, uint32_t valid,
                                 uint32_t index, uint32_t* score_out, uint32_t* where) {
   const U low = splat(scan.low_score), low_signal = splat(scan.low_signal), span = splat(kMaxRank - scan.low_score);
@@ -134,14 +134,14 @@ DSTEE_HD size_t scan_grow_whole(const GrowScan& scan, const Bonus& bonus, const 
   int64_t active_group = 0;
   for (int64_t j = 0; j < n; j += W, here = here + static_cast<uint32_t>(W)) {
     const uint32_t active = lanes_of(bits + j / 8), inactive = ~active & valid;
-    if constexpr (kNext) {
+    if constexpr (kPrefetch) {
+      if constexpr (sizeof(T) > 1)
+        prefetch(static_cast<const char*>(scan.signal) + j * static_cast<int64_t>(sizeof(T)) + kAheadBytes);
+      if constexpr (kCounts) prefetch(reinterpret_cast<const char*>(scan.counts + j) + kAheadBytes / 2);
       active_group = active ? j : active_group;
       prefetch(scan.next_w + active_group * scan.next_size);
       if (scan.next_m) prefetch(scan.next_m + active_group * scan.next_size);
     }
-    if constexpr (sizeof(T) > 1)
-      prefetch(static_cast<const char*>(scan.signal) + j * static_cast<int64_t>(sizeof(T)) + kAheadBytes);
-    if constexpr (kCounts) prefetch(reinterpret_cast<const char*>(scan.counts + j) + kAheadBytes / 2);
     const V signal = signal_at<T>(scan, j);
     V total = signal;
     if constexpr (kCounts)
