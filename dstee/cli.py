@@ -116,10 +116,12 @@ def _command_train(args: argparse.Namespace) -> int:
     return 0
 
 
-def train(config: Config, path: Path, data_dir: str | None, mode: str, kill_at_step: int | None = None) -> None:
+def train(
+    config: Config, path: Path, data_dir: str | None, mode: str, kill_at_step: int | None = None, show_paths: bool = True
+) -> None:
     """``dstee train``: everything is checked before the run folder is made.
 
-    ``kill_at_step``: the process dies by SIGKILL after that many steps (verify-resume).
+    ``kill_at_step``: the process dies by SIGKILL after that many steps; ``show_paths`` names the files at the end.
     """
     import torch
 
@@ -161,8 +163,9 @@ def train(config: Config, path: Path, data_dir: str | None, mode: str, kill_at_s
         content = runs.json_file({"results": [dataclasses.asdict(result) for result in results]})
         patience.insist(lambda: runs.checkpoint.write_atomic(path / "results.json", [content]))
         patience.insist(lambda: plot.plot_runs([path], path / "curves.png"))
-        console.print(report.results_table(results))
-        console.print(f"picture  {path / 'curves.png'}\nmetrics  {path}/*/metrics.jsonl", markup=False, soft_wrap=True)
+        console.print("", report.results_table(results), sep="\n")
+        if show_paths:
+            console.print(f"\npicture  {path / 'curves.png'}\nmetrics  {path}/*/metrics.jsonl", markup=False, soft_wrap=True)
     finally:
         folder.close()
 

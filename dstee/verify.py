@@ -32,7 +32,7 @@ def verify_resume(config: Config, data_dir: str | None, out: Path | None) -> int
     with tempfile.TemporaryDirectory(prefix="dstee-verify-") as temporary:
         base = out or Path(temporary)
         print(f"straight: {len(config.trials())} x {steps} steps")
-        cli.train(config, base / "straight", data_dir, "new")
+        cli.train(config, base / "straight", data_dir, "new", show_paths=out is not None)
         settings = base / "settings.json"
         checkpoint.write_atomic(settings, [json_file(config.to_dict())])
         command = ["train", "--config", str(settings), "--out", str(base / "killed")]

@@ -1,96 +1,24 @@
-"""The command line as a person meets it: what it prints, writes and returns; kill -9, signals and bad input included."""
+"""The command line as a person meets it: what it prints, writes and returns, with good input and bad."""
 
 import json
 import os
 import pty
-import random
 import re
 import select
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
+from command_server import TINY, digests, shared_server
 
-from dstee import checkpoint, cli, plot, report, runs, verify
-from dstee.data import load
-
-TINY = [
-    "--hidden",
-    "16",
-    "--epochs",
-    "2",
-    "--batch-size",
-    "128",
-    "--every",
-    "4",
-    "--checkpoint-every",
-    "3",
-    "--sparsity",
-    "0.9",
-]
-
-# Starting Python with torch takes seconds. This process does it once and then forks one real process per command line.
-SERVER = """
-import json, os, sys
-from dstee import cli, config, data, plot, train, trial
-dataset = data.load("digits", None)
-trial.Trial(config.Config.resolve({}), "dst-ee", 0, dataset).step()  # torch's late imports
-print("ready", flush=True)
-for line in sys.stdin:
-    job = json.loads(line)
-    pid = os.fork()
-    if pid == 0:
-        status = 70
-        try:
-            os.environ.update(job["env"])
-            for fd, path in enumerate(job["streams"], 1):
-                os.dup2(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOCTTY, 0o600), fd)
-            sys.stdout, sys.stderr = open(1, "w"), open(2, "w")
-            status = cli.main(job["argv"])
-            sys.stdout.flush()
-        finally:
-            os._exit(status)
-    print(pid, flush=True)
-    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
-"""
-
-
-class Server:
-    """Runs command lines one at a time, each in a process of its own."""
-
-    def __init__(self):
-        environment = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        self.process = subprocess.Popen([sys.executable, "-c", SERVER], env=environment, **pipes)
-        assert self.read() == "ready"
-
-    def read(self):
-        return self.process.stdout.readline().strip()
-
-    def start(self, argv, streams, env=None):
-        """pid of ``dstee argv``, whose standard output and error go to the files (or terminals) ``streams``."""
-        job = {"argv": [str(a) for a in argv], "streams": [str(s) for s in streams], "env": env or {}}
-        self.process.stdin.write(json.dumps(job) + "\n")
-        self.process.stdin.flush()
-        return int(self.read())
-
-    def wait(self):
-        """Exit status; minus the signal that killed it."""
-        return int(self.read())
+from dstee import checkpoint, cli, plot, report, runs
 
 
 @pytest.fixture(scope="module")
 def server():
-    server = Server()
-    yield server
-    server.process.stdin.close()
-    server.process.wait(30)
-    server.process.stdout.close()
+    return shared_server()
 
 
 @pytest.fixture(autouse=True)
@@ -98,11 +26,6 @@ def quiet_place(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("DSTEE_DATA", raising=False)
     monkeypatch.setenv("PYTHONPATH", str(Path(cli.__file__).parents[1]))
-
-
-def digests(folder):
-    results = json.loads((folder / "results.json").read_text())["results"]
-    return {f"{r['method']}-seed{r['seed']}": r["digest"] for r in results}
 
 
 def plain(text):
@@ -130,7 +53,7 @@ def test_comparison_ends_with_table_picture_and_metrics(compared):
     out, stdout, _ = compared
     text = stdout.decode()
     for name in ("dense", "static", "SET", "RigL", "DST-EE"):
-        assert re.search(rf"^ +{name} +\d+\.\d\d ± \d+\.\d\d +[01]\.\d{{3}} +[\d,]+ +\d\.\d{{3}}x +\d\.\d{{3}}x", text, re.M), (
+        assert re.search(rf"^{name} +\d+\.\d\d ± \d+\.\d\d +[01]\.\d{{3}} +[\d,]+ +\d\.\d{{3}}x +\d\.\d{{3}}x", text, re.M), (
             name
         )
     assert "accuracy %" in text and "(2 seeds)" in text and "backend" in text and "sparsity=0.9" in text
@@ -238,88 +161,6 @@ def test_in_a_terminal_there_is_a_bar(server, tmp_path):
     os.close(main)
     assert server.wait() == 0
     assert b"\x1b[" in shown and re.search(rb"loss +\d", shown) and b"accuracy" in shown and re.search(rb"R 0\.\d", shown)
-
-
-# --- killed, stopped, resumed --------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def straight(tmp_path_factory):
-    """The digests of a training that nothing disturbs, and its options."""
-    options = ["--method", "dst-ee", "--seeds", "2", *TINY, "--epochs", "30", "--hidden", "64"]
-    out = tmp_path_factory.mktemp("straight") / "a"
-    assert cli.main(["train", "--out", str(out), *options]) == 0
-    return options, digests(out)
-
-
-def test_kill_9_at_several_moments(server, straight, tmp_path, capsys):
-    """One run, killed again and again from outside, whatever it is doing then, and finished at last."""
-    options, expected = straight
-    out, rng = tmp_path / "a", random.Random(0)
-    killed, reached = 0, set()
-    for _ in range(40):
-        before = {path.name for path in out.glob("*/checkpoint-*.dst")}
-        pid = server.start(["train", "--out", out, "--resume", *options], [tmp_path / "stdout", tmp_path / "stderr"])
-        end = time.monotonic() + 20
-        while {path.name for path in out.glob("*/checkpoint-*.dst")} <= before and time.monotonic() < end:
-            time.sleep(0.001)
-        time.sleep(rng.random() * 0.05)
-        os.kill(pid, signal.SIGKILL)
-        if server.wait() != -signal.SIGKILL:
-            break
-        killed += 1
-        reached |= {path.parent.name for path in out.glob("*/checkpoint-*.dst")}
-        if killed == 10 or (killed >= 5 and len(reached) == 2):
-            break
-    assert killed >= 3
-    assert cli.main(["train", "--out", str(out), "--resume"]) == 0
-    assert digests(out) == expected
-    assert "continues at step" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(("signum", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_saves_and_has_its_own_status(server, straight, tmp_path, capsys, signum, status):
-    options, expected = straight
-    out, stderr = tmp_path / "a", tmp_path / "stderr"
-    argv = ["train", "--out", out, *options, "--checkpoint-every", "100000"]
-    pid = server.start(argv, [tmp_path / "stdout", stderr])
-    end = time.monotonic() + 20
-    while not (out / "dst-ee-seed0" / "metrics.jsonl").exists() and time.monotonic() < end:
-        time.sleep(0.001)
-    time.sleep(0.03)
-    os.kill(pid, signum)
-    assert server.wait() == status
-    line = f"dstee: stopped: {signum.name}; the state is saved, continue with --resume"
-    assert stderr.read_text().splitlines()[-1] == line
-    assert list(out.glob("*/checkpoint-*.dst")) and not (out / "results.json").exists()
-    assert cli.main(["train", "--out", str(out), "--resume"]) == 0
-    assert digests(out) == expected
-    capsys.readouterr()
-
-
-def test_verify_resume_proves_it_on_the_users_configuration(capsys):
-    assert cli.main(["verify-resume", *TINY, "--method", "rigl", "--order", "after"]) == 0
-    text = capsys.readouterr().out
-    assert "killed (SIGKILL) at step" in text and "verdict: identical to the last bit" in text
-    assert re.search(r"^rigl-seed0 +(\w{32})  \1  same$", text, re.M)
-
-
-def test_verify_resume_says_when_it_is_not_so(capsys, monkeypatch):
-    monkeypatch.setattr(
-        verify, "_run", lambda arguments: subprocess.CompletedProcess([], -9 if "--kill-at-step" in arguments else 0)
-    )
-    answers = iter([{"dst-ee-seed0": "0" * 32}, {"dst-ee-seed0": "1" * 32}])
-    monkeypatch.setattr(verify, "_digests", lambda folder: next(answers))
-    assert cli.main(["verify-resume", *TINY]) == 1
-    assert "DIFFERENT" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(("steps", "trials", "every"), [(1, 1, 1), (2, 1, 1), (20, 1, 2), (20, 15, 5), (7, 2, 7)])
-def test_the_kill_comes_before_the_end_and_between_checkpoints(steps, trials, every):
-    step = verify._kill_step(steps, trials, every)
-    assert 1 <= step <= steps * trials
-    if steps > 2 and every > 1:
-        assert step % steps % every != 0 and step < steps * trials
 
 
 # --- a run folder is somebody's ------------------------------------------------------------------------------------------
@@ -522,60 +363,3 @@ def test_import_of_the_package_is_inert():
     code = "import sys, dstee; print(sorted({'rich', 'matplotlib', 'sklearn'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert (done.stdout, done.stderr) == ("[]\n", "")
-
-
-# --- data ----------------------------------------------------------------------------------------------------------------
-
-
-def test_digits_are_split_once_and_for_all():
-    data = load("digits", None)
-    assert data.x_train.shape == (1297, 64) and data.x_test.shape == (500, 64)
-    assert abs(float(data.x_train.mean())) < 1e-5 and abs(float(data.x_train.std()) - 1) < 1e-3
-    assert data.y_test.bincount().min() >= 30 and data.digest == load("digits", None).digest
-
-
-def mnist_arrays():
-    return {
-        "x_train": np.zeros((60000, 28, 28), np.uint8),
-        "y_train": np.zeros(60000, np.uint8),
-        "x_test": np.zeros((10000, 28, 28), np.uint8),
-        "y_test": np.zeros(10000, np.uint8),
-    }
-
-
-@pytest.mark.parametrize(
-    ("change", "reason"),
-    [
-        ({"y_test": None}, "array y_test is missing"),
-        ({"y_test": np.full(10000, 10, np.uint8)}, "labels outside 0..9"),
-        ({"y_test": np.zeros(10000)}, "y_test is float64"),
-        ({"y_test": np.zeros(999, np.uint8)}, r"y_test is uint8 \[999\]"),
-        ({"y_test": np.zeros(200000, np.uint8)}, "array y_test would take"),
-        ({"y_test": np.array([print], dtype=object)}, "not a usable"),
-    ],
-)
-def test_unusable_mnist_files_are_refused(tmp_path, capsys, change, reason):
-    arrays = {key: value for key, value in {**mnist_arrays(), **change}.items() if value is not None}
-    arrays["x_train"] = arrays["x_train"][:1].repeat(60000, 0)
-    np.savez_compressed(tmp_path / "mnist.npz", allow_pickle=True, **arrays)
-    assert cli.main(["train", "--data", "mnist", "--data-dir", str(tmp_path), *TINY]) == 2
-    assert re.search(reason, capsys.readouterr().err)
-
-
-@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 torn", b"\x93NUMPY"])
-def test_damaged_mnist_files_are_refused(tmp_path, capsys, content):
-    (tmp_path / "mnist.npz").write_bytes(content)
-    assert cli.main(["train", "--data", "mnist", "--data-dir", str(tmp_path)]) == 2
-    assert re.fullmatch(r"dstee: error: .*mnist\.npz is not a usable mnist\.npz[^\n]*\n", capsys.readouterr().err)
-
-
-@pytest.mark.skipif("DSTEE_DATA" not in os.environ, reason="needs mnist.npz: set DSTEE_DATA to its folder")
-def test_mnist_trains(capsys, monkeypatch):
-    monkeypatch.setenv("DSTEE_DATA", DATA)
-    options = ["--hidden", "32", "--epochs", "1", "--batch-size", "500", "--sparsity", "0.9", "--out", "a"]
-    assert cli.main(["train", "--data", "mnist", *options]) == 0
-    assert json.loads(Path("a/results.json").read_text())["results"][0]["accuracy"] > 0.8
-    capsys.readouterr()
-
-
-DATA = os.environ.get("DSTEE_DATA", "")

@@ -8,12 +8,12 @@ import signal
 
 import pytest
 import torch
-from test_checkpoint import Crash, FaultyOS
+from faults import Crash, FaultyOS
 
 from dstee import checkpoint, runs, train
 from dstee.checkpoint import CheckpointError
-from dstee.config import COMPARED, Config, UsageError
-from dstee.data import Dataset, Order
+from dstee.config import COMPARED, Config
+from dstee.data import Dataset
 from dstee.trial import Trial
 
 
@@ -361,9 +361,13 @@ def test_no_content_whatever_crashes_the_restore(saved):
 
 def test_the_fuzzed_checkpoint_is_accepted_when_nothing_is_replaced(saved):
     _, config, folder = saved
+    tree = checkpoint.load(folder.path(24))
     trial = Trial(config, "dst-ee", 0, DATA)
-    trial.restore(folder.path(24), checkpoint.load(folder.path(24)))
+    torch.manual_seed(123)
+    trial.restore(folder.path(24), tree)
     assert trial.step_number == 24
+    assert torch.equal(torch.get_rng_state(), tree["rng"]), "the global generator goes on where it was"
+    assert checkpoint.digest(trial.state()) == checkpoint.digest({k: v for k, v in tree.items() if k != "seconds"})
 
 
 def test_weights_outside_the_mask_are_refused(saved):
@@ -379,53 +383,3 @@ def test_other_data_are_refused(saved):
     other = dataclasses.replace(DATA, x_test=DATA.x_test + 1)
     with pytest.raises(CheckpointError, match="other data"):
         train.run(config, other, path, Log())
-
-
-# --- data order, configuration -------------------------------------------------------------------------------------------
-
-
-def test_every_epoch_sees_every_sample_once_in_another_order():
-    order = Order(24, 6, seed=1)
-    epochs = [torch.cat([order.next() for _ in range(4)]) for _ in range(3)]
-    assert all(torch.equal(e.sort().values, torch.arange(24)) for e in epochs)
-    assert not torch.equal(epochs[0], epochs[1]) and not torch.equal(epochs[1], epochs[2])
-
-
-def test_order_continues_from_any_position_and_ignores_the_global_generator():
-    reference, order = Order(25, 6, seed=1), Order(25, 6, seed=1)
-    for _ in range(13):
-        torch.manual_seed(7)
-        restored = Order(25, 6, seed=99)
-        restored.load_state_dict(copy.deepcopy(order.state_dict()))
-        assert torch.equal(restored.next(), reference.next())
-        order.next()
-
-
-def test_order_refuses_states_of_other_data():
-    order = Order(24, 6, seed=1)
-    for other in (Order(25, 6, seed=1), Order(12, 6, seed=1)):
-        with pytest.raises(ValueError, match="permutation"):
-            order.load_state_dict(other.state_dict())
-    with pytest.raises(ValueError, match="position"):
-        order.load_state_dict({**order.state_dict(), "position": 5})
-    with pytest.raises(UsageError, match="at most the 24 training samples, got 25"):
-        Order(24, 25, seed=1)
-
-
-def test_configuration_survives_json():
-    config = make_config(compare=True)
-    assert Config.resolve(json.loads(json.dumps(config.to_dict()))) == config
-
-
-def test_all_wrong_settings_are_named_at_once():
-    with pytest.raises(UsageError) as caught:
-        Config.resolve({"sparsty": 0.5, "epochs": 0, "lr": float("nan"), "method": "adam", "hidden": [True], "nesterov": 1})
-    for part in (
-        "did you mean 'sparsity'",
-        "epochs must be >= 1",
-        "lr must be a finite",
-        "method must be one of",
-        "hidden",
-        "nesterov",
-    ):
-        assert part in str(caught.value)

@@ -159,7 +159,7 @@ DSTEE_HD size_t scan_grow_whole(const GrowScan& scan, const Bonus& bonus, const 
 
 template <class T, bool kCounts, bool kFewCounts, bool kTies>
 size_t scan_grow(const GrowScan& scan, const uint8_t* bits, int64_t n, uint32_t index, uint32_t* score_out, uint32_t* where) {
-  const Bonus bonus(scan.bonus, kCounts ? scan.bonus_size : 1);
+  const Bonus bonus(scan.bonus, kCounts ? scan.bonus_size : 0);
   const int64_t whole = n / W * W, rest = n - whole;
   size_t count =
       scan_grow_whole<T, kCounts, kFewCounts, kTies, true>(scan, bonus, bits, whole, kAllLanes, index, score_out, where);

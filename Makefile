@@ -1,0 +1,47 @@
+# make demo   train DST-EE beside its rivals on real data, about a minute
+# make test   run the tests
+# make check  formatting, lint, types
+# make bench  time the kernels against PyTorch's own
+# Each sets up .venv first (pinned dependencies, compiled kernels) where that has not been done.
+
+PYTHON ?= python3
+BIN := .venv/bin
+SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h') setup.py pyproject.toml
+
+.PHONY: demo test check bench format clean
+
+demo: .venv/built
+	$(BIN)/dstee train --data digits --compare --out runs/demo --overwrite
+
+test: .venv/built
+	$(BIN)/python -m pytest
+
+check: .venv/built
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $(filter csrc/%,$(SOURCES))
+	$(BIN)/mypy
+
+bench: .venv/built
+	$(BIN)/python -m bench.bench_drop_grow --json bench/results/drop_grow-cpu.json
+	$(BIN)/python -m bench.bench_masked_sgd --json bench/results/masked_sgd-cpu.json
+
+format: .venv/built
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(filter csrc/%,$(SOURCES))
+
+.venv/ready: requirements-dev.txt
+	$(PYTHON) -c 'import sys; sys.exit("dstee needs Python 3.10 or newer, got " + sys.version) if sys.version_info < (3, 10) else None'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	touch $@
+
+.venv/built: .venv/ready $(SOURCES)
+	@echo "Building dstee (under a minute)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --editable .
+	$(BIN)/python -m dstee info
+	touch $@
+
+clean:
+	rm -rf .venv build dist *.egg-info dstee/_C*.so

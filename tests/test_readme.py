@@ -1,0 +1,41 @@
+"""The README's code runs, and what it names exists."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+def test_both_faces_are_shown() -> None:
+    assert any("SparseSGD" in block for block in BLOCKS) and any("ops.drop_grow_" in block for block in BLOCKS)
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=range(len(BLOCKS)))
+def test_code_runs(block: str, capsys: pytest.CaptureFixture[str]) -> None:
+    exec(compile(block, "README.md", "exec"), {"__name__": "readme"})
+
+
+def test_commands_exist() -> None:
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = set(re.findall(r"`?make ([a-z]+)", README))
+    assert named and named <= targets
+
+    from dstee.cli import make_parser
+
+    parser = make_parser()
+    shell = "\n".join(re.findall(r"```\n(.*?)```", README, re.DOTALL))
+    lines = re.findall(r"^dstee (.*?)(?:\s+#.*)?$", shell, re.MULTILINE)
+    assert len(lines) >= 6
+    for line in lines:
+        parser.parse_args(line.split())
+
+
+def test_links_exist() -> None:
+    for target in re.findall(r"\]\(([^)#:]+)\)", README):
+        assert (ROOT / target).exists(), target
