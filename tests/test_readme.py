@@ -9,7 +9,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+FENCED = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+BLOCKS = [text for language, text in FENCED if language == "python"]
 
 
 def test_both_faces_are_shown() -> None:
@@ -29,7 +30,7 @@ def test_commands_exist() -> None:
     from dstee.cli import make_parser
 
     parser = make_parser()
-    shell = "\n".join(re.findall(r"```\n(.*?)```", README, re.DOTALL))
+    shell = "\n".join(text for language, text in FENCED if not language)
     lines = re.findall(r"^dstee (.*?)(?:\s+#.*)?$", shell, re.MULTILINE)
     assert len(lines) >= 6
     for line in lines:
