@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import sys
+import sysconfig
 import tempfile
 from pathlib import Path
 
@@ -19,7 +21,8 @@ from setuptools import setup
 ROOT = Path(__file__).resolve().parent
 MODE = os.environ.get("DSTEE_BUILD", "auto")
 STABLE_ABI = "0x020b000000000000"  # torch 2.11
-FLAGS = ["-O3", "-std=c++17", "-Wall", "-Wextra", "-Wno-psabi", "-Wno-unused-parameter", "-ffp-contract=off", "-fvisibility=hidden"]
+FLAGS = ["-O3", "-std=c++17", "-ffp-contract=off", "-fvisibility=hidden"]
+WARNINGS = ["-Wall", "-Wextra", "-Wno-psabi", "-Wno-unused-parameter"]
 
 
 def say(text: str) -> None:
@@ -44,9 +47,6 @@ def why_no_compiler() -> str:
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "probe.cpp"
         source.write_text("#include <Python.h>\n#include <vector>\nint main() { return 0; }\n")
-        import subprocess
-        import sysconfig
-
         command = [*compiler.split(), "-std=c++17", "-I", sysconfig.get_paths()["include"], "-c", str(source), "-o"]
         result = subprocess.run([*command, str(source.with_suffix(".o"))], capture_output=True, text=True)
         if result.returncode != 0:
@@ -99,7 +99,7 @@ def extensions() -> tuple[list, dict]:
         sources,
         include_dirs=[pybind11.get_include()],
         define_macros=defines,
-        extra_compile_args=FLAGS,
+        extra_compile_args=FLAGS + WARNINGS,
         depends=[str(p.relative_to(ROOT)) for p in (ROOT / "csrc").rglob("*.h")],
     )
     return [extension], {"build_ext": BuildExtension.with_options(no_python_abi_suffix=False)}
