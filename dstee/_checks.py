@@ -107,9 +107,14 @@ def check_layers(
             if tensors:
                 check_like_param(name, i, tensors[i], p, (p.dtype, torch.float32))
         check_flat("mask_bits", i, mask_bits[i], torch.uint8, mask_bytes(p.numel()), p.device)
+        if p.device.type == "cpu" and p.numel() % 8 and int(mask_bits[i][-1]) >> p.numel() % 8:
+            raise ValueError(
+                f"mask_bits[{i}] has bits set behind the last weight of params[{i}]: make it with dstee.ops.pack_mask"
+            )
         if counts:
             check_flat("counts", i, counts[i], torch.int16, p.numel(), p.device)
     _check_no_overlap(params=params, grads=grads, momenta=momenta, mask_bits=mask_bits, counts=counts)
+    _check_signals_apart(signals or {}, params=params, momenta=momenta, mask_bits=mask_bits, counts=counts)
 
 
 def _check_no_overlap(**lists: Sequence[Tensor]) -> None:
@@ -117,12 +122,34 @@ def _check_no_overlap(**lists: Sequence[Tensor]) -> None:
     spans = []
     for name, tensors in lists.items():
         for i, t in enumerate(tensors):
+            if t.numel() and t.data_ptr() == 0:
+                raise ValueError(f"{name}[{i}] has no memory, its storage was freed: pass the tensor while it is whole")
             if t.numel():
-                spans.append((t.data_ptr(), t.data_ptr() + t.numel() * t.element_size(), name, i))
+                spans.append((*_span(t), name, i))
     spans.sort()
     for (_, end, name_a, a), (start, _, name_b, b) in itertools.pairwise(spans):
         if start < end:
             raise ValueError(f"{name_a}[{a}] and {name_b}[{b}] share storage: pass tensors that do not overlap")
+
+
+def _span(t: Tensor) -> tuple[int, int]:
+    return t.data_ptr(), t.data_ptr() + t.numel() * t.element_size()
+
+
+def _check_signals_apart(signals: dict[str, list[Tensor]], **written: Sequence[Tensor]) -> None:
+    """A signal may be the weight or momentum of its own layer; any other would be read half updated."""
+    for name, tensors in signals.items():
+        for i, t in enumerate(tensors):
+            own = [x[i] for x in (written["params"], written["momenta"]) if x]
+            if t.numel() == 0 or any(t.data_ptr() == o.data_ptr() and t.dtype == o.dtype for o in own):
+                continue
+            begin, end = _span(t)
+            for other, others in written.items():
+                for j, o in enumerate(others):
+                    if begin < _span(o)[1] and _span(o)[0] < end:
+                        raise ValueError(
+                            f"{name}[{i}] and {other}[{j}] share storage, and {other}[{j}] is written: pass a copy"
+                        )
 
 
 def check_scalar_tensor(name: str, t: Tensor | None, device: torch.device | None) -> None:

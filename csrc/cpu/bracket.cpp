@@ -104,6 +104,7 @@ Bracket sample_bracket(const Update& u, int layer) {
       }
       b.low_score = static_cast<uint32_t>(low >> 32);
       b.low_signal = static_cast<uint32_t>(low);
+      if (!u.bonus) b.low_score = std::min(std::max(b.low_score, b.low_signal), kMaxRank);  // both keys are one number
     }
     b.expected_grow = expect(listed, grow.count, inactive);
   }

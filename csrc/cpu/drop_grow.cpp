@@ -21,6 +21,7 @@ std::atomic<int> forced_fault{kNoFault};
 std::atomic<int64_t> fallback_layers{0}, list_entries{0};
 
 void run(const Update& u) {
+  const StrictFloat strict;  // for what is scored outside the workers
   const auto count = static_cast<int64_t>(u.layers.size());
   std::vector<Bracket> brackets(u.layers.size());
   for_tickets(u.workers, count, [&](int, int64_t i) {

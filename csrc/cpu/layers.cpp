@@ -60,6 +60,7 @@ struct Layout {
 
 struct Span {
   const char *begin, *end;
+  bool written;
 };
 
 class Reader {
@@ -73,21 +74,35 @@ class Reader {
   const void* like(const Tensor& t, const Layout& layout, const char* name) const {
     check_cpu(t, name);
     STD_TORCH_CHECK(Layout(t) == layout, "dstee: ", name, " has another shape or memory order than its parameter");
+    STD_TORCH_CHECK(t.const_data_ptr() || layout.n == 0, "dstee: the storage of ", name, " has been freed");
     return t.const_data_ptr();
   }
   void* flat(const Tensor& t, ScalarType dtype, int64_t n, const char* name) const {
     check_cpu(t, name);
     STD_TORCH_CHECK(t.scalar_type() == dtype && t.dim() == 1 && t.numel() == n && t.is_contiguous(), "dstee: ", name,
                     " has another dtype or size than its parameter needs");
+    STD_TORCH_CHECK(t.const_data_ptr() || n == 0, "dstee: the storage of ", name, " has been freed");
     return t.mutable_data_ptr();
   }
-  void note(const void* p, int64_t bytes) {
-    if (bytes) spans_.push_back({static_cast<const char*>(p), static_cast<const char*>(p) + bytes});
+  void note(const void* p, int64_t bytes, bool written) {
+    if (bytes) spans_.push_back({static_cast<const char*>(p), static_cast<const char*>(p) + bytes, written});
+  }
+  // What is ranked in place of the weight or gradient: the weight or momentum of its own layer, or nothing that is written.
+  void note_signal(const void* p, Dtype dtype, const Layer& l) {
+    if (l.n == 0 || ((p == l.w || p == l.m) && dtype == l.dtype)) return;
+    const char* begin = static_cast<const char*>(p);
+    signals_.push_back({begin, begin + l.n * (dtype == kF32 ? 4 : 2), false});
   }
   void check_overlap() {
     std::sort(spans_.begin(), spans_.end(), [](const Span& a, const Span& b) { return a.begin < b.begin; });
     for (size_t i = 1; i < spans_.size(); ++i)
       STD_TORCH_CHECK(spans_[i - 1].end <= spans_[i].begin, "dstee: two arguments share storage");
+    for (const Span& s : signals_) {
+      auto other =
+          std::upper_bound(spans_.begin(), spans_.end(), s.begin, [](const char* p, const Span& x) { return p < x.end; });
+      for (; other != spans_.end() && other->begin < s.end; ++other)
+        STD_TORCH_CHECK(!other->written, "dstee: drop_scores or grow_signal share storage with what is written");
+    }
   }
 
  private:
@@ -96,7 +111,7 @@ class Reader {
                     " is not a strided CPU tensor");
   }
   size_t layers_;
-  std::vector<Span> spans_;
+  std::vector<Span> spans_, signals_;
 };
 
 }  // namespace
@@ -120,22 +135,23 @@ std::vector<Layer> read_layers(const Tensors& params, const Tensors& grads, cons
     const int64_t bytes = l.n * (l.dtype == kF32 ? 4 : 2);
     STD_TORCH_CHECK(layout.n == 0 || layout.dense(), "dstee: params are not dense, non-overlapping storage");
     l.w = const_cast<void*>(read.like(params[i], layout, "params"));
-    read.note(l.w, bytes);
+    read.note(l.w, bytes, true);
     if (!grads.empty()) {
       STD_TORCH_CHECK(dtype_of(grads[i], "grads") == l.dtype, "dstee: grads have another dtype than params");
       l.g = read.like(grads[i], layout, "grads");
-      read.note(l.g, bytes);
+      read.note(l.g, bytes, false);
     }
     if (!momenta.empty()) {
       STD_TORCH_CHECK(dtype_of(momenta[i], "momenta") == l.dtype, "dstee: momenta have another dtype than params");
       l.m = const_cast<void*>(read.like(momenta[i], layout, "momenta"));
-      read.note(l.m, bytes);
+      read.note(l.m, bytes, true);
     }
     l.bits = static_cast<uint8_t*>(read.flat(mask_bits[i], ScalarType::Byte, (l.n + 7) / 8, "mask_bits"));
-    read.note(l.bits, (l.n + 7) / 8);
+    read.note(l.bits, (l.n + 7) / 8, true);
+    STD_TORCH_CHECK(l.n % 8 == 0 || l.bits[l.n / 8] >> (l.n % 8) == 0, "dstee: mask_bits have bits set behind the last weight");
     if (!counts.empty()) {
       l.counts = static_cast<int16_t*>(read.flat(counts[i], ScalarType::Short, l.n, "counts"));
-      read.note(l.counts, 2 * l.n);
+      read.note(l.counts, 2 * l.n, true);
     }
     l.drop = drop_scores.empty() ? l.w : read.like(drop_scores[i], layout, "drop_scores");
     l.drop_dtype = drop_scores.empty() ? l.dtype : dtype_of(drop_scores[i], "drop_scores");
@@ -143,6 +159,8 @@ std::vector<Layer> read_layers(const Tensors& params, const Tensors& grads, cons
     l.grow_dtype = grow_signal.empty() ? l.dtype : dtype_of(grow_signal[i], "grow_signal");
     STD_TORCH_CHECK((l.drop_dtype == kF32 || l.drop_dtype == l.dtype) && (l.grow_dtype == kF32 || l.grow_dtype == l.dtype),
                     "dstee: drop_scores and grow_signal are float32 or have their parameter's dtype");
+    if (!drop_scores.empty()) read.note_signal(l.drop, l.drop_dtype, l);
+    if (!grow_signal.empty()) read.note_signal(l.grow, l.grow_dtype, l);
   }
   read.check_overlap();
   return layers;

@@ -241,6 +241,7 @@ bool Lists::resolve(int layer) {
   }
   // NaN gradients are never listed, so even a list of everything can be short.
   if (drop < k || grow + (u_.regrow ? k : 0) < k) return false;
+  if (grow + drop > int64_t{UINT32_MAX}) return false;  // kth counts in 32 bits
   keep_dropped(layer);
 
   auto all = [&] {

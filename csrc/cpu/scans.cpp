@@ -51,7 +51,7 @@ Cut select(const Update& u, int64_t n, int64_t k, int key_bits, const KeyOf& key
   // k of the keys equal to the prefix still win: those with the lowest indices.
   int64_t index = -1;
   uint64_t key;
-  for (int64_t i = 0; k > 0; ++i)
+  for (int64_t i = 0; k > 0 && i < n; ++i)
     if (key_of(i, key) && key == prefix) {
       --k;
       index = i;

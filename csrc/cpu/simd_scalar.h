@@ -76,13 +76,19 @@ inline U operator>>(U a, int b) {
 
 template <class T>
 inline V load(const T* p) {
+  T x[W];
+  memcpy(x, p, sizeof x);  // may be unaligned
   V r;
-  DSTEE_LANES(r, to_float(p[j]));
+  DSTEE_LANES(r, to_float(x[j]));
 }
 template <class T>
 inline void store(T* p, uint32_t lanes, V x) {
   for (int j = 0; j < W; ++j)
-    if (lanes >> j & 1) from_float(x.v[j], p[j]);
+    if (lanes >> j & 1) {
+      T rounded;
+      from_float(x.v[j], rounded);
+      memcpy(p + j, &rounded, sizeof rounded);
+    }
 }
 
 inline V absolute(V x) {
@@ -135,7 +141,7 @@ struct Bonus {
   }
 };
 
-// The chosen lanes of x, packed to the front; all W entries at `out` are written.
+// The chosen lanes of x, packed to the front of `out`; up to W entries there are overwritten.
 inline void compress(uint32_t* out, U x, uint32_t lanes) {
   for (int j = 0; j < W; ++j) {
     *out = x.v[j];

@@ -13,16 +13,16 @@ namespace dstee {
 namespace {
 
 constexpr size_t kAlign = size_t{1} << 21;  // whole huge pages
-std::mutex mutex;
-void* kept = nullptr;  // at most one buffer, the largest returned
+std::mutex mutex;                           // never waited for: a forked child may find it locked for ever
+void* kept = nullptr;                       // at most one buffer, the largest returned
 size_t kept_size = 0;
 
 }  // namespace
 
 Workspace::Workspace(size_t bytes) {
   {
-    const std::lock_guard<std::mutex> lock(mutex);
-    if (kept_size >= bytes) {
+    const std::unique_lock<std::mutex> lock(mutex, std::try_to_lock);
+    if (lock && kept_size >= bytes) {
       std::swap(data_, kept);
       std::swap(size_, kept_size);
     }
@@ -38,8 +38,8 @@ Workspace::Workspace(size_t bytes) {
 
 Workspace::~Workspace() {
   {
-    const std::lock_guard<std::mutex> lock(mutex);
-    if (size_ > kept_size) {
+    const std::unique_lock<std::mutex> lock(mutex, std::try_to_lock);
+    if (lock && size_ > kept_size) {
       std::swap(data_, kept);
       std::swap(size_, kept_size);
     }
