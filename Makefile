@@ -25,6 +25,7 @@ check: .venv/built
 bench: .venv/built
 	$(BIN)/python -m bench.bench_drop_grow --json bench/results/drop_grow-cpu.json
 	$(BIN)/python -m bench.bench_masked_sgd --json bench/results/masked_sgd-cpu.json
+	$(BIN)/python -m bench.readme_table
 
 format: .venv/built
 	$(BIN)/ruff check --fix .

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from bench.readme_table import with_table
+
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
 FENCED = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
@@ -40,3 +42,7 @@ def test_commands_exist() -> None:
 def test_links_exist() -> None:
     for target in re.findall(r"\]\(([^)#:]+)\)", README):
         assert (ROOT / target).exists(), target
+
+
+def test_speed_table_is_the_committed_one() -> None:
+    assert with_table(README) == README, "run `python -m bench.readme_table`"
