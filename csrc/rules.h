@@ -89,6 +89,8 @@ DSTEE_HD uint32_t rank_of(float x) {
   return u > kInfBits ? 0 : u + 1;
 }
 
+enum Dtype : int { kF32, kBF16, kF16, kRandom };  // kRandom: a growth signal that is a hash, not a tensor
+
 // Storage types. Reading is exact; writing rounds once, to nearest even.
 struct bf16 {
   uint16_t bits;

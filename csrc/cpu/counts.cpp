@@ -1,6 +1,6 @@
 // encode_counts, decode_counts: counters N <-> their stored form. count_active, count_explored: sums per layer.
-#include "layers.h"
 #include "parallel.h"
+#include "pieces.h"
 
 namespace dstee {
 namespace {

@@ -59,22 +59,12 @@ void drop_grow_(const Tensors& params, const Tensors& grads, const Tensors& mome
                 const std::optional<Tensor>& lr_tensor, double momentum, double dampening, double weight_decay, bool nesterov,
                 bool maximize, bool first_step, const std::optional<Tensor>& found_inf) {
   Update u;
-  u.layers = read_layers(params, grads, momenta, mask_bits, counts, drop_scores, grow_signal);
+  u.layers = read_layers(DeviceType::CPU, params, grads, momenta, mask_bits, counts, drop_scores, grow_signal);
   const auto L = static_cast<int64_t>(u.layers.size());
   if (L == 0) return;
-  STD_TORCH_CHECK(round >= 0 && round <= 32765, "dstee: round is not in 0..32765");
-  STD_TORCH_CHECK(k_tensor ? k_tensor->is_cpu() && k_tensor->numel() == L && k_tensor->is_contiguous() &&
-                                 k_tensor->scalar_type() == torch::headeronly::ScalarType::Long
-                           : static_cast<int64_t>(k.size()) == L,
-                  "dstee: k does not have one int64 per layer");
-  STD_TORCH_CHECK(grow_seeds.empty() || static_cast<int64_t>(grow_seeds.size()) == L, "dstee: grow_seeds has another length");
-  STD_TORCH_CHECK(!grow_seeds.empty() || !grow_signal.empty() || !grads.empty(), "dstee: no growth signal");
-  STD_TORCH_CHECK(!sgd || !grads.empty(), "dstee: the step needs grads");
-  STD_TORCH_CHECK(!sgd || momentum == 0 || !momenta.empty(), "dstee: momentum needs momenta");
+  check_update(DeviceType::CPU, params, grads, momenta, counts, k, k_tensor, bonus, round, grow_signal, grow_seeds, sgd,
+               momentum);
   if (bonus) {
-    STD_TORCH_CHECK(bonus->is_cpu() && bonus->scalar_type() == torch::headeronly::ScalarType::Float && bonus->dim() == 1 &&
-                        bonus->is_contiguous() && bonus->numel() >= round + 2 && !counts.empty(),
-                    "dstee: bonus is not a float32 table of round + 2 entries, or there are no counts");
     u.bonus = static_cast<const float*>(bonus->const_data_ptr());
     u.bonus_size = static_cast<uint32_t>(round) + 2;
   }
@@ -82,7 +72,8 @@ void drop_grow_(const Tensors& params, const Tensors& grads, const Tensors& mome
   u.regrow = regrow;
   u.reset_regrown = reset_regrown;
   u.sgd = sgd;
-  u.rule = make_rule(lr, lr_tensor, momentum, dampening, weight_decay, nesterov, maximize, first_step, std::nullopt);
+  u.rule = make_rule(momentum, dampening, weight_decay, nesterov, maximize, first_step, false);
+  u.rule.lr = static_cast<float>(lr_tensor ? read_scalar(*lr_tensor) : lr);
   u.seeds.assign(grow_seeds.begin(), grow_seeds.end());
   u.pieces = cut_pieces(u.layers);
   u.workers = worker_count(total_weights(u.layers));

@@ -13,8 +13,6 @@ namespace dstee {
 
 constexpr int kMaxLanes = 16;  // list arrays need this much slack behind their last entry
 
-enum Dtype : int { kF32, kBF16, kF16, kRandom };  // kRandom: a growth signal that is a hash, not a tensor
-
 // Growth candidates: inactive weights whose (rank of score, rank of |signal|) is at least (low_score, low_signal).
 struct GrowScan {
   const void* signal;     // null for kRandom

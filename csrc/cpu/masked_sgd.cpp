@@ -1,7 +1,7 @@
 // masked_sgd_: the SGD step on the active weights of all layers. Per weight 1/8 byte of mask is read; gradient, weight and
 // momentum are touched only in groups of 8 or 16 that hold an active weight.
-#include "layers.h"
 #include "parallel.h"
+#include "pieces.h"
 
 namespace dstee {
 
@@ -9,10 +9,12 @@ void masked_sgd_(const Tensors& params, const Tensors& grads, const Tensors& mom
                  const std::optional<Tensor>& lr_tensor, double momentum, double dampening, double weight_decay, bool nesterov,
                  bool maximize, bool first_step, const std::optional<Tensor>& grad_scale,
                  const std::optional<Tensor>& found_inf) {
-  const auto layers = read_layers(params, grads, momenta, mask_bits, {}, {}, {});
+  const auto layers = read_layers(DeviceType::CPU, params, grads, momenta, mask_bits, {}, {}, {});
   STD_TORCH_CHECK(params.empty() || !grads.empty(), "dstee: masked_sgd_ needs grads");
   STD_TORCH_CHECK(params.empty() || momentum == 0 || !momenta.empty(), "dstee: momentum needs momenta");
-  const SgdRule rule = make_rule(lr, lr_tensor, momentum, dampening, weight_decay, nesterov, maximize, first_step, grad_scale);
+  SgdRule rule = make_rule(momentum, dampening, weight_decay, nesterov, maximize, first_step, grad_scale.has_value());
+  rule.lr = static_cast<float>(lr_tensor ? read_scalar(*lr_tensor) : lr);
+  if (grad_scale) rule.grad_scale = static_cast<float>(read_scalar(*grad_scale));
   if (is_set(found_inf)) return;
 
   const auto pieces = cut_pieces(layers);

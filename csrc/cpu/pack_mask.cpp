@@ -1,6 +1,6 @@
 // pack_mask, unpack_mask: bool [n] in storage order <-> one bit a weight, lowest bit first, padding bits 0.
-#include "layers.h"
 #include "parallel.h"
+#include "pieces.h"
 
 namespace dstee {
 namespace {

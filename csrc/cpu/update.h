@@ -5,7 +5,7 @@
 #include <cmath>
 #include <vector>
 
-#include "layers.h"
+#include "pieces.h"
 
 namespace dstee {
 

@@ -7,14 +7,16 @@
 #include <torch/headeronly/core/ScalarType.h>
 
 #include <optional>
+#include <type_traits>
 #include <vector>
 
-#include "isa.h"
+#include "rules.h"
 
 namespace dstee {
 
 using torch::stable::Tensor;
 using Tensors = std::vector<Tensor>;
+using torch::headeronly::DeviceType;
 
 struct Layer {
   void* w = nullptr;
@@ -30,24 +32,18 @@ struct Layer {
 
 // Reads the lists (absent ones are empty) and refuses, before anything is written, what the kernels could not survive:
 // the contract of dstee/ops.py, whose checks then find the words for it.
-std::vector<Layer> read_layers(const Tensors& params, const Tensors& grads, const Tensors& momenta, const Tensors& mask_bits,
-                               const Tensors& counts, const Tensors& drop_scores, const Tensors& grow_signal);
+std::vector<Layer> read_layers(DeviceType device, const Tensors& params, const Tensors& grads, const Tensors& momenta,
+                               const Tensors& mask_bits, const Tensors& counts, const Tensors& drop_scores,
+                               const Tensors& grow_signal);
 
-SgdRule make_rule(double lr, const std::optional<Tensor>& lr_tensor, double momentum, double dampening, double weight_decay,
-                  bool nesterov, bool maximize, bool first_step, const std::optional<Tensor>& grad_scale);
+// What drop_grow_ needs beyond read_layers: a growth signal, gradients and momenta for the step, k, a long enough bonus.
+void check_update(DeviceType device, const Tensors& params, const Tensors& grads, const Tensors& momenta, const Tensors& counts,
+                  const std::vector<int64_t>& k, const std::optional<Tensor>& k_tensor, const std::optional<Tensor>& bonus,
+                  int64_t round, const Tensors& grow_signal, const std::vector<int64_t>& grow_seeds, bool sgd, double momentum);
 
-// A one-element floating-point CPU tensor.
-double read_scalar(const Tensor& t);
-bool is_set(const std::optional<Tensor>& flag);
-
-// A run of weights of one layer that one thread handles. Starts at a multiple of 64 weights.
-struct Piece {
-  int layer;
-  int64_t begin, size;
-};
-constexpr int64_t kPiece = 1 << 16;
-std::vector<Piece> cut_pieces(const std::vector<Layer>& layers);
-int64_t total_weights(const std::vector<Layer>& layers);
+// The rule without the numbers that may lie in a tensor: lr and grad_scale.
+SgdRule make_rule(double momentum, double dampening, double weight_decay, bool nesterov, bool maximize, bool first_step,
+                  bool scaled);
 
 template <class T>
 T* at(T* base, int64_t i, Dtype dtype) {

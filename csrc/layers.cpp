@@ -65,20 +65,20 @@ struct Span {
 
 class Reader {
  public:
-  explicit Reader(size_t layers) : layers_(layers) {}
+  Reader(DeviceType device, size_t layers) : device_(device), layers_(layers) {}
 
   void length(const Tensors& list, const char* name) const {
     STD_TORCH_CHECK(list.empty() || list.size() == layers_, "dstee: ", name, " has another length than params");
   }
   // A tensor laid out like the parameter.
   const void* like(const Tensor& t, const Layout& layout, const char* name) const {
-    check_cpu(t, name);
+    check_place(t, name);
     STD_TORCH_CHECK(Layout(t) == layout, "dstee: ", name, " has another shape or memory order than its parameter");
     STD_TORCH_CHECK(t.const_data_ptr() || layout.n == 0, "dstee: the storage of ", name, " has been freed");
     return t.const_data_ptr();
   }
   void* flat(const Tensor& t, ScalarType dtype, int64_t n, const char* name) const {
-    check_cpu(t, name);
+    check_place(t, name);
     STD_TORCH_CHECK(t.scalar_type() == dtype && t.dim() == 1 && t.numel() == n && t.is_contiguous(), "dstee: ", name,
                     " has another dtype or size than its parameter needs");
     STD_TORCH_CHECK(t.const_data_ptr() || n == 0, "dstee: the storage of ", name, " has been freed");
@@ -106,19 +106,21 @@ class Reader {
   }
 
  private:
-  static void check_cpu(const Tensor& t, const char* name) {
-    STD_TORCH_CHECK(t.is_cpu() && t.layout() == torch::headeronly::Layout::Strided, "dstee: ", name,
-                    " is not a strided CPU tensor");
+  void check_place(const Tensor& t, const char* name) const {
+    STD_TORCH_CHECK(t.device().type() == device_ && t.layout() == torch::headeronly::Layout::Strided, "dstee: ", name,
+                    " is not a strided tensor where the kernels run");
   }
+  DeviceType device_;
   size_t layers_;
   std::vector<Span> spans_, signals_;
 };
 
 }  // namespace
 
-std::vector<Layer> read_layers(const Tensors& params, const Tensors& grads, const Tensors& momenta, const Tensors& mask_bits,
-                               const Tensors& counts, const Tensors& drop_scores, const Tensors& grow_signal) {
-  Reader read(params.size());
+std::vector<Layer> read_layers(DeviceType device, const Tensors& params, const Tensors& grads, const Tensors& momenta,
+                               const Tensors& mask_bits, const Tensors& counts, const Tensors& drop_scores,
+                               const Tensors& grow_signal) {
+  Reader read(device, params.size());
   STD_TORCH_CHECK(mask_bits.size() == params.size(), "dstee: mask_bits has another length than params");
   read.length(grads, "grads");
   read.length(momenta, "momenta");
@@ -132,6 +134,7 @@ std::vector<Layer> read_layers(const Tensors& params, const Tensors& grads, cons
     const Layout layout(params[i]);
     l.n = layout.n;
     l.dtype = dtype_of(params[i], "params");
+    STD_TORCH_CHECK(params[i].get_device_index() == params[0].get_device_index(), "dstee: params are on several devices");
     const int64_t bytes = l.n * (l.dtype == kF32 ? 4 : 2);
     STD_TORCH_CHECK(layout.n == 0 || layout.dense(), "dstee: params are not dense, non-overlapping storage");
     l.w = const_cast<void*>(read.like(params[i], layout, "params"));
@@ -148,7 +151,8 @@ std::vector<Layer> read_layers(const Tensors& params, const Tensors& grads, cons
     }
     l.bits = static_cast<uint8_t*>(read.flat(mask_bits[i], ScalarType::Byte, (l.n + 7) / 8, "mask_bits"));
     read.note(l.bits, (l.n + 7) / 8, true);
-    STD_TORCH_CHECK(l.n % 8 == 0 || l.bits[l.n / 8] >> (l.n % 8) == 0, "dstee: mask_bits have bits set behind the last weight");
+    STD_TORCH_CHECK(device != DeviceType::CPU || l.n % 8 == 0 || l.bits[l.n / 8] >> (l.n % 8) == 0,
+                    "dstee: mask_bits have bits set behind the last weight");
     if (!counts.empty()) {
       l.counts = static_cast<int16_t*>(read.flat(counts[i], ScalarType::Short, l.n, "counts"));
       read.note(l.counts, 2 * l.n, true);
@@ -166,55 +170,40 @@ std::vector<Layer> read_layers(const Tensors& params, const Tensors& grads, cons
   return layers;
 }
 
-double read_scalar(const Tensor& t) {
-  STD_TORCH_CHECK(t.is_cpu() && t.numel() == 1, "dstee: a scalar argument is not a one-element CPU tensor");
-  const void* p = t.const_data_ptr();
-  switch (t.scalar_type()) {
-    case ScalarType::Float:
-      return *static_cast<const float*>(p);
-    case ScalarType::Double:
-      return *static_cast<const double*>(p);
-    case ScalarType::Half:
-      return to_float(*static_cast<const f16*>(p));
-    case ScalarType::BFloat16:
-      return to_float(*static_cast<const bf16*>(p));
-    default:
-      STD_TORCH_CHECK(false, "dstee: a scalar argument is not floating-point");
-  }
-  return 0;
+void check_update(DeviceType device, const Tensors& params, const Tensors& grads, const Tensors& momenta, const Tensors& counts,
+                  const std::vector<int64_t>& k, const std::optional<Tensor>& k_tensor, const std::optional<Tensor>& bonus,
+                  int64_t round, const Tensors& grow_signal, const std::vector<int64_t>& grow_seeds, bool sgd,
+                  double momentum) {
+  const size_t L = params.size();
+  STD_TORCH_CHECK(round >= 0 && round <= 32765, "dstee: round is not in 0..32765");
+  STD_TORCH_CHECK(k_tensor ? k_tensor->device().type() == device && k_tensor->numel() == static_cast<int64_t>(L) &&
+                                 k_tensor->is_contiguous() && k_tensor->scalar_type() == ScalarType::Long
+                           : k.size() == L,
+                  "dstee: k does not have one int64 per layer");
+  STD_TORCH_CHECK(grow_seeds.empty() || grow_seeds.size() == L, "dstee: grow_seeds has another length");
+  STD_TORCH_CHECK(!grow_seeds.empty() || !grow_signal.empty() || !grads.empty(), "dstee: no growth signal");
+  STD_TORCH_CHECK(!sgd || !grads.empty(), "dstee: the step needs grads");
+  STD_TORCH_CHECK(!sgd || momentum == 0 || !momenta.empty(), "dstee: momentum needs momenta");
+  STD_TORCH_CHECK(!bonus || (bonus->device().type() == device && bonus->scalar_type() == ScalarType::Float &&
+                             bonus->dim() == 1 && bonus->is_contiguous() && bonus->numel() >= round + 2 && !counts.empty()),
+                  "dstee: bonus is not a float32 table of round + 2 entries, or there are no counts");
 }
 
-bool is_set(const std::optional<Tensor>& flag) { return flag && read_scalar(*flag) != 0; }
-
-SgdRule make_rule(double lr, const std::optional<Tensor>& lr_tensor, double momentum, double dampening, double weight_decay,
-                  bool nesterov, bool maximize, bool first_step, const std::optional<Tensor>& grad_scale) {
+SgdRule make_rule(double momentum, double dampening, double weight_decay, bool nesterov, bool maximize, bool first_step,
+                  bool scaled) {
   SgdRule r;
-  r.lr = static_cast<float>(lr_tensor ? read_scalar(*lr_tensor) : lr);
+  r.lr = 0.0f;
+  r.grad_scale = 1.0f;
   r.momentum = static_cast<float>(momentum);
   r.damped = static_cast<float>(1.0 - dampening);
   r.weight_decay = static_cast<float>(weight_decay);
-  r.grad_scale = grad_scale ? static_cast<float>(read_scalar(*grad_scale)) : 1.0f;
   r.has_momentum = momentum != 0;
   r.has_decay = weight_decay != 0;
-  r.scaled = grad_scale.has_value();
+  r.scaled = scaled;
   r.nesterov = nesterov;
   r.maximize = maximize;
   r.first_step = first_step;
   return r;
-}
-
-std::vector<Piece> cut_pieces(const std::vector<Layer>& layers) {
-  std::vector<Piece> pieces;
-  for (size_t i = 0; i < layers.size(); ++i)
-    for (int64_t begin = 0; begin < layers[i].n; begin += kPiece)
-      pieces.push_back({static_cast<int>(i), begin, std::min(kPiece, layers[i].n - begin)});
-  return pieces;
-}
-
-int64_t total_weights(const std::vector<Layer>& layers) {
-  int64_t total = 0;
-  for (const Layer& l : layers) total += l.n;
-  return total;
 }
 
 }  // namespace dstee
