@@ -172,10 +172,13 @@ std::vector<Layer> read_layers(DeviceType device, const Tensors& params, const T
 
 void check_update(DeviceType device, const Tensors& params, const Tensors& grads, const Tensors& momenta, const Tensors& counts,
                   const std::vector<int64_t>& k, const std::optional<Tensor>& k_tensor, const std::optional<Tensor>& bonus,
-                  int64_t round, const Tensors& grow_signal, const std::vector<int64_t>& grow_seeds, bool sgd,
-                  double momentum) {
+                  int64_t round, const std::optional<Tensor>& round_tensor, const Tensors& grow_signal,
+                  const std::vector<int64_t>& grow_seeds, bool sgd, double momentum) {
   const size_t L = params.size();
-  STD_TORCH_CHECK(round >= 0 && round <= 32765, "dstee: round is not in 0..32765");
+  STD_TORCH_CHECK(round_tensor ? round_tensor->device().type() == device && round_tensor->numel() == 1 &&
+                                     round_tensor->scalar_type() == ScalarType::Long
+                               : round >= 0 && round <= 32765,
+                  "dstee: round is not in 0..32765 or not one int64");
   STD_TORCH_CHECK(k_tensor ? k_tensor->device().type() == device && k_tensor->numel() == static_cast<int64_t>(L) &&
                                  k_tensor->is_contiguous() && k_tensor->scalar_type() == ScalarType::Long
                            : k.size() == L,

@@ -39,7 +39,8 @@ std::vector<Layer> read_layers(DeviceType device, const Tensors& params, const T
 // What drop_grow_ needs beyond read_layers: a growth signal, gradients and momenta for the step, k, a long enough bonus.
 void check_update(DeviceType device, const Tensors& params, const Tensors& grads, const Tensors& momenta, const Tensors& counts,
                   const std::vector<int64_t>& k, const std::optional<Tensor>& k_tensor, const std::optional<Tensor>& bonus,
-                  int64_t round, const Tensors& grow_signal, const std::vector<int64_t>& grow_seeds, bool sgd, double momentum);
+                  int64_t round, const std::optional<Tensor>& round_tensor, const Tensors& grow_signal,
+                  const std::vector<int64_t>& grow_seeds, bool sgd, double momentum);
 
 // The rule without the numbers that may lie in a tensor: lr and grad_scale.
 SgdRule make_rule(double momentum, double dampening, double weight_decay, bool nesterov, bool maximize, bool first_step,

@@ -173,6 +173,20 @@ def check_round(round: int) -> None:
         )
 
 
+def split_round(round: int | Tensor, device: torch.device) -> tuple[int, Tensor | None]:
+    """round as (int, None) or (0, tensor); the value of a tensor is looked at on the CPU only (elsewhere: a sync)."""
+    if not isinstance(round, Tensor):
+        check_round(round)
+        return round, None
+    if round.dtype != torch.int64 or round.numel() != 1:
+        raise TypeError(f"round must be an int or a one-element int64 tensor, got {round.dtype} {list(round.shape)}")
+    if round.device != device:
+        raise ValueError(f"round is on {round.device}, expected {device} as the parameters: move it first")
+    if device.type == "cpu":
+        check_round(int(round))
+    return 0, round
+
+
 def check_bonus(bonus: Tensor | None, round: int, device: torch.device | None) -> None:
     if bonus is None:
         return

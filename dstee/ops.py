@@ -148,9 +148,9 @@ def masked_sgd_(
 
 _declare(
     "drop_grow_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] momenta, Tensor(c!)[] mask_bits, Tensor(d!)[] counts, "
-    "int[] k, Tensor? k_tensor, Tensor? bonus, int round, Tensor[] drop_scores, Tensor[] grow_signal, int[] grow_seeds, "
-    "bool regrow, bool reset_regrown, bool sgd, float lr, Tensor? lr_tensor, float momentum, float dampening, "
-    "float weight_decay, bool nesterov, bool maximize, bool first_step, Tensor? found_inf) -> ()",
+    "int[] k, Tensor? k_tensor, Tensor? bonus, int round, Tensor? round_tensor, Tensor[] drop_scores, Tensor[] grow_signal, "
+    "int[] grow_seeds, bool regrow, bool reset_regrown, bool sgd, float lr, Tensor? lr_tensor, float momentum, "
+    "float dampening, float weight_decay, bool nesterov, bool maximize, bool first_step, Tensor? found_inf) -> ()",
     lambda *args: None,
 )
 
@@ -164,7 +164,7 @@ def drop_grow_(
     k: Sequence[int] | Tensor,
     *,
     bonus: Tensor | None,
-    round: int,
+    round: int | Tensor,
     drop_scores: Sequence[Tensor] | None = None,
     grow_signal: Sequence[Tensor] | None = None,
     grow_seeds: Sequence[int] | None = None,
@@ -190,7 +190,8 @@ def drop_grow_(
         k: weights to swap per layer: a list of ints, or an int64 tensor [L] on the device, which is clipped there to the
             active weights. Without ``regrow`` both are clipped to the inactive weights.
         bonus: exploration bonus by counter, from :func:`bonus_table`, on the device; None adds nothing (RigL).
-        round: mask updates done before this one (q); at most 32,765.
+        round: mask updates done before this one (q), at most 32,765: an int, or a one-element int64 tensor on the device
+            (then, with ``k``, ``lr`` and ``bonus`` in tensors too, a captured CUDA graph follows the schedule).
         drop_scores: what the drop ranks (by abs) instead of the weights; float32 or the weights' dtype. Read after the step.
         grow_signal: what the growth ranks (by abs) instead of the gradients. Read after the step.
         grow_seeds: one 64-bit seed per layer: growth by a hash of (seed, flat index), uniform in [0, 1) (SET).
@@ -214,10 +215,11 @@ def drop_grow_(
     drop_scores = _checks.tensor_list("drop_scores", drop_scores, L, optional=True)
     grow_signal = _checks.tensor_list("grow_signal", grow_signal, L, optional=True)
     seeds = _checks.seeds(grow_seeds, L)
-    _checks.check_round(round)
+    round, round_tensor = _checks.split_round(round, device)
     if bonus is not None and not counts:
         raise ValueError("bonus given without counts: the bonus depends on the counters; pass both or neither")
-    _checks.check_bonus(bonus, round, device)
+    known = int(round_tensor) if round_tensor is not None and device.type == "cpu" else round
+    _checks.check_bonus(bonus, known, device)
     rule = sgd or SGDRule(lr=0.0)
     if sgd is not None:
         _check_rule(sgd, momenta, device)
@@ -232,9 +234,9 @@ def drop_grow_(
 
     _call(
         "drop_grow_", device, check,
-        params, grads, momenta, mask_bits, counts, k_list, k_tensor, bonus, round, drop_scores, grow_signal, seeds, regrow,
-        reset_regrown, sgd is not None, *_lr(rule.lr), rule.momentum, rule.dampening, rule.weight_decay, rule.nesterov,
-        rule.maximize, rule.first_step, found_inf,
+        params, grads, momenta, mask_bits, counts, k_list, k_tensor, bonus, round, round_tensor, drop_scores, grow_signal,
+        seeds, regrow, reset_regrown, sgd is not None, *_lr(rule.lr), rule.momentum, rule.dampening, rule.weight_decay,
+        rule.nesterov, rule.maximize, rule.first_step, found_inf,
     )  # fmt: skip
 
 

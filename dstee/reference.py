@@ -80,11 +80,12 @@ def masked_sgd_(
 
 
 def drop_grow_(
-    params, grads, momenta, mask_bits, counts, k, k_tensor, bonus, round, drop_scores, grow_signal, grow_seeds, regrow,
-    reset_regrown, sgd, lr, lr_tensor, momentum, dampening, weight_decay, nesterov, maximize, first_step, found_inf,
+    params, grads, momenta, mask_bits, counts, k, k_tensor, bonus, round, round_tensor, drop_scores, grow_signal, grow_seeds,
+    regrow, reset_regrown, sgd, lr, lr_tensor, momentum, dampening, weight_decay, nesterov, maximize, first_step, found_inf,
 ) -> None:  # fmt: skip
     rule = dict(lr=lr if lr_tensor is None else lr_tensor.float().view(()), momentum=momentum, dampening=dampening,
                 weight_decay=weight_decay, nesterov=nesterov, maximize=maximize, first_step=first_step)  # fmt: skip
+    q = round if round_tensor is None else round_tensor.view(())
     for i, p in enumerate(params):
         n, device = p.numel(), p.device
         w = flat(p)
@@ -111,7 +112,7 @@ def drop_grow_(
             g = flat(grow_signal[i] if grow_signal else grads[i]).float().abs()
         score = g
         if counts and bonus is not None:
-            N = flip_counts(counts[i].int(), mask, round).clamp(0, bonus.numel() - 1)
+            N = flip_counts(counts[i].int(), mask, q).clamp(0, bonus.numel() - 1)
             score = g + bonus[N]
         candidates = ~mask | dropped if regrow else ~mask
         grown = first_k(torch.where(candidates, (rank(score) << 32) | rank(g), -1), k_i)
@@ -121,7 +122,7 @@ def drop_grow_(
         gone = dropped if reset_regrown else dropped & ~grown
         mask_bits[i].copy_(pack_bits(mask ^ changed))
         if counts:
-            counts[i].copy_(flip_counts(counts[i], changed, round))
+            counts[i].copy_(flip_counts(counts[i], changed, q))
         w.masked_fill_(gone, 0)
         if m is not None:
             m.masked_fill_(gone, 0)

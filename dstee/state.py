@@ -45,7 +45,7 @@ def unpack_bits(mask_bits: Tensor, n: int) -> Tensor:
     return ((mask_bits.unsqueeze(1) >> shifts) & 1).view(-1)[:n].bool()
 
 
-def flip_counts(counts: Tensor, mask: Tensor, round: int) -> Tensor:
+def flip_counts(counts: Tensor, mask: Tensor, round: int | Tensor) -> Tensor:
     """N <-> stored form; the map is its own inverse.
 
     An inactive weight stores N itself. An active one stores the rounds it was *not* active, ``round + 1 - N``: that number

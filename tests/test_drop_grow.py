@@ -130,6 +130,20 @@ def test_the_hash_counts_positions_beyond_32_bits(seed: int, start: int) -> None
         assert got == oracle.random_number(seed, index), f"seed {seed}, index {index}"
 
 
+def test_a_round_in_a_tensor_is_the_same_round(backend: Configuration) -> None:
+    """With a bonus table that is longer than the round needs, as a captured graph holds it."""
+    for round in (0, 3, 40, 32_765):
+        case = make_case(6, [65, 4097], density=0.2, round=round)
+        other = case.clone()
+        if case.bonus is not None:
+            other.bonus = torch.cat([case.bonus, torch.full((3,), 1e30)])
+        case.drop_grow_()
+        other.round = torch.tensor([round])  # type: ignore[assignment]
+        other.drop_grow_()
+        for name, tensors in case.lists().items():
+            assert_same_bits(other.lists()[name], tensors, f"round {round}: {name}")
+
+
 def test_run_to_run_and_layer_order_change_nothing(backend: Configuration) -> None:
     """The same layer gives the same bits alone, in another place of the list, and again."""
     case = make_case(5, [4097, 1024, 70001], family="few_valued", density=0.2, round=3)

@@ -54,20 +54,23 @@ void run(const Update& u) {
 
 void drop_grow_(const Tensors& params, const Tensors& grads, const Tensors& momenta, const Tensors& mask_bits,
                 const Tensors& counts, const std::vector<int64_t>& k, const std::optional<Tensor>& k_tensor,
-                const std::optional<Tensor>& bonus, int64_t round, const Tensors& drop_scores, const Tensors& grow_signal,
-                const std::vector<int64_t>& grow_seeds, bool regrow, bool reset_regrown, bool sgd, double lr,
-                const std::optional<Tensor>& lr_tensor, double momentum, double dampening, double weight_decay, bool nesterov,
-                bool maximize, bool first_step, const std::optional<Tensor>& found_inf) {
+                const std::optional<Tensor>& bonus, int64_t round, const std::optional<Tensor>& round_tensor,
+                const Tensors& drop_scores, const Tensors& grow_signal, const std::vector<int64_t>& grow_seeds, bool regrow,
+                bool reset_regrown, bool sgd, double lr, const std::optional<Tensor>& lr_tensor, double momentum,
+                double dampening, double weight_decay, bool nesterov, bool maximize, bool first_step,
+                const std::optional<Tensor>& found_inf) {
   Update u;
   u.layers = read_layers(DeviceType::CPU, params, grads, momenta, mask_bits, counts, drop_scores, grow_signal);
   const auto L = static_cast<int64_t>(u.layers.size());
   if (L == 0) return;
-  check_update(DeviceType::CPU, params, grads, momenta, counts, k, k_tensor, bonus, round, grow_signal, grow_seeds, sgd,
-               momentum);
+  check_update(DeviceType::CPU, params, grads, momenta, counts, k, k_tensor, bonus, round, round_tensor, grow_signal,
+               grow_seeds, sgd, momentum);
   if (bonus) {
     u.bonus = static_cast<const float*>(bonus->const_data_ptr());
-    u.bonus_size = static_cast<uint32_t>(round) + 2;
+    u.bonus_size = static_cast<uint32_t>(bonus->numel());
   }
+  if (round_tensor) round = *static_cast<const int64_t*>(round_tensor->const_data_ptr());
+  STD_TORCH_CHECK(round >= 0 && round <= 32765, "dstee: round is not in 0..32765");
   u.round = static_cast<int32_t>(round);
   u.regrow = regrow;
   u.reset_regrown = reset_regrown;
