@@ -1,0 +1,102 @@
+// Eight neighbouring weights in the hands of one thread.
+#pragma once
+
+#include "table.cuh"
+
+namespace dstee::cuda {
+
+struct alignas(16) Quad {
+  uint32_t x[4];
+};
+
+// count (at most 8) values at element i of p. Whole groups of aligned tensors move 16 bytes at a time.
+template <class T>
+__device__ __forceinline__ void load_group(const T* p, int64_t i, int count, float* out) {
+  if (count == kGroup && reinterpret_cast<uintptr_t>(p + i) % 16 == 0) {
+    constexpr int kPerQuad = 16 / sizeof(T);
+#pragma unroll
+    for (int q = 0; q < kGroup / kPerQuad; ++q) {
+      const Quad raw = *reinterpret_cast<const Quad*>(p + i + q * kPerQuad);
+      T values[kPerQuad];
+      memcpy(values, &raw, sizeof raw);
+#pragma unroll
+      for (int j = 0; j < kPerQuad; ++j) out[q * kPerQuad + j] = to_float(values[j]);
+    }
+  } else {
+#pragma unroll
+    for (int j = 0; j < kGroup; ++j) out[j] = j < count ? to_float(p[i + j]) : 0.0f;
+  }
+}
+
+__device__ __forceinline__ void load_group(const void* p, Dtype dtype, int64_t i, int count, float* out) {
+  if (dtype == kF32)
+    load_group(static_cast<const float*>(p), i, count, out);
+  else if (dtype == kBF16)
+    load_group(static_cast<const bf16*>(p), i, count, out);
+  else
+    load_group(static_cast<const f16*>(p), i, count, out);
+}
+
+// Writes the values chosen by `lanes`; the other elements keep their bits.
+template <class T>
+__device__ __forceinline__ void store_group(T* p, int64_t i, uint32_t lanes, const float* values) {
+  if (lanes == 0xFF && reinterpret_cast<uintptr_t>(p + i) % 16 == 0) {
+    constexpr int kPerQuad = 16 / sizeof(T);
+#pragma unroll
+    for (int q = 0; q < kGroup / kPerQuad; ++q) {
+      T raw[kPerQuad];
+#pragma unroll
+      for (int j = 0; j < kPerQuad; ++j) from_float(values[q * kPerQuad + j], raw[j]);
+      Quad quad;
+      memcpy(&quad, raw, sizeof quad);
+      store(reinterpret_cast<Quad*>(p + i + q * kPerQuad), quad);
+    }
+  } else {
+#pragma unroll
+    for (int j = 0; j < kGroup; ++j)
+      if (lanes >> j & 1) {
+        T raw;
+        from_float(values[j], raw);
+        store(p + i + j, raw);
+      }
+  }
+}
+
+__device__ __forceinline__ void store_group(void* p, Dtype dtype, int64_t i, uint32_t lanes, const float* values) {
+  if (dtype == kF32)
+    store_group(static_cast<float*>(p), i, lanes, values);
+  else if (dtype == kBF16)
+    store_group(static_cast<bf16*>(p), i, lanes, values);
+  else
+    store_group(static_cast<f16*>(p), i, lanes, values);
+}
+
+// The active ones of the group at i. Padding bits may hold anything.
+__device__ __forceinline__ uint32_t active_lanes(const Layer& l, int64_t i, int count) {
+  return l.bits[i / kGroup] & ((1u << count) - 1);
+}
+
+// A value that another block of this launch wrote, past the first-level cache.
+template <class T>
+__device__ __forceinline__ T fresh(const T* p) {
+  return *static_cast<const volatile T*>(p);
+}
+
+// Calls body(row index, row, first weight, weights in it) for each group of each tile of this block. All threads of the block
+// stay together from tile to tile: at_tile_end(row index, row) runs in all of them after each tile.
+template <class Begin, class Body, class End>
+__device__ __forceinline__ void for_groups(const Table& t, Begin at_tile_begin, Body body, End at_tile_end) {
+  for (int64_t tile = blockIdx.x; tile < t.tiles; tile += gridDim.x) {
+    const int index = layer_of_tile(t, tile);
+    const Row& row = t.rows[index];
+    if (!at_tile_begin(index, row)) continue;
+    const int64_t first = (tile - row.first_tile) * kTile;
+    for (int64_t i = first + threadIdx.x * kGroup; i < first + kTile && i < row.layer.n; i += blockDim.x * kGroup) {
+      const int64_t left = row.layer.n - i;
+      body(index, row, i, left < kGroup ? static_cast<int>(left) : kGroup);
+    }
+    at_tile_end(index, row, tile);
+  }
+}
+
+}  // namespace dstee::cuda

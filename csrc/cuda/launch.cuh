@@ -1,0 +1,160 @@
+// What the kernels need of CUDA and of torch, and the only file that knows whether nvcc compiles them for a GPU or g++ for
+// the host harness of the tests (tests/cuda_host).
+#pragma once
+
+#if defined(DSTEE_CUDA_HOST)
+#include "cuda_host.h"
+#else
+#include <cuda_runtime.h>
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#endif
+
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <string>
+
+namespace dstee::cuda {
+
+using torch::stable::Tensor;
+
+// The type of device whose memory the kernels work on.
+#if defined(DSTEE_CUDA_HOST)
+constexpr auto kDevice = torch::headeronly::DeviceType::CPU;
+#else
+constexpr auto kDevice = torch::headeronly::DeviceType::CUDA;
+#endif
+
+// --- in kernels ----------------------------------------------------------------------------------------------------------
+
+// The block's one static object in shared memory.
+template <class T>
+__device__ __forceinline__ T& shared() {
+#if defined(DSTEE_CUDA_HOST)
+  return *static_cast<T*>(cuda_host::static_shared(sizeof(T), alignof(T)));
+#else
+  __shared__ T storage;
+  return storage;
+#endif
+}
+
+// The block's dynamic shared memory.
+__device__ __forceinline__ char* dynamic_shared() {
+#if defined(DSTEE_CUDA_HOST)
+  return cuda_host::dynamic_shared();
+#else
+  extern __shared__ __align__(16) char dstee_dynamic_shared[];
+  return dstee_dynamic_shared;
+#endif
+}
+
+// A plain store to global memory that no other block of the launch makes to the same address.
+template <class T>
+__device__ __forceinline__ void store(T* p, std::common_type_t<T> value) {
+#if defined(DSTEE_CUDA_HOST)
+  cuda_host::note_store(p, sizeof(T));
+#endif
+  *p = value;
+}
+
+// --- around kernels ------------------------------------------------------------------------------------------------------
+
+inline void check(cudaError_t error, const char* what) {
+  STD_TORCH_CHECK(error == cudaSuccess, "dstee: ", what, ": ", cudaGetErrorString(error));
+}
+
+// The kernel's name as the compiler writes it.
+template <auto kernel>
+std::string kernel_name() {
+  const std::string text = __PRETTY_FUNCTION__;
+  const size_t equals = text.find('=', text.find("kernel", text.find('[')));
+  const size_t start = text.find_first_not_of(" &", equals + 1);
+  return text.substr(start, text.find_first_of(";]", start) - start);
+}
+
+// Queues the kernel.
+template <auto kernel, class... Args>
+void launch(unsigned blocks, unsigned threads, size_t dynamic_bytes, cudaStream_t stream, Args... args) {
+#if defined(DSTEE_CUDA_HOST)
+  static const std::string name = kernel_name<kernel>();
+  cuda_host::run(name.c_str(), blocks, threads, dynamic_bytes, [&] { kernel(args...); });
+#else
+  // clang-format off
+  kernel<<<blocks, threads, dynamic_bytes, stream>>>(args...);  // clang-format takes the end for three operators
+  // clang-format on
+  const cudaError_t error = cudaGetLastError();
+  if (error != cudaSuccess) check(error, ("launch of " + kernel_name<kernel>()).c_str());
+#endif
+}
+
+// True while a CUDA graph is captured from the stream.
+inline bool is_capturing([[maybe_unused]] cudaStream_t stream) {
+#if defined(DSTEE_CUDA_HOST)
+  return false;
+#else
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  check(cudaStreamIsCapturing(stream, &status), "cudaStreamIsCapturing");
+  return status != cudaStreamCaptureStatusNone;
+#endif
+}
+
+// Queues the zeroing of memory.
+inline void clear(void* memory, size_t bytes, cudaStream_t stream) {
+  check(cudaMemsetAsync(memory, 0, bytes, stream), "clearing of a workspace");
+}
+
+// Makes the tensor's device current while it lives, and knows its current stream.
+class DeviceGuard {
+ public:
+#if defined(DSTEE_CUDA_HOST)
+  explicit DeviceGuard(const Tensor&) {}
+#else
+  explicit DeviceGuard(const Tensor& t) : guard_(t.get_device_index()) {
+    void* stream = nullptr;
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(t.get_device_index(), &stream));
+    stream_ = static_cast<cudaStream_t>(stream);
+  }
+#endif
+  cudaStream_t stream() const { return stream_; }
+
+ private:
+#if !defined(DSTEE_CUDA_HOST)
+  torch::stable::accelerator::DeviceGuard guard_;
+#endif
+  cudaStream_t stream_ = nullptr;
+};
+
+// Blocks of 256 threads that the current device can hold at once.
+inline int resident_blocks() {
+  int device = 0, processors = 0, threads = 0;
+  check(cudaGetDevice(&device), "cudaGetDevice");
+  check(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device), "cudaDeviceGetAttribute");
+  check(cudaDeviceGetAttribute(&threads, cudaDevAttrMaxThreadsPerMultiProcessor, device), "cudaDeviceGetAttribute");
+  return processors * (threads / 256);
+}
+
+// Uninitialised memory on the tensor's device, at least 16-byte aligned: torch's caching allocator, or the harness's guarded
+// and poisoned memory.
+inline Tensor device_memory(size_t bytes, const Tensor& like) {
+  using torch::headeronly::ScalarType;
+  const int64_t size = static_cast<int64_t>(bytes);
+#if defined(DSTEE_CUDA_HOST)
+  const int64_t stride = 1;
+  return torch::stable::from_blob(cuda_host::new_workspace(bytes), {&size, 1}, {&stride, 1}, like.device(), ScalarType::Byte,
+                                  &cuda_host::free_workspace);
+#else
+  return torch::stable::empty({size}, ScalarType::Byte, torch::headeronly::Layout::Strided, like.device());
+#endif
+}
+
+}  // namespace dstee::cuda
+
+// Registers implementations, from any file: DSTEE_CUDA_LIBRARY(m) { m.impl("name", TORCH_BOX(&function)); }
+#if defined(DSTEE_CUDA_HOST)
+#define DSTEE_CUDA_LIBRARY_IN(space, m) STABLE_TORCH_LIBRARY_IMPL(space, CPU, m)
+#define DSTEE_CUDA_LIBRARY(m) DSTEE_CUDA_LIBRARY_IN(DSTEE_CUDA_HOST, m)
+#else
+#define DSTEE_CUDA_LIBRARY(m) STABLE_TORCH_LIBRARY_IMPL(dstee, CUDA, m)
+#endif

@@ -1,0 +1,80 @@
+#include <cstring>
+#include <list>
+#include <mutex>
+
+#include "table.cuh"
+
+namespace dstee::cuda {
+namespace {
+
+struct Uploaded {
+  std::vector<char> key;  // device and rows
+  cudaStream_t stream;    // whose order the memory's reuse follows
+  Tensor memory;
+  bool in_graph;  // a captured graph may read it for ever
+};
+
+constexpr size_t kKept = 64;  // layer lists, captured ones not counted
+
+// Never destroyed: at exit torch may be gone before.
+std::mutex& mutex() {
+  static auto& m = *new std::mutex;
+  return m;
+}
+std::list<Uploaded>& uploaded() {  // the latest first
+  static auto& list = *new std::list<Uploaded>;
+  return list;
+}
+
+void forget_oldest() {
+  size_t kept = 0;
+  auto& list = uploaded();
+  for (auto it = list.begin(); it != list.end();) it = !it->in_graph && ++kept > kKept ? list.erase(it) : std::next(it);
+}
+
+}  // namespace
+
+Tensor upload_rows(const std::vector<Row>& rows, const Tensor& like, cudaStream_t stream) {
+  const size_t bytes = rows.size() * sizeof(Row);
+  std::vector<char> key(bytes + sizeof(int32_t));
+  const int32_t device = like.get_device_index();
+  memcpy(key.data(), rows.data(), bytes);
+  memcpy(key.data() + bytes, &device, sizeof device);
+
+  // A graph is captured on a stream of its own: there any stream's table serves, uploaded long before the replay.
+  const bool captured = is_capturing(stream);
+  const std::lock_guard<std::mutex> lock(mutex());
+  auto& list = uploaded();
+  for (auto it = list.begin(); it != list.end(); ++it)
+    if (it->key == key && (captured || it->stream == stream)) {
+      it->in_graph |= captured;
+      list.splice(list.begin(), list, it);
+      return it->memory;
+    }
+  STD_TORCH_CHECK(!captured, "dstee: this list of layers was not seen before the capture: call the op once before capturing");
+  Tensor memory = device_memory(bytes, like);
+  check(cudaMemcpyAsync(memory.mutable_data_ptr(), rows.data(), bytes, cudaMemcpyHostToDevice, stream),
+        "upload of the layer table");
+  list.push_front({std::move(key), stream, memory, false});
+  forget_oldest();
+  return memory;
+}
+
+int grid_for(int64_t tiles) {
+  const int64_t blocks = resident_blocks();
+  return static_cast<int>(tiles < blocks ? tiles : blocks);
+}
+
+Scalar scalar_of(double constant, const std::optional<Tensor>& tensor) {
+  using torch::headeronly::ScalarType;
+  Scalar s;
+  s.constant = static_cast<float>(constant);
+  if (!tensor) return s;
+  s.pointer = tensor->const_data_ptr();
+  const ScalarType dtype = tensor->scalar_type();
+  s.is_double = dtype == ScalarType::Double;
+  s.dtype = dtype == ScalarType::BFloat16 ? kBF16 : dtype == ScalarType::Half ? kF16 : kF32;
+  return s;
+}
+
+}  // namespace dstee::cuda

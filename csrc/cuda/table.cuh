@@ -1,0 +1,94 @@
+// What the kernels know of the layers. Static facts lie in a table in device memory, uploaded once and kept with the layer
+// list; gradients, which change from call to call, come by value.
+#pragma once
+
+#include "../layers.h"
+#include "launch.cuh"
+
+namespace dstee::cuda {
+
+constexpr int kThreads = 256;
+constexpr int kGroup = 8;  // weights a thread handles at a time: one byte of mask, a 32-byte sector of float32
+constexpr int64_t kTile = 8 * kThreads * kGroup;  // weights a block handles at a time
+constexpr int kMaxLayers = 448;                   // gradient pointers that fit the 4 KB of kernel arguments
+
+struct Row {
+  Layer layer;         // layer.g is not valid here
+  int64_t first_tile;  // tiles of all layers are numbered through
+};
+
+// All layers of one launch; at most kMaxLayers.
+struct Table {
+  const Row* rows;
+  int layers;
+  int64_t tiles;
+};
+
+struct Gradients {
+  const void* g[kMaxLayers];
+};
+
+// A number read on the device, so that a captured graph follows it: a float32 or other floating-point scalar, or a constant.
+struct Scalar {
+  const void* pointer = nullptr;
+  bool is_double = false;
+  Dtype dtype = kF32;
+  float constant = 0;
+};
+
+DSTEE_HD float value_of(const Scalar& s) {
+  if (!s.pointer) return s.constant;
+  if (s.is_double) return static_cast<float>(*static_cast<const double*>(s.pointer));
+  if (s.dtype == kBF16) return to_float(*static_cast<const bf16*>(s.pointer));
+  if (s.dtype == kF16) return to_float(*static_cast<const f16*>(s.pointer));
+  return *static_cast<const float*>(s.pointer);
+}
+
+// The layer that owns a tile.
+DSTEE_HD int layer_of_tile(const Table& t, int64_t tile) {
+  int low = 0, high = t.layers - 1;
+  while (low < high) {
+    const int middle = (low + high + 1) / 2;
+    if (t.rows[middle].first_tile <= tile)
+      low = middle;
+    else
+      high = middle - 1;
+  }
+  return low;
+}
+
+DSTEE_HD int64_t tiles_of(int64_t n) { return (n + kTile - 1) / kTile; }
+
+// Uploads the rows of the layers, or finds them uploaded by an earlier call with the same list. Hold the tensor until the
+// launches are queued.
+Tensor upload_rows(const std::vector<Row>& rows, const Tensor& like, cudaStream_t stream);
+
+// Blocks of a grid that strides over so many tiles.
+int grid_for(int64_t tiles);
+
+Scalar scalar_of(double constant, const std::optional<Tensor>& tensor);
+
+// Calls body(table, gradients, first layer) for runs of at most kMaxLayers layers: one launch serves nearly every model.
+template <class Body>
+void for_chunks(const std::vector<Layer>& layers, const Tensor& like, cudaStream_t stream, const Body& body) {
+  for (size_t first = 0; first < layers.size(); first += kMaxLayers) {
+    const size_t count = layers.size() - first < kMaxLayers ? layers.size() - first : kMaxLayers;
+    std::vector<Row> rows(count);
+    Gradients gradients{};
+    int64_t tiles = 0;
+    for (size_t i = 0; i < count; ++i) {
+      Row& row = rows[i];
+      row.layer = layers[first + i];
+      row.first_tile = tiles;
+      tiles += tiles_of(row.layer.n);
+      gradients.g[i] = row.layer.g;
+      if (row.layer.grow == row.layer.g) row.layer.grow = nullptr;
+      row.layer.g = nullptr;  // or each call would upload a table of its own
+    }
+    if (tiles == 0) continue;
+    const Tensor memory = upload_rows(rows, like, stream);
+    body(Table{static_cast<const Row*>(memory.const_data_ptr()), static_cast<int>(count), tiles}, gradients, first);
+  }
+}
+
+}  // namespace dstee::cuda

@@ -1,0 +1,93 @@
+"""The CUDA kernels on the CPU as one more backend of the tests: its name is "cuda-host", and it is there only while active."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from cuda_host import build
+
+from dstee import backends
+from dstee.testing import Configuration
+
+_CPU = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
+
+
+@dataclass(frozen=True)
+class HostConfiguration(Configuration):
+    """The kernels under the schedules of one seed. Every launch has its own schedule, so one seed is many of them."""
+
+    backend: str = "cuda-host"
+    seed: int = 0
+    variant: build.Variant = build.PLAIN
+
+    def __str__(self) -> str:
+        return f"{self.backend}-s{self.seed}" + ("" if self.variant is build.PLAIN else f"-{self.variant.name}")
+
+    @contextlib.contextmanager
+    def active(self) -> Iterator[None]:
+        module = build.load(self.variant)
+        _declare(self.variant.space)
+        backends.BACKENDS[self.backend] = backends.Backend(
+            self.backend,
+            functools.partial(_why_not, self.variant),
+            functools.partial(_function, self.variant),
+            guards_itself=True,
+        )
+        try:
+            module.set_seed(self.seed)
+            module.take_report()
+            with super().active():
+                yield
+        finally:
+            del backends.BACKENDS[self.backend]
+
+
+def parameters(*seeds: int) -> list[Any]:
+    """For ``pytest.fixture(params=...)``: nothing while there are no CUDA kernels, a skip without a compiler."""
+    if not build.has_ops():
+        return []
+    reason = build.why_not()
+    marks = [pytest.mark.skip(reason)] if reason else []
+    found = [HostConfiguration(seed=seed) for seed in seeds]
+    return [pytest.param(c, id=str(c), marks=marks) for c in found]
+
+
+@functools.cache
+def _declare(space: str) -> torch.library.Library:
+    """The catalogue's schemas once more, in the library that the harness registers its kernels for."""
+    library = torch.library.Library(space, "DEF")
+    for name in torch._C._dispatch_get_all_op_names():
+        if name.startswith("dstee::"):
+            schema = getattr(torch.ops.dstee, name.removeprefix("dstee::")).default._schema
+            library.define(str(schema).removeprefix("dstee::"))
+    return library
+
+
+def _why_not(variant: build.Variant, op: str, device: torch.device) -> str | None:
+    if device.type != "cpu":
+        return f"the harness runs on cpu tensors, not on {device.type}"
+    if not torch._C._dispatch_has_kernel_for_dispatch_key(f"{variant.space}::{op}", "CPU"):
+        return f"csrc/cuda has no {op}"
+    return None
+
+
+@functools.cache
+def _function(variant: build.Variant, op: str) -> Callable:
+    module, kernel = build.load(variant), getattr(getattr(torch.ops, variant.space), op).default
+    written = [i for i, a in enumerate(kernel._schema.arguments) if a.alias_info is not None and a.alias_info.is_write]
+
+    def call(*args):
+        result = kernel.redispatch(_CPU, *args)  # as the native backend does
+        for i in written:
+            backends._bump_versions(args[i])
+        report = module.take_report()  # undefined behaviour in host code ends nothing by itself
+        assert not report, report
+        return result
+
+    return call

@@ -1,0 +1,262 @@
+// Kernels with a fault each, and their sound twins: what the harness must find, and what it must not report.
+#include <cstdio>
+#include <functional>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "../../csrc/cuda/launch.cuh"
+
+namespace planted {
+
+using dstee::cuda::dynamic_shared;
+using dstee::cuda::launch;
+using dstee::cuda::shared;
+using dstee::cuda::store;
+
+using Words = std::vector<unsigned>;
+constexpr int kThreads = 256, kBlocks = 6;
+
+struct Row {
+  unsigned x[kThreads];
+};
+
+// Each thread reads what a thread of another warp wrote.
+template <bool sound>
+__global__ void barrier_after_write(unsigned* out) {
+  auto& s = shared<Row>();
+  const unsigned t = threadIdx.x;
+  s.x[t] = 3 * t + 1;
+  if (sound) __syncthreads();
+  store(&out[blockIdx.x * kThreads + t], s.x[(t + 77) % kThreads]);
+}
+
+// Shared memory is used again while others may still read it.
+template <bool sound>
+__global__ void barrier_before_reuse(unsigned* out) {
+  auto& s = shared<Row>();
+  const unsigned t = threadIdx.x;
+  unsigned sum = 0;
+  for (unsigned round = 0; round < 4; ++round) {
+    s.x[t] = round * 1000 + t;
+    __syncthreads();
+    sum = sum * 31 + s.x[(t + 32) % kThreads];
+    if (sound) __syncthreads();
+  }
+  store(&out[blockIdx.x * kThreads + t], sum);
+}
+
+// Lanes of one warp do not run in lock-step.
+template <bool sound>
+__global__ void lanes_in_step(unsigned* out) {
+  auto& s = shared<Row>();
+  const unsigned t = threadIdx.x;
+  s.x[t] = t;
+  if (sound) __syncwarp();
+  store(&out[blockIdx.x * kThreads + t], s.x[t ^ 1]);
+}
+
+template <bool sound>
+__global__ void static_overflow(unsigned* out) {
+  auto& s = shared<Row>();
+  const unsigned t = threadIdx.x;
+  s.x[sound ? t : t + 1] = t;
+  __syncthreads();
+  store(&out[blockIdx.x * kThreads + t], s.x[sound ? t : t + 1]);
+}
+
+template <bool sound>
+__global__ void dynamic_overflow(unsigned* out) {
+  auto* x = reinterpret_cast<unsigned*>(dynamic_shared());
+  const unsigned t = threadIdx.x;
+  x[sound ? t : t + 1] = t;
+  __syncthreads();
+  store(&out[blockIdx.x * kThreads + t], x[sound ? t : t + 1]);
+}
+
+template <bool sound>
+__global__ void barrier_in_a_branch(unsigned* out) {
+  const unsigned t = threadIdx.x;
+  if (t < 64 || sound) __syncthreads();
+  store(&out[blockIdx.x * kThreads + t], t);
+}
+
+template <bool sound>
+__global__ void two_barriers_that_meet(unsigned* out) {
+  const unsigned t = threadIdx.x;
+  if (sound || t < 64)
+    __syncthreads();
+  else
+    __syncthreads();
+  store(&out[blockIdx.x * kThreads + t], t);
+}
+
+template <bool sound>
+__global__ void early_return(unsigned* out) {
+  const unsigned t = threadIdx.x;
+  if (!sound && t == 70) return;
+  __syncthreads();
+  store(&out[blockIdx.x * kThreads + t], t);
+}
+
+template <bool sound>
+__global__ void lane_missing_from_a_ballot(unsigned* out) {
+  const unsigned t = threadIdx.x;
+  unsigned votes = 0;
+  if (sound || t % 32 < 20) votes = __ballot_sync(0xFFFFFFFFu, t % 3 == 0);
+  store(&out[blockIdx.x * kThreads + t], votes);
+}
+
+template <bool sound>
+__global__ void two_blocks_one_address(unsigned* out) {
+  if (threadIdx.x == 0) store(&out[sound ? blockIdx.x : blockIdx.x % 2], 5u);
+}
+
+// The last block to finish adds up what all blocks stored.
+template <bool sound>
+__global__ void last_block_done(unsigned* out) {
+  auto& s = shared<Row>();
+  const unsigned t = threadIdx.x;
+  unsigned *parts = out + 2, *done = out + 1;
+  store(&parts[blockIdx.x * kThreads + t], t + blockIdx.x);
+  __threadfence();
+  if (sound) __syncthreads();
+  if (t == 0) s.x[0] = atomicAdd(done, 1u);
+  __syncthreads();
+  if (s.x[0] != gridDim.x - 1) return;
+  unsigned sum = 0;
+  for (unsigned i = t; i < gridDim.x * kThreads; i += kThreads) sum += parts[i];
+  atomicAdd(out, sum);
+}
+
+// A workspace with room for one element too few.
+template <bool sound>
+__global__ void past_the_workspace(unsigned* workspace) {
+  const unsigned t = blockIdx.x * kThreads + threadIdx.x;
+  if (sound && t == kBlocks * kThreads - 1) return;
+  store(&workspace[t], t);
+}
+
+template <bool sound>
+__global__ void workspace_never_written(unsigned* out, unsigned* workspace) {
+  const unsigned t = blockIdx.x * kThreads + threadIdx.x;
+  if (sound) store(&workspace[t], t);
+  store(&out[t], workspace[t]);
+}
+
+// For the build with the undefined-behaviour sanitizer.
+template <bool sound>
+__global__ void shift_too_far(unsigned* out) {
+  const unsigned t = threadIdx.x;
+  store(&out[blockIdx.x * kThreads + t], 1u << (sound ? t % 32 : t));
+}
+
+struct alignas(16) Quad {
+  unsigned x[4];
+};
+template <bool sound>
+__global__ void misaligned_quad(unsigned* out) {
+  const unsigned i = 4 * (blockIdx.x * kThreads / 8 + threadIdx.x % 32) + (sound ? 0 : 2);
+  if (threadIdx.x < 32) store(reinterpret_cast<Quad*>(&out[i]), Quad{{i, i, i, i}});
+}
+
+// Every warp operation, so that the twin of all of them has known results.
+__global__ void all_operations(unsigned* out) {
+  const unsigned t = threadIdx.x, lane = t % 32, full = 0xFFFFFFFFu;
+  const unsigned half = lane < 16 ? 0xFFFFu : 0xFFFF0000u;
+  unsigned* row = out + 24 * t;
+  row[0] = __ballot_sync(full, lane % 3 == 0);
+  row[1] = static_cast<unsigned>(__any_sync(full, lane == 40)) + 2 * static_cast<unsigned>(__all_sync(full, lane < 32));
+  row[2] = __shfl_sync(full, 100 + lane, 5);
+  row[3] = __shfl_up_sync(full, 100 + lane, 3);
+  row[4] = __shfl_down_sync(full, 100 + lane, 3);
+  row[5] = __shfl_xor_sync(full, 100 + lane, 8);
+  row[6] = __reduce_add_sync(full, lane);
+  row[7] = __reduce_min_sync(full, lane + 7);
+  row[8] = __reduce_max_sync(full, lane + 7);
+  row[9] = __ballot_sync(half, 1);
+  row[10] = __reduce_add_sync(half, 1u);
+  row[11] = static_cast<unsigned>(__shfl_xor_sync(full, static_cast<unsigned long long>(lane) << 32, 1) >> 32);
+  row[12] = __float_as_uint(__shfl_down_sync(full, static_cast<float>(lane), 1));
+  row[13] = __shfl_sync(full, lane, 3, 8);
+  row[14] = __shfl_up_sync(full, lane, 1, 8);
+  row[15] = static_cast<unsigned>(__syncthreads_count(t < 100));
+  row[16] = static_cast<unsigned>(__syncthreads_or(t == 300)) + 2 * static_cast<unsigned>(__syncthreads_and(t < 256));
+  row[17] = static_cast<unsigned>(__popc(t) + __clz(static_cast<int>(t)) + __ffs(static_cast<int>(t)));
+  row[18] = __brev(t);
+  row[19] = __reduce_or_sync(full, 1u << lane % 4);
+}
+
+using Run = std::function<Words(bool)>;
+
+template <auto broken, auto sound>
+Run kernel(size_t dynamic_bytes = 0) {
+  return [=](bool fixed) {
+    alignas(16) static unsigned out[8 * kBlocks * kThreads];
+    for (unsigned& x : out) x = 0;
+    if (fixed)
+      launch<sound>(kBlocks, kThreads, dynamic_bytes, nullptr, out);
+    else
+      launch<broken>(kBlocks, kThreads, dynamic_bytes, nullptr, out);
+    return Words(out, out + 2 + kBlocks * kThreads);
+  };
+}
+#define PLANTED(name, ...) {#name, kernel<&name<false>, &name<true>>(__VA_ARGS__)}
+
+Words with_workspace(bool fixed, bool overflow) {
+  struct Memory {
+    unsigned* words;
+    ~Memory() { cuda_host::free_workspace(words); }
+  } memory{static_cast<unsigned*>(cuda_host::new_workspace(4 * (kBlocks * kThreads - overflow)))};
+  Words out(kBlocks * kThreads);
+  if (overflow && fixed) launch<past_the_workspace<true>>(kBlocks, kThreads, 0, nullptr, memory.words);
+  if (overflow && !fixed) launch<past_the_workspace<false>>(kBlocks, kThreads, 0, nullptr, memory.words);
+  if (!overflow && fixed) launch<workspace_never_written<true>>(kBlocks, kThreads, 0, nullptr, out.data(), memory.words);
+  if (!overflow && !fixed) launch<workspace_never_written<false>>(kBlocks, kThreads, 0, nullptr, out.data(), memory.words);
+  return out;
+}
+
+const std::map<std::string, Run>& kernels() {
+  static const std::map<std::string, Run> all = {
+      PLANTED(barrier_after_write),
+      PLANTED(barrier_before_reuse),
+      PLANTED(lanes_in_step),
+      PLANTED(static_overflow),
+      PLANTED(dynamic_overflow, 4 * kThreads),
+      PLANTED(barrier_in_a_branch),
+      PLANTED(two_barriers_that_meet),
+      PLANTED(early_return),
+      PLANTED(lane_missing_from_a_ballot),
+      PLANTED(two_blocks_one_address),
+      PLANTED(last_block_done),
+      PLANTED(shift_too_far),
+      PLANTED(misaligned_quad),
+      {"past_the_workspace", [](bool fixed) { return with_workspace(fixed, true); }},
+      {"workspace_never_written", [](bool fixed) { return with_workspace(fixed, false); }},
+  };
+  return all;
+}
+
+// What the module offers to the tests.
+Words run(const std::string& name, bool fixed) { return kernels().at(name)(fixed); }
+
+Words run_all_operations() {
+  Words out(24 * kThreads);
+  launch<&all_operations>(1, kThreads, 0, nullptr, out.data());
+  return out;
+}
+
+// blocks * threads, each of which passes so many barriers and atomics.
+__global__ void busy_kernel(unsigned* out, int barriers) {
+  for (int i = 0; i < barriers; ++i) {
+    __syncthreads();
+    if (threadIdx.x % 8 == 0) atomicAdd(out, 1u);
+  }
+}
+unsigned busy(unsigned blocks, unsigned threads, int barriers) {
+  unsigned out = 0;
+  launch<&busy_kernel>(blocks, threads, 0, nullptr, &out, barriers);
+  return out;
+}
+
+}  // namespace planted
