@@ -4,11 +4,13 @@ DSTEE_BUILD=auto (default)  compile csrc/ with what is there; without a compiler
             cpu             CPU kernels only; no compiler is an error
             cuda            CPU and CUDA kernels; a missing toolkit is an error
             none            pure Python
+TORCH_CUDA_ARCH_LIST        the GPUs to compile for, as torch's own builds read it; default 8.0;9.0+PTX
 """
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -22,6 +24,9 @@ ROOT = Path(__file__).resolve().parent
 MODE = os.environ.get("DSTEE_BUILD", "auto")
 STABLE_ABI = "0x020b000000000000"  # torch 2.11
 FLAGS = ["-O3", "-std=c++17", "-ffp-contract=off", "-fvisibility=hidden"]
+# tests/cuda_check.py reads these too. Fused multiply-adds would round other than the CPU does.
+NVCC_FLAGS = ["-O3", "-std=c++17", "-fmad=false", "-Xcompiler=-ffp-contract=off,-fvisibility=hidden"]
+ARCHS = "8.0;9.0+PTX"
 WARNINGS = ["-Wall", "-Wextra", "-Wno-psabi", "-Wno-unused-parameter"]
 
 
@@ -55,17 +60,55 @@ def why_no_compiler() -> str:
     return ""
 
 
+def find_nvcc() -> str | None:
+    """nvcc of CUDA_HOME, else of the PATH, else of the usual place."""
+    homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")]
+    named = [Path(home) / "bin/nvcc" for home in homes if home]
+    found = shutil.which("nvcc")
+    places = [*named, *([Path(found)] if found else []), Path("/usr/local/cuda/bin/nvcc")]
+    return next((str(place) for place in places if place.is_file()), None)
+
+
 def why_no_cuda() -> str:
     """Empty when the CUDA kernels are to be built. Decided by the toolkit, never by a visible GPU."""
     if not any((ROOT / "csrc").glob("cuda/*.cu")):
         return "this version has no CUDA kernels"
     import torch
 
-    if shutil.which("nvcc") is None:
-        return "nvcc not found"
     if torch.version.cuda is None:
         return f"torch {torch.__version__} is built without CUDA"
+    nvcc = find_nvcc()
+    if nvcc is None:
+        return "nvcc not found: install the CUDA toolkit, or set CUDA_HOME"
+    version = cuda_version(nvcc)
+    if version.split(".")[0] != torch.version.cuda.split(".")[0]:
+        return f"nvcc is of CUDA {version or 'unknown'}, torch {torch.__version__} of CUDA {torch.version.cuda}"
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "probe.cu"
+        source.write_text("#include <cuda_runtime.h>\n#include <vector>\n__global__ void probe() {}\n")
+        result = subprocess.run([nvcc, *NVCC_FLAGS, "-c", source, "-o", f"{source}.o"], capture_output=True, text=True)
+        if result.returncode != 0:
+            lines = (result.stderr + result.stdout).splitlines()
+            first = next((line for line in lines if "error" in line), "unknown error").strip()
+            return f"{nvcc} cannot compile ({first})"
     return ""
+
+
+def cuda_version(nvcc: str) -> str:
+    text = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout
+    found = re.search(r"release (\d+\.\d+)", text)
+    return found[1] if found else ""
+
+
+def toolkit(nvcc: str) -> str:
+    """The folder that holds bin/nvcc, include and the libraries; the nvcc of the PATH may be a link or a script."""
+    text = subprocess.run([nvcc, "--dryrun", "-c", "none.cu"], capture_output=True, text=True).stderr
+    found = re.search(r"^#\$ TOP=(.+?)\s*$", text, re.M)
+    return os.path.realpath(found[1]) if found else str(Path(os.path.realpath(nvcc)).parents[1])
+
+
+def c_string(text: str) -> str:
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
 def extensions() -> tuple[list, dict]:
@@ -74,6 +117,9 @@ def extensions() -> tuple[list, dict]:
     if MODE == "none":
         say("building the pure-Python package, as DSTEE_BUILD=none asks")
         return [], {}
+    nvcc = None if MODE == "cpu" else find_nvcc()
+    if nvcc is not None:
+        os.environ["CUDA_HOME"] = toolkit(nvcc)  # before torch's module of compilers looks for it
     reason = why_no_compiler()
     if reason:
         if MODE != "auto":
@@ -83,24 +129,34 @@ def extensions() -> tuple[list, dict]:
     no_cuda = "DSTEE_BUILD=cpu" if MODE == "cpu" else why_no_cuda()
     if no_cuda and MODE == "cuda":
         fail(no_cuda)
-    say(f"building the CPU kernels; no CUDA kernels: {no_cuda}")
+    archs = os.environ["TORCH_CUDA_ARCH_LIST"] = os.environ.get("TORCH_CUDA_ARCH_LIST") or ARCHS  # else torch looks for a GPU
+    if nvcc is None or no_cuda:
+        nvcc = None
+        say(f"building the CPU kernels; no CUDA kernels: {no_cuda}")
+    else:
+        say(f"building the CPU kernels and the CUDA kernels (CUDA {cuda_version(nvcc)}, {archs})")
 
     import pybind11
-    from torch.utils.cpp_extension import BuildExtension, CppExtension
+    from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension
 
-    sources = [str(p.relative_to(ROOT)) for p in sorted([ROOT / "csrc/module.cpp", *(ROOT / "csrc/cpu").glob("*.cpp")])]
+    folders = {".": "*.cpp", "cpu": "*.cpp", **({"cuda": "*.cu"} if nvcc else {})}
+    sources = [path for folder, kind in folders.items() for path in sorted((ROOT / "csrc" / folder).glob(kind))]
     defines = [
         ("TORCH_TARGET_VERSION", STABLE_ABI),
-        ("DSTEE_FLAGS", f'"{" ".join(FLAGS)}"'),
-        ("DSTEE_WHY_NO_CUDA", f'"{no_cuda}"'),
+        ("DSTEE_FLAGS", c_string(" ".join(FLAGS))),
+        ("DSTEE_WHY_NO_CUDA", c_string(no_cuda)),
     ]
-    extension = CppExtension(
+    flags = {"cxx": FLAGS + WARNINGS}
+    if nvcc:
+        defines += [("USE_CUDA", None), ("DSTEE_CUDA", c_string(cuda_version(nvcc))), ("DSTEE_ARCHS", c_string(archs))]
+        flags["nvcc"] = NVCC_FLAGS
+    extension = (CUDAExtension if nvcc else CppExtension)(
         "dstee._C",
-        sources,
+        [str(path.relative_to(ROOT)) for path in sources],
         include_dirs=[pybind11.get_include()],
         define_macros=defines,
-        extra_compile_args=FLAGS + WARNINGS,
-        depends=[str(p.relative_to(ROOT)) for p in (ROOT / "csrc").rglob("*.h")],
+        extra_compile_args=flags,
+        depends=[str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*.*h")],
     )
     return [extension], {"build_ext": BuildExtension.with_options(no_python_abi_suffix=False)}
 

@@ -74,7 +74,7 @@ class MaskUpdate:
             [layer.mask_bits for layer in layers],
             [layer.counts for layer in layers if layer.counts is not None] or None,
             [self.swaps(layer) for layer in layers],
-            bonus=None if self.bonus is None else self.bonus.to(params[0].device),
+            bonus=None if self.bonus is None else self.bonus.to(params[0].device, non_blocking=True),
             round=self.round,
             grow_seeds=self.method.grow_seeds(self.seed, [layer.name for layer in layers], self.round),
             regrow=self.method.regrow,

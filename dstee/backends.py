@@ -19,7 +19,10 @@ import torch
 
 from dstee import _native, reference
 
-_CPU_KERNELS = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
+_KERNELS = {
+    "cpu": torch._C.DispatchKeySet(torch._C.DispatchKey.CPU),
+    "cuda": torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA),
+}
 
 
 @dataclass(frozen=True)
@@ -40,9 +43,15 @@ def _native_why_not(op: str, device: torch.device) -> str | None:
     module, reason = _native.load()
     if module is None:
         return reason
-    if device.type == "cpu" or (device.type == "cuda" and module.build_info()["cuda"]):
+    if device.type == "cpu":
         return None
-    return f"dstee._C was built without kernels for {device.type} devices"
+    if device.type != "cuda":
+        return f"dstee._C has no kernels for {device.type} devices"
+    info = module.build_info()
+    if info["cuda"]:
+        return None
+    why = info.get("why_no_cuda") or "unknown reason"
+    return f"dstee._C was built without CUDA kernels ({why}): rebuild it with DSTEE_BUILD=cuda and a CUDA toolkit"
 
 
 def _bump_versions(tensors: list[torch.Tensor]) -> None:
@@ -54,13 +63,19 @@ def _bump_versions(tensors: list[torch.Tensor]) -> None:
 
 @functools.cache
 def _native_function(op: str) -> Callable:
+    return native_function(op)
+
+
+def native_function(op: str, device_type: str | None = None) -> Callable:
+    """The compiled kernel of ``op`` for ``device_type`` ("cpu" or "cuda"), by default that of its first tensor argument."""
     kernel = getattr(torch.ops.dstee, op).default
     written = [i for i, a in enumerate(kernel._schema.arguments) if a.alias_info is not None and a.alias_info.is_write]
 
     def call(*args):
-        # Straight to the CPU kernels, which refuse what is not theirs. The dispatcher would let one meta or sparse tensor
-        # among the arguments choose: a meta kernel does nothing, without a word.
-        result = kernel.redispatch(_CPU_KERNELS, *args)
+        # Straight to the kernels of one device, which refuse what is not theirs. The dispatcher would let one meta or sparse
+        # tensor among the arguments choose: a meta kernel does nothing, without a word.
+        first = args[0][0] if isinstance(args[0], list) else args[0]
+        result = kernel.redispatch(_KERNELS[device_type or first.device.type], *args)
         for i in written:  # else autograd could use a saved weight that has changed since, without a word
             _bump_versions(args[i])
         return result

@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import threading
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -48,6 +49,30 @@ def test_a_device_without_kernels_gets_the_reference() -> None:
     assert backends.resolve("masked_sgd_", device).name == "reference"
     reason = backends.BACKENDS["native"].why_not("masked_sgd_", device)
     assert reason and (_native.load()[0] is None or "xpu" in reason)
+
+
+def fake_module(monkeypatch: pytest.MonkeyPatch, **info: str) -> None:
+    module = SimpleNamespace(build_info=lambda: {"cuda": "", "archs": "", "why_no_cuda": ""} | info)
+    monkeypatch.setattr(_native, "load", lambda: (module, ""))
+
+
+def test_a_gpu_without_cuda_kernels_gets_the_reference_and_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_module(monkeypatch, why_no_cuda="nvcc not found")
+    device = torch.device("cuda")
+    assert backends.resolve("drop_grow_", device).name == "reference"
+    with (
+        pytest.raises(
+            RuntimeError, match=r"cannot run drop_grow_ on cuda: .*without CUDA kernels \(nvcc not found\).*DSTEE_BUILD"
+        ),
+        backends.use_backend("native"),
+    ):
+        backends.resolve("drop_grow_", device)
+
+
+def test_a_gpu_gets_the_cuda_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_module(monkeypatch, cuda="13.0", archs="8.0;9.0+PTX")
+    assert backends.resolve("masked_sgd_", torch.device("cuda", 1)).name == "native"
+    assert backends.BACKENDS["native"].why_not("masked_sgd_", torch.device("xpu"))
 
 
 # --- forcing -------------------------------------------------------------------------------------------------------------

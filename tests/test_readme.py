@@ -25,8 +25,8 @@ def test_code_runs(block: str, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_commands_exist() -> None:
-    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    named = set(re.findall(r"`?make ([a-z]+)", README))
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = set(re.findall(r"`?make ([a-z-]+)", README))
     assert named and named <= targets
 
     from dstee.cli import make_parser
