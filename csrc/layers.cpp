@@ -65,7 +65,8 @@ struct Span {
 
 class Reader {
  public:
-  Reader(DeviceType device, size_t layers) : device_(device), layers_(layers) {}
+  Reader(DeviceType device, const Tensors& params)
+      : device_(device), index_(params.empty() ? 0 : params[0].get_device_index()), layers_(params.size()) {}
 
   void length(const Tensors& list, const char* name) const {
     STD_TORCH_CHECK(list.empty() || list.size() == layers_, "dstee: ", name, " has another length than params");
@@ -109,8 +110,10 @@ class Reader {
   void check_place(const Tensor& t, const char* name) const {
     STD_TORCH_CHECK(t.device().type() == device_ && t.layout() == torch::headeronly::Layout::Strided, "dstee: ", name,
                     " is not a strided tensor where the kernels run");
+    STD_TORCH_CHECK(t.get_device_index() == index_, "dstee: ", name, " is on another device than the first parameter");
   }
   DeviceType device_;
+  int32_t index_;
   size_t layers_;
   std::vector<Span> spans_, signals_;
 };
@@ -120,7 +123,7 @@ class Reader {
 std::vector<Layer> read_layers(DeviceType device, const Tensors& params, const Tensors& grads, const Tensors& momenta,
                                const Tensors& mask_bits, const Tensors& counts, const Tensors& drop_scores,
                                const Tensors& grow_signal) {
-  Reader read(device, params.size());
+  Reader read(device, params);
   STD_TORCH_CHECK(mask_bits.size() == params.size(), "dstee: mask_bits has another length than params");
   read.length(grads, "grads");
   read.length(momenta, "momenta");
@@ -134,7 +137,6 @@ std::vector<Layer> read_layers(DeviceType device, const Tensors& params, const T
     const Layout layout(params[i]);
     l.n = layout.n;
     l.dtype = dtype_of(params[i], "params");
-    STD_TORCH_CHECK(params[i].get_device_index() == params[0].get_device_index(), "dstee: params are on several devices");
     const int64_t bytes = l.n * (l.dtype == kF32 ? 4 : 2);
     STD_TORCH_CHECK(layout.n == 0 || layout.dense(), "dstee: params are not dense, non-overlapping storage");
     l.w = const_cast<void*>(read.like(params[i], layout, "params"));

@@ -286,6 +286,19 @@ def test_layers_on_two_devices() -> None:
     assert_same(actual, case)
 
 
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+@both_calls
+def test_layers_on_two_gpus(call: Callable[[Case], None]) -> None:
+    case = make_case(41, [40, 50], sgd=RULE)
+    actual = on_device(case)
+    for name in ("grads", "momenta", "mask_bits"):
+        tensors = list(getattr(actual, name))
+        tensors[1] = tensors[1].to("cuda:1")
+        with pytest.raises(ValueError, match=rf"{name}\[1\] is on cuda:1, expected cuda:0 as params\[1\]"):
+            call(replace(actual, **{name: tensors}))
+    assert_same(actual, case)
+
+
 @both_calls
 def test_mask_bits_behind_the_last_weight_touch_nothing(call: Callable[[Case], None]) -> None:
     """Nobody can refuse them without a sync; so no kernel may follow them out of the layer."""

@@ -4,6 +4,7 @@ kernels under many schedules, and under the undefined-behaviour sanitizer."""
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from types import ModuleType
 
 import pytest
@@ -201,6 +202,26 @@ def test_updates_equal_the_reference_under_every_schedule(seed: int) -> None:
     for family in (FAMILIES[seed], FAMILIES[-1 - seed]):
         case = make_case(seed, [40009, 33, 20001], family=family, round=31, sgd=rule)
         compare(case, HostConfiguration(seed=seed))
+
+
+@needs_ops
+@pytest.mark.parametrize("sizes", [[0, 0, *[9, 0, 20] * 149, 0, 33, 0, 17, 5, 0], [0, *[7] * 448, 0, 0], [5] * 448 + [0] * 4])
+def test_more_layers_than_one_launch_takes(sizes: list[int]) -> None:
+    """Each launch finds its own part of k, of the seeds and of the gradients; empty layers lie at the seams."""
+    case = make_case(11, sizes, density=0.5, round=4, sgd=ops.SGDRule(0.1, 0.9))
+    compare(case, HostConfiguration(seed=1))
+    compare(replace(case, k=torch.tensor(case.k)), HostConfiguration(seed=2))
+    random = dict(grow_seeds=[977 * i - 2**40 for i in range(len(sizes))])
+    compare(replace(case, bonus=None, options=random), HostConfiguration(seed=3))
+
+
+@needs_ops
+def test_scalars_of_a_dtype_that_no_kernel_reads_are_refused() -> None:
+    case = make_case(12, [40], found_inf=torch.zeros((), dtype=torch.float8_e4m3fn))
+    before = case.clone()
+    with HostConfiguration().active(), pytest.raises(RuntimeError, match="not float32, float64, bfloat16 or float16"):
+        case.drop_grow_()
+    assert_same_bits(case.params + case.mask_bits, before.params + before.mask_bits)
 
 
 @needs_ops

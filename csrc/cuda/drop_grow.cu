@@ -37,7 +37,7 @@ __device__ __forceinline__ void side_keys(Side side, const Pass& pass, const Sta
 
 struct DigitStorage {
   uint32_t bins[kBins];
-  uint32_t sums[kThreads];
+  unsigned long long sums[kThreads];
   bool last;
 };
 
@@ -87,15 +87,14 @@ __global__ void __launch_bounds__(kThreads, 4)
         constexpr int kPer = kBins / kThreads;
         unsigned long long sum = 0;
         for (int b = 0; b < kPer; ++b) sum += fresh(&cut.bins[threadIdx.x * kPer + b]);
-        // Sums fit 32 bits: a layer has fewer than 2^32 weights.
-        s.sums[threadIdx.x] = static_cast<uint32_t>(sum);
+        s.sums[threadIdx.x] = sum;
         __syncthreads();
         if (threadIdx.x == 0) {
           unsigned long long left = cut.left;
           int t = kThreads - 1;
-          while (s.sums[t] < left) left -= s.sums[t--];
+          while (t > 0 && s.sums[t] < left) left -= s.sums[t--];
           int b = t * kPer + kPer - 1;
-          while (fresh(&cut.bins[b]) < left) left -= fresh(&cut.bins[b--]);
+          while (b > 0 && fresh(&cut.bins[b]) < left) left -= fresh(&cut.bins[b--]);
           cut.floor |= static_cast<uint64_t>(b) << shift;
           cut.left = left;
           cut.settled = fresh(&cut.bins[b]) == left;  // the whole bin wins
@@ -150,7 +149,7 @@ __global__ void __launch_bounds__(kThreads, 4) tie_kernel(const Table table, con
         if (threadIdx.x == 0) {
           unsigned long long left = cut.left;
           int64_t t = row.first_tile;
-          while (fresh(&tile_ties[t]) < left) left -= fresh(&tile_ties[t++]);
+          while (t < row.first_tile + tiles - 1 && fresh(&tile_ties[t]) < left) left -= fresh(&tile_ties[t++]);
           s.tile = t;
           s.left = left;
         }
@@ -167,7 +166,7 @@ __global__ void __launch_bounds__(kThreads, 4) tie_kernel(const Table table, con
           for (int t = 0; t < static_cast<int>(threadIdx.x) && wanted > 0; ++t)
             wanted = wanted > s.before[t] ? wanted - s.before[t] : 0;
           if (wanted > 0 && wanted <= s.before[threadIdx.x]) {  // the last winner is one of mine
-            for (int j = 0;; ++j)
+            for (int j = 0; j < kGroup; ++j)
               if (ties >> j & 1 && --wanted == 0) {
                 cut.index = i + j;
                 break;
@@ -219,13 +218,18 @@ __global__ void __launch_bounds__(kThreads, 4)
 }
 
 __global__ void __launch_bounds__(kThreads, 4) count_kernel(const Table table, State* states) {
+  int found = 0;
   for_groups(
-      table, [](int, const Row&) { return true; },
-      [&](int index, const Row& row, int64_t i, int count) {
-        const int found = __popc(active_lanes(row.layer, i, count));
-        if (found) atomicAdd(&states[index].nnz, static_cast<unsigned long long>(found));
+      table,
+      [&](int, const Row&) {
+        found = 0;
+        return true;
       },
-      [](int, const Row&, int64_t) {});
+      [&](int, const Row& row, int64_t i, int count) { found += __popc(active_lanes(row.layer, i, count)); },
+      [&](int index, const Row&, int64_t) {
+        for (int step = 16; step > 0; step /= 2) found += __shfl_down_sync(0xFFFFFFFFu, found, step);
+        if (threadIdx.x % 32 == 0 && found) atomicAdd(&states[index].nnz, static_cast<unsigned long long>(found));
+      });
 }
 
 // k per layer, clipped; a layer with nothing to do is settled from the start.
@@ -275,7 +279,8 @@ void drop_grow_(const Tensors& params, const Tensors& grads, const Tensors& mome
   if (layers.empty()) return;
   check_update(kDevice, params, grads, momenta, counts, k, k_tensor, bonus, round, round_tensor, grow_signal, grow_seeds, sgd,
                momentum);
-  for (size_t i = 0; i < k.size(); ++i) STD_TORCH_CHECK(k[i] >= 0 && k[i] <= layers[i].n, "dstee: k is larger than the layer");
+  for (size_t i = 0; i < k.size() && !k_tensor; ++i)
+    STD_TORCH_CHECK(k[i] >= 0 && k[i] <= layers[i].n, "dstee: k is larger than the layer");
   const DeviceGuard guard(params[0]);
   const cudaStream_t stream = guard.stream();
   Pass pass;

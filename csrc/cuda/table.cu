@@ -70,8 +70,13 @@ Scalar scalar_of(double constant, const std::optional<Tensor>& tensor) {
   Scalar s;
   s.constant = static_cast<float>(constant);
   if (!tensor) return s;
-  s.pointer = tensor->const_data_ptr();
   const ScalarType dtype = tensor->scalar_type();
+  STD_TORCH_CHECK(tensor->device().type() == kDevice && tensor->numel() == 1,
+                  "dstee: a scalar argument is not one element where the kernels run");
+  STD_TORCH_CHECK(
+      dtype == ScalarType::Float || dtype == ScalarType::Double || dtype == ScalarType::BFloat16 || dtype == ScalarType::Half,
+      "dstee: a scalar argument is not float32, float64, bfloat16 or float16");
+  s.pointer = tensor->const_data_ptr();
   s.is_double = dtype == ScalarType::Double;
   s.dtype = dtype == ScalarType::BFloat16 ? kBF16 : dtype == ScalarType::Half ? kF16 : kF32;
   return s;

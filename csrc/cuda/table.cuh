@@ -2,6 +2,8 @@
 // list; gradients, which change from call to call, come by value.
 #pragma once
 
+#include <type_traits>
+
 #include "../layers.h"
 #include "launch.cuh"
 
@@ -16,6 +18,7 @@ struct Row {
   Layer layer;         // layer.g is not valid here
   int64_t first_tile;  // tiles of all layers are numbered through
 };
+static_assert(std::has_unique_object_representations_v<Row>, "padding would make equal tables look different");
 
 // All layers of one launch; at most kMaxLayers.
 struct Table {
@@ -82,7 +85,7 @@ void for_chunks(const std::vector<Layer>& layers, const Tensor& like, cudaStream
       row.first_tile = tiles;
       tiles += tiles_of(row.layer.n);
       gradients.g[i] = row.layer.g;
-      if (row.layer.grow == row.layer.g) row.layer.grow = nullptr;
+      if (row.layer.grow == row.layer.g && row.layer.grow_dtype == row.layer.dtype) row.layer.grow = nullptr;
       row.layer.g = nullptr;  // or each call would upload a table of its own
     }
     if (tiles == 0) continue;
