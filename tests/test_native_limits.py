@@ -127,6 +127,42 @@ def test_a_crowd_of_equal_gradients_is_not_listed() -> None:
 
 
 @native
+@pytest.mark.parametrize("regrow", [True, False], ids=["regrow", "no regrow"])
+@pytest.mark.parametrize("reset", [False, True], ids=["keep", "reset"])
+@pytest.mark.parametrize("counted", [True, False], ids=["bonus", "no bonus"])
+@pytest.mark.parametrize("isa", _native.build_info().get("cpu_features", []))
+def test_growth_into_a_crowd_needs_no_scans(isa: str, counted: bool, reset: bool, regrow: bool) -> None:
+    """Fewer gradients than growth wants are not 0, as in layers behind dead units: the rest of the winners is the first of
+    the zeros, dropped weights among them, and the layer is not scanned eight times for that."""
+    module = _native.load()[0]
+    assert module is not None
+    for share in (0.97, 0.995, 1.0):
+        arguments = layer(140_009, seed=int(1000 * share))
+        n = arguments["params"][0].numel()
+        zero = torch.rand(n) < share
+        arguments["grads"][0][zero] = 0
+        arguments["grads"][0][~zero] = arguments["grads"][0][~zero].abs() + 1e-3
+        arguments |= dict(momenta=[arguments["params"][0] * 0.5], regrow=regrow, reset_regrown=reset, round=4)
+        if counted:
+            mask = state.unpack_bits(arguments["mask_bits"][0], n)
+            N = torch.where(mask, torch.randint(1, 6, (n,)), torch.randint(0, 5, (n,)) * (torch.rand(n) < 0.05))
+            arguments |= dict(counts=[state.flip_counts(N, mask, 4).short()], bonus=state.bonus_table(1e-4, 1.0, 90, 4))
+        names = [name for name in ("params", "momenta", "mask_bits", "counts") if arguments[name] is not None]
+        expected = {name: [t.clone() for t in arguments[name]] for name in names}
+        with backends.use_backend("reference"):
+            ops.drop_grow_(**(arguments | expected))
+        module.force_isa(isa)
+        try:
+            with backends.use_backend("native"):
+                ops.drop_grow_(**arguments)
+        finally:
+            module.force_isa("auto")
+        for name in names:
+            assert_same_bits(arguments[name], expected[name], f"{share:.1%} zeros: {name}")
+        assert module.last_stats()["fallback_layers"] == 0
+
+
+@native
 def test_calls_from_several_threads_at_once() -> None:
     cases = [make_case(seed, [70_001, 4097], density=0.1, round=2, sgd=ops.SGDRule(0.1, 0.9)) for seed in range(4)]
     alone = [case.clone() for case in cases]

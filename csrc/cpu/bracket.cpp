@@ -99,7 +99,7 @@ Bracket sample_bracket(const Update& u, int layer) {
       auto at_least = [&] { return std::count_if(keys, keys + grow.count, [&](GrowKey x) { return x >= low; }); };
       listed = at_least();
       if (listed > 2 * grow_rank) {  // still a crowd: list what is better and scan for the equals
-        ++low;
+        b.crowd = low++;
         listed = at_least();
       }
       b.low_score = static_cast<uint32_t>(low >> 32);
