@@ -126,7 +126,7 @@ def stamp() -> dict[str, Any]:
         "dstee": dstee.__version__,
         "build": _native.build_info(),
         "commit": git("rev-parse", "HEAD"),
-        "dirty": bool(git("status", "--porcelain", "--untracked-files=no")),
+        "dirty": bool(git("status", "--porcelain", "--untracked-files=no", "--", ":/", ":(top,exclude)bench/results")),
     }
 
 
