@@ -163,6 +163,31 @@ def test_growth_into_a_crowd_needs_no_scans(isa: str, counted: bool, reset: bool
 
 
 @native
+@pytest.mark.parametrize("fallback", ["none", "miss", "overflow"])
+@pytest.mark.parametrize("share", [0.3, 0.97])
+@pytest.mark.parametrize("value", [0.0, torch.inf])
+def test_a_crowd_of_extremes_is_exact(value: float, share: float, fallback: str) -> None:
+    """Nothing is better than Inf, so a list above such a crowd would be empty; and a faulty bound must not be believed."""
+    module = _native.load()[0]
+    assert module is not None
+    first, second = layer(70_001, seed=1), layer(140_009, seed=2)
+    arguments = first | {name: first[name] + second[name] for name in ("params", "grads", "mask_bits", "k")}
+    for g in arguments["grads"]:
+        g[torch.rand(g.numel()) < share] = value
+    expected = {name: [t.clone() for t in arguments[name]] for name in ("params", "mask_bits")}
+    with backends.use_backend("reference"):
+        ops.drop_grow_(**(arguments | expected))
+    module.force_fallback(fallback)
+    try:
+        with backends.use_backend("native"):
+            ops.drop_grow_(**arguments)
+    finally:
+        module.force_fallback("none")
+    for name in ("params", "mask_bits"):
+        assert_same_bits(arguments[name], expected[name], name)
+
+
+@native
 def test_calls_from_several_threads_at_once() -> None:
     cases = [make_case(seed, [70_001, 4097], density=0.1, round=2, sgd=ops.SGDRule(0.1, 0.9)) for seed in range(4)]
     alone = [case.clone() for case in cases]

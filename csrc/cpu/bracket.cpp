@@ -104,7 +104,11 @@ Bracket sample_bracket(const Update& u, int layer) {
       }
       b.low_score = static_cast<uint32_t>(low >> 32);
       b.low_signal = static_cast<uint32_t>(low);
-      if (!u.bonus) b.low_score = std::min(std::max(b.low_score, b.low_signal), kMaxRank);  // both keys are one number
+      if (!u.bonus) b.low_score = std::max(b.low_score, b.low_signal);  // both keys are one number
+      if (b.low_score > kMaxRank) {                                     // nothing is better than a crowd of Inf: list it
+        b.low_score = kMaxRank;
+        b.crowd = 0;
+      }
     }
     b.expected_grow = expect(listed, grow.count, inactive);
   }

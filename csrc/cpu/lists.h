@@ -31,7 +31,6 @@ class Lists {
   void sweep(int64_t piece, int worker);  // masked SGD where asked for, then the lists
   bool resolve(int layer);                // finds the winners; false: the lists do not hold them, scan the layer instead
   void commit(int64_t piece);             // of a resolved layer
-  int64_t first_piece(int64_t layer) const { return first_piece_[static_cast<size_t>(layer)]; }
   int64_t entries() const;
 
  private:

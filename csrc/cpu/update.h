@@ -9,7 +9,7 @@
 
 namespace dstee {
 
-// A target of the update, after clipping k to what the layer can swap.
+// One call: its layers and options, k clipped to what each layer can swap.
 struct Update {
   std::vector<Layer> layers;
   std::vector<Piece> pieces;
