@@ -47,6 +47,7 @@ FAULTS: list[tuple[str, str | None]] = [
     ),
     ("lane_missing_from_a_ballot", r"thread \d+: waits at __ballot_sync \(planted.cu:\d+\), but thread \d+ has returned"),
     ("two_blocks_one_address", r"block \d+, thread 0: stores to an address that block \d+ stored to in the same launch"),
+    ("two_blocks_scatter", r"block \d+, thread 0: stores to an address that block \d+ stored to in the same launch"),
 ]
 NAMES = [name for name, _ in FAULTS]
 
@@ -167,6 +168,105 @@ def test_the_same_seed_is_the_same_schedule(harness: ModuleType) -> None:
 
     assert outcome(3) == outcome(3)
     assert len({tuple(outcome(seed)) for seed in SEEDS}) > 1
+
+
+# --- what tests ask of the harness ---------------------------------------------------------------------------------------
+
+
+def test_traffic_is_counted_by_kernel(harness: ModuleType) -> None:
+    harness.clear_traffic()
+    assert harness.traffic() == {}
+    harness.move(5)
+    harness.move(2)
+    harness.busy(3, 64, 2)
+    threads = 7 * 64
+    moved = dict(
+        launches=2,
+        loaded=4 * threads,
+        stored=16 * threads,
+        gathered=32 * (threads + threads // 8),
+        scattered=32 * threads,
+        atomics=2 * threads,
+    )
+    still = dict(launches=1, loaded=0, stored=0, gathered=0, scattered=0, atomics=3 * 8 * 2)
+    found = harness.traffic()
+    assert {name.rpartition("::")[2]: counts for name, counts in found.items()} == {"move_kernel": moved, "busy_kernel": still}
+    harness.clear_traffic()
+    assert harness.traffic() == {}
+
+
+def test_the_pretended_gpu_has_as_many_processors_as_asked_for(harness: ModuleType) -> None:
+    default = harness.processors()
+    try:
+        for count in (1, 132):
+            harness.set_processors(count)
+            assert harness.processors() == count
+        with pytest.raises(ValueError, match="1 or more processors"):
+            harness.set_processors(-1)
+        assert harness.processors() == 132
+    finally:
+        harness.set_processors()
+    assert harness.processors() == default >= 1
+
+
+def test_workspaces_start_as_poison_of_the_seed(harness: ModuleType) -> None:
+    def contents(seed: int) -> list[list[int]]:
+        harness.set_seed(seed)
+        return [harness.use_workspace(words, 0) for words in (1, 64, 64)]
+
+    found = [contents(seed) for seed in SEEDS]
+    assert found == [contents(seed) for seed in SEEDS]
+    assert len({tuple(workspace) for call in found for workspace in call[1:]}) > 4
+    assert all(any(workspace) for call in found for workspace in call)
+
+
+def test_kept_workspaces_come_back_as_they_were_left(harness: ModuleType) -> None:
+    harness.set_seed(1)
+    try:
+        harness.keep_workspace(True)
+        assert harness.use_workspace(40, 7) != [7] * 40
+        assert harness.use_workspace(40, 8) == [7] * 40
+        assert harness.use_workspace(41, 9) != [8] * 41
+        assert harness.use_workspace(40, 7) == [8] * 40
+    finally:
+        harness.keep_workspace(False)
+    assert harness.use_workspace(40, 7) != [7] * 40
+    assert harness.use_workspace(40, 7) != [7] * 40
+
+
+def test_a_launch_can_be_aborted(harness: ModuleType) -> None:
+    harness.take_report()
+    for successes in (0, 2):
+        harness.abort_after(successes)
+        for _ in range(successes):
+            assert harness.busy(2, 32, 1) == 8
+        with pytest.raises(RuntimeError, match=r"kernel .*busy_kernel: aborted by the test"):
+            harness.busy(2, 32, 1)
+        assert harness.busy(2, 32, 1) == 8  # once
+    harness.abort_after(1)
+    harness.abort_after()
+    assert [harness.busy(2, 32, 1) for _ in range(3)] == [8, 8, 8]
+    assert not harness.take_report()  # the launches after an abort are not suspected
+
+
+def test_configurations_set_the_harness_and_reset_it() -> None:
+    module = build.load(build.PLANTED)
+    default = module.processors()
+    one = HostConfiguration(seed=3, variant=build.PLANTED, processors=1, list_share=0.25, shy_bracket=True)
+    assert str(one) == "cuda-host-s3-planted-p1-lists0.25-shy" and str(HostConfiguration(seed=3)) == "cuda-host-s3"
+    with pytest.raises(KeyError), one.active():
+        assert module.processors() == 1 and module.limits() == (0.25, True)
+        raise KeyError
+    assert module.processors() == default and module.limits() == (1.0, False)
+
+
+@pytest.mark.parametrize(("blocks", "threads"), [(54, 512), (9, 1024)])
+def test_large_blocks_with_much_shared_memory(harness: ModuleType, blocks: int, threads: int) -> None:
+    results = set()
+    for seed in SEEDS[:2]:
+        harness.set_seed(seed)
+        results.add(tuple(harness.churn(blocks, threads, 2)))
+    assert len(results) == 1
 
 
 # --- the kernels of the package ------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ __device__ __forceinline__ void load_group(const T* p, int64_t i, int count, flo
     constexpr int kPerQuad = 16 / sizeof(T);
 #pragma unroll
     for (int q = 0; q < kGroup / kPerQuad; ++q) {
-      const Quad raw = *reinterpret_cast<const Quad*>(p + i + q * kPerQuad);
+      const Quad raw = load(reinterpret_cast<const Quad*>(p + i + q * kPerQuad));
       T values[kPerQuad];
       memcpy(values, &raw, sizeof raw);
 #pragma unroll
@@ -24,7 +24,7 @@ __device__ __forceinline__ void load_group(const T* p, int64_t i, int count, flo
     }
   } else {
 #pragma unroll
-    for (int j = 0; j < kGroup; ++j) out[j] = j < count ? to_float(p[i + j]) : 0.0f;
+    for (int j = 0; j < kGroup; ++j) out[j] = j < count ? to_float(load(p + i + j)) : 0.0f;
   }
 }
 
@@ -71,31 +71,31 @@ __device__ __forceinline__ void store_group(void* p, Dtype dtype, int64_t i, uin
     store_group(static_cast<f16*>(p), i, lanes, values);
 }
 
+// As it will be read back.
+__device__ __forceinline__ float rounded(float x, Dtype dtype) {
+  bf16 b;
+  f16 h;
+  if (dtype == kF32) return x;
+  if (dtype == kBF16) return from_float(x, b), to_float(b);
+  return from_float(x, h), to_float(h);
+}
+
 // The active ones of the group at i. Padding bits may hold anything.
 __device__ __forceinline__ uint32_t active_lanes(const Layer& l, int64_t i, int count) {
-  return l.bits[i / kGroup] & ((1u << count) - 1);
+  return load(&l.bits[i / kGroup]) & ((1u << count) - 1);
 }
 
-// A value that another block of this launch wrote, past the first-level cache.
-template <class T>
-__device__ __forceinline__ T fresh(const T* p) {
-  return *static_cast<const volatile T*>(p);
-}
-
-// Calls body(row index, row, first weight, weights in it) for each group of each tile of this block. All threads of the block
-// stay together from tile to tile: at_tile_end(row index, row) runs in all of them after each tile.
-template <class Begin, class Body, class End>
-__device__ __forceinline__ void for_groups(const Table& t, Begin at_tile_begin, Body body, End at_tile_end) {
+// Calls body(row index, row, first weight, weights in it) for each group of each tile of this block.
+template <class Body>
+__device__ __forceinline__ void for_groups(const Table& t, Body body) {
   for (int64_t tile = blockIdx.x; tile < t.tiles; tile += gridDim.x) {
     const int index = layer_of_tile(t, tile);
     const Row& row = t.rows[index];
-    if (!at_tile_begin(index, row)) continue;
     const int64_t first = (tile - row.first_tile) * kTile;
     for (int64_t i = first + threadIdx.x * kGroup; i < first + kTile && i < row.layer.n; i += blockDim.x * kGroup) {
       const int64_t left = row.layer.n - i;
       body(index, row, i, left < kGroup ? static_cast<int>(left) : kGroup);
     }
-    at_tile_end(index, row, tile);
   }
 }
 

@@ -20,14 +20,26 @@ _CPU = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
 
 @dataclass(frozen=True)
 class HostConfiguration(Configuration):
-    """The kernels under the schedules of one seed. Every launch has its own schedule, so one seed is many of them."""
+    """The kernels under the schedules of one seed. Every launch has its own schedule, so one seed is many of them.
+
+    processors: of the pretended GPU, hence how large the grids are; 0 is the harness's default.
+    list_share, shy_bracket: make the kernels' rare paths common, see ``Limits`` in scheduler.h.
+    """
 
     backend: str = "cuda-host"
     seed: int = 0
     variant: build.Variant = build.PLAIN
+    processors: int = 0
+    list_share: float = 1.0
+    shy_bracket: bool = False
 
     def __str__(self) -> str:
-        return f"{self.backend}-s{self.seed}" + ("" if self.variant is build.PLAIN else f"-{self.variant.name}")
+        parts = [self.backend, f"s{self.seed}"]
+        parts += [self.variant.name] if self.variant is not build.PLAIN else []
+        parts += [f"p{self.processors}"] if self.processors else []
+        parts += [f"lists{self.list_share:g}"] if self.list_share != 1.0 else []
+        parts += ["shy"] if self.shy_bracket else []
+        return "-".join(parts)
 
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:
@@ -41,10 +53,15 @@ class HostConfiguration(Configuration):
         )
         try:
             module.set_seed(self.seed)
+            module.set_processors(self.processors)
+            module.set_limits(self.list_share, self.shy_bracket)
             module.take_report()
             with super().active():
                 yield
         finally:
+            module.set_processors()
+            module.set_limits()
+            module.abort_after()
             del backends.BACKENDS[self.backend]
 
 
@@ -56,6 +73,17 @@ def parameters(*seeds: int) -> list[Any]:
     marks = [pytest.mark.skip(reason)] if reason else []
     found = [HostConfiguration(seed=seed) for seed in seeds]
     return [pytest.param(c, id=str(c), marks=marks) for c in found]
+
+
+@contextlib.contextmanager
+def kept_workspaces(variant: build.Variant = build.PLAIN) -> Iterator[None]:
+    """In here a workspace that was freed serves the next request of its size as it was left."""
+    module = build.load(variant)
+    module.keep_workspace(True)
+    try:
+        yield
+    finally:
+        module.keep_workspace(False)
 
 
 @functools.cache

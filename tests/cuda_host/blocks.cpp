@@ -1,22 +1,11 @@
 #include "blocks.h"
 
 #include <cstring>
-#include <mutex>
 
 namespace cuda_host {
 namespace {
 
-constexpr char kGuardByte = '\xD7';
 constexpr size_t kStaticRoom = (48 << 10) + 64;
-
-std::mutex workspaces_mutex;
-std::vector<Workspace> workspaces;
-
-bool intact(const char* guard, size_t bytes) {
-  for (size_t i = 0; i < bytes; ++i)
-    if (guard[i] != kGuardByte) return false;
-  return true;
-}
 
 const char* name(Meeting kind) {
   static const char* const names[] = {"__syncthreads",     "__syncthreads_count", "__syncthreads_or",  "__syncthreads_and",
@@ -38,6 +27,12 @@ std::string instead(const Block& b, unsigned thread) {
 }
 
 }  // namespace
+
+bool intact(const char* guard, size_t bytes) {
+  for (size_t i = 0; i < bytes; ++i)
+    if (guard[i] != kGuardByte) return false;
+  return true;
+}
 
 const char* name_of(Meeting kind) { return name(kind); }
 
@@ -93,38 +88,6 @@ std::string broken_guard(const Block& b) {
   }
   if (!intact(b.dynamic_shared + b.dynamic_bytes, kGuard - 64)) return "wrote beyond the end of its dynamic shared memory";
   if (!intact(b.dynamic_shared - (kGuard - 64), kGuard - 64)) return "wrote before the start of its dynamic shared memory";
-  return {};
-}
-
-void* new_workspace(size_t bytes) {
-  auto* memory = new (std::align_val_t{16}) char[bytes + 2 * kGuard];
-  memset(memory, kGuardByte, kGuard);
-  memset(memory + kGuard, 0xA5, bytes);
-  memset(memory + kGuard + bytes, kGuardByte, kGuard);
-  const std::lock_guard<std::mutex> lock(workspaces_mutex);
-  workspaces.push_back({memory + kGuard, bytes});
-  return memory + kGuard;
-}
-
-void free_workspace(void* workspace) {
-  const std::lock_guard<std::mutex> lock(workspaces_mutex);
-  for (auto it = workspaces.begin(); it != workspaces.end(); ++it)
-    if (it->memory == workspace) {
-      workspaces.erase(it);
-      break;
-    }
-  ::operator delete[](static_cast<char*>(workspace) - kGuard, std::align_val_t{16});
-}
-
-std::string broken_workspace() {
-  const std::lock_guard<std::mutex> lock(workspaces_mutex);
-  for (const Workspace& w : workspaces) {
-    const std::string which = " a workspace of " + std::to_string(w.bytes) + " bytes";
-    if (!intact(w.memory + w.bytes, kGuard))
-      return memset(w.memory + w.bytes, kGuardByte, kGuard), "wrote beyond the end of" + which;
-    if (!intact(w.memory - kGuard, kGuard))
-      return memset(w.memory - kGuard, kGuardByte, kGuard), "wrote before the start of" + which;
-  }
   return {};
 }
 

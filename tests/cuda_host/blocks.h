@@ -9,9 +9,8 @@ namespace cuda_host {
 void start_block(Block& b, unsigned index, unsigned threads, size_t dynamic_bytes, uint64_t poison);
 void place_static(Block& b, size_t bytes, size_t align);
 
-// Empty, or what was written where nothing of the block's, or of a workspace, lies.
+// Empty, or what was written where nothing of the block's lies.
 std::string broken_guard(const Block& b);
-std::string broken_workspace();
 
 // Leaves each lane's result of the operation that all lanes of the mask have reached.
 void combine(Meeting kind, unsigned mask, Fiber* const* lanes);

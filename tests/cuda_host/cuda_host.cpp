@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "blocks.h"
+#include "memory.h"
 #include "schedule.h"
 
 namespace cuda_host {
@@ -28,10 +29,10 @@ Launch launch;
 Context host;
 std::vector<Fiber*> pool;
 std::vector<std::unique_ptr<Block>> slots;
-StoreMap stores;
 std::string failure, kept_report;
 uint64_t seed = 0;
 unsigned most_resident = 0;
+int launches_left = -1;
 Counters counted;
 
 // The thread that runs now.
@@ -123,6 +124,8 @@ void run_warp(Warp& w) {
   blockIdx.x = b.index;
   block_static = b.static_shared;
   block_static_bytes = b.static_bytes;
+  block_memory = b.memory.get();
+  block_memory_bytes = b.memory_bytes;
   const uint64_t dice = launch.schedule.random.next();
   uint32_t lanes = w.ready;
   if ((dice & 7) < launch.schedule.lagging && (lanes & static_cast<uint32_t>(dice >> 32)) != 0)
@@ -211,6 +214,7 @@ void run(const char* kernel, dim3 grid, dim3 block, size_t dynamic_bytes, const 
   struct End {
     ~End() {
       launch.running = false;
+      end_traffic();
       launch.runnable.clear();
       failure.clear();
       credit = 1 << 30;
@@ -218,10 +222,14 @@ void run(const char* kernel, dim3 grid, dim3 block, size_t dynamic_bytes, const 
   } end;
   launch.kernel = kernel;
   check_shape(grid, block, dynamic_bytes);
+  if (launches_left == 0) {
+    launches_left = -1;
+    throw Fault("kernel " + std::string(kernel) + ": aborted by the test");
+  }
   launch.body = &body;
   launch.running = true;
   launch.schedule.draw(seed, counted.launches++);
-  stores.clear();
+  start_traffic(kernel);
   gridDim = grid;
   blockDim = block;
   set_credit();
@@ -231,6 +239,7 @@ void run(const char* kernel, dim3 grid, dim3 block, size_t dynamic_bytes, const 
     failure = "kernel " + std::string(kernel) + ": " + failure;
     stop();
   }
+  if (launches_left > 0) --launches_left;
 }
 
 void preempt() {
@@ -329,13 +338,6 @@ void* new_static_shared(size_t bytes, size_t align) {
 
 char* dynamic_shared() { return warp->block->dynamic_shared; }
 
-void note_store(const void* address, size_t bytes) {
-  const int other = stores.add(reinterpret_cast<uintptr_t>(address), bytes, static_cast<int>(blockIdx.x));
-  if (other != StoreMap::kNone)
-    report("stores to an address that block " + std::to_string(other) + " stored to in the same launch");
-  point(kSeldom);
-}
-
 void report(const std::string& text) {
   if (!launch.running) {
     kept_report = text;
@@ -348,9 +350,11 @@ void report(const std::string& text) {
 void set_seed(uint64_t value) {
   const std::lock_guard<std::mutex> lock(one_launch);
   seed = value;
+  seed_workspaces(value);
   counted.launches = 0;
 }
 void set_resident(unsigned most) { most_resident = most; }
+void abort_after(int launches) { launches_left = launches; }
 std::string last_report() { return kept_report; }
 std::string take_report() { return std::exchange(kept_report, {}); }
 Counters counters() { return counted; }

@@ -117,7 +117,7 @@ T __shfl_xor_sync(unsigned mask, T value, int lanes, int width = 32, Site site =
 
 #define CUDA_HOST_ATOMIC(name, T, expression) \
   inline T name(T* p, T x) {                  \
-    cuda_host::point(cuda_host::kOften);      \
+    cuda_host::note_atomic(p);                \
     const T old = *p;                         \
     *p = expression;                          \
     return old;                               \
@@ -145,7 +145,7 @@ CUDA_HOST_ATOMIC(atomicInc, unsigned, old >= x ? 0 : old + 1)
 
 #define CUDA_HOST_CAS(T)                            \
   inline T atomicCAS(T* p, T expected, T desired) { \
-    cuda_host::point(cuda_host::kOften);            \
+    cuda_host::note_atomic(p);                      \
     const T old = *p;                               \
     if (old == expected) *p = desired;              \
     return old;                                     \

@@ -44,11 +44,16 @@ inline cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream
   return cudaSuccess;
 }
 
+namespace cuda_host {
+constexpr int kProcessors = 3;
+inline int processors = kProcessors;
+}  // namespace cuda_host
+
 // A small GPU: a persistent grid has a few blocks and loops, so that small inputs reach every path.
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
   switch (attribute) {
     case cudaDevAttrMultiProcessorCount:
-      *value = 3;
+      *value = cuda_host::processors;
       break;
     case cudaDevAttrMaxThreadsPerMultiProcessor:
       *value = 512;

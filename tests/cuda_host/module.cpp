@@ -14,8 +14,41 @@ namespace planted {
 std::vector<unsigned> run(const std::string& name, bool fixed);
 std::vector<unsigned> run_all_operations();
 unsigned busy(unsigned blocks, unsigned threads, int barriers);
+std::vector<unsigned> churn(unsigned blocks, unsigned threads, int rounds);
+std::vector<unsigned> use_workspace(size_t words, unsigned left_behind);
+void move(unsigned blocks);
+int processors();
 }  // namespace planted
 #endif
+
+namespace {
+
+void set_processors(int count) {
+  if (count < 0) throw py::value_error("a GPU has 1 or more processors, or 0 for the default; got " + std::to_string(count));
+  cuda_host::processors = count != 0 ? count : cuda_host::kProcessors;
+}
+
+void set_limits(double list_share, bool shy_bracket) {
+  if (!(list_share >= 0.0)) throw py::value_error("list_share is 0 or more; got " + std::to_string(list_share));
+  cuda_host::limits() = {list_share, shy_bracket};
+}
+
+py::dict traffic() {
+  py::dict out;
+  for (const auto& [kernel, t] : cuda_host::traffic()) {
+    py::dict row;
+    row["launches"] = t.launches;
+    row["loaded"] = t.loaded;
+    row["stored"] = t.stored;
+    row["gathered"] = t.gathered;
+    row["scattered"] = t.scattered;
+    row["atomics"] = t.atomics;
+    out[py::str(kernel)] = row;
+  }
+  return out;
+}
+
+}  // namespace
 
 PYBIND11_MODULE(CUDA_HOST_MODULE, m) {
   m.def("set_seed", &cuda_host::set_seed, "Starts the sequence of schedules of this seed: the next launch is its first.");
@@ -32,9 +65,23 @@ PYBIND11_MODULE(CUDA_HOST_MODULE, m) {
     out["switches"] = c.switches;
     return out;
   });
+  m.def("set_processors", &set_processors, py::arg("count") = 0, "Of the pretended GPU; 0 is the default.");
+  m.def("set_limits", &set_limits, py::arg("list_share") = 1.0, py::arg("shy_bracket") = false,
+        "Makes rare paths common: lists with that share of their capacity, a bracket that is too tight.");
+  m.def("limits", [] { return py::make_tuple(cuda_host::limits().list_share, cuda_host::limits().shy_bracket); });
+  m.def("abort_after", &cuda_host::abort_after, py::arg("launches") = -1,
+        "Lets that many launches end well and the next one fail, once; -1: never.");
+  m.def("keep_workspace", &cuda_host::keep_workspace, py::arg("keep"),
+        "Whether freed workspaces are kept, and serve the next request of their size as they were left.");
+  m.def("traffic", &traffic, "By kernel: launches, bytes loaded, stored, gathered and scattered, global atomics.");
+  m.def("clear_traffic", &cuda_host::clear_traffic);
 #if defined(CUDA_HOST_PLANTED)
   m.def("planted", &planted::run);
   m.def("all_operations", &planted::run_all_operations);
   m.def("busy", &planted::busy);
+  m.def("churn", &planted::churn);
+  m.def("use_workspace", &planted::use_workspace);
+  m.def("move", &planted::move);
+  m.def("processors", &planted::processors);
 #endif
 }

@@ -112,6 +112,12 @@ __global__ void two_blocks_one_address(unsigned* out) {
   if (threadIdx.x == 0) store(&out[sound ? blockIdx.x : blockIdx.x % 2], 5u);
 }
 
+// As above, by scattered stores; neighbours in one sector are no conflict.
+template <bool sound>
+__global__ void two_blocks_scatter(unsigned* out) {
+  if (threadIdx.x == 0) cuda_host::note_scatter(&out[sound ? blockIdx.x : blockIdx.x / 2], 4);
+}
+
 // The last block to finish adds up what all blocks stored.
 template <bool sound>
 __global__ void last_block_done(unsigned* out) {
@@ -228,6 +234,7 @@ const std::map<std::string, Run>& kernels() {
       PLANTED(early_return),
       PLANTED(lane_missing_from_a_ballot),
       PLANTED(two_blocks_one_address),
+      PLANTED(two_blocks_scatter),
       PLANTED(last_block_done),
       PLANTED(shift_too_far),
       PLANTED(misaligned_quad),
@@ -257,6 +264,67 @@ unsigned busy(unsigned blocks, unsigned threads, int barriers) {
   unsigned out = 0;
   launch<&busy_kernel>(blocks, threads, 0, nullptr, &out, barriers);
   return out;
+}
+
+// What a kernel that selects something does round by round: shuffles, a ballot, shared memory, barriers and stores.
+__global__ void churn_kernel(unsigned* out, int rounds) {
+  auto* sums = reinterpret_cast<unsigned*>(dynamic_shared());
+  const unsigned t = threadIdx.x, warps = blockDim.x / 32;
+  unsigned x = t;
+  for (int i = 0; i < rounds; ++i) {
+    unsigned sum = x;
+    for (int lanes = 16; lanes > 0; lanes /= 2) sum += __shfl_xor_sync(~0u, sum, lanes);
+    if (t % 32 == 0) sums[t / 32] = sum + static_cast<unsigned>(__popc(i));
+    const unsigned votes = __ballot_sync(~0u, static_cast<int>(x & 1u));
+    __syncthreads();
+    for (unsigned w = 0; w < warps; ++w) x = x * 5 + sums[w] + votes;
+    __syncthreads();
+    store(&out[blockIdx.x * blockDim.x + t], x);
+  }
+}
+Words churn(unsigned blocks, unsigned threads, int rounds) {
+  Words out(blocks * threads);
+  launch<&churn_kernel>(blocks, threads, 100 << 10, nullptr, out.data(), rounds);
+  return out;
+}
+
+// What a new workspace holds; it is given back full of `left_behind`.
+Words use_workspace(size_t words, unsigned left_behind) {
+  auto* memory = static_cast<unsigned*>(cuda_host::new_workspace(4 * words));
+  Words found(memory, memory + words);
+  for (size_t i = 0; i < words; ++i) memory[i] = left_behind;
+  cuda_host::free_workspace(memory);
+  return found;
+}
+
+// Each of 64 threads streams 4 bytes in and 16 out, gathers 8 bytes of 36 (of two sectors for every eighth thread), scatters 2
+// of 64, and adds to static, dynamic and global memory.
+__global__ void move_kernel(const char* in, char* out, unsigned* sum) {
+  const unsigned t = 64 * blockIdx.x + threadIdx.x;
+  cuda_host::note_load(in + 4 * t, 4);
+  cuda_host::note_store(out + 16 * t, 16);
+  cuda_host::note_gather(in + 36 * t, 8);
+  cuda_host::note_scatter(out + (1 << 20) + 64 * t, 2);
+  atomicAdd(&shared<Row>().x[t % 8], 1u);
+  atomicAdd(reinterpret_cast<unsigned*>(dynamic_shared()) + 24, 1u);
+  atomicAdd(sum, 1u);
+  atomicCAS(sum + 1, 0u, t);
+}
+void move(unsigned blocks) {
+  alignas(32) static char in[32], out[32];  // more is noted, but nothing read or written
+  unsigned sum[2] = {0, 0};
+  launch<&move_kernel>(blocks, 64, 100, nullptr, in, out, sum);
+  cuda_host::note_load(in, 4);  // not in a launch: for nobody
+  cuda_host::note_store(out, 4);
+  cuda_host::note_gather(in, 4);
+  cuda_host::note_scatter(out, 4);
+  atomicAdd(sum, 1u);
+}
+
+int processors() {
+  int count = 0;
+  cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, 0);
+  return count;
 }
 
 }  // namespace planted

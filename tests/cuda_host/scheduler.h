@@ -10,6 +10,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <stdexcept>
 #include <string>
 
@@ -74,23 +75,73 @@ inline void* static_shared(size_t bytes, size_t align) {
 }
 char* dynamic_shared();
 
-// Notes that this block stores to these bytes of global memory.
+// What a kernel moves between global memory and its blocks, over all its launches.
+struct Traffic {
+  uint64_t launches = 0;
+  uint64_t loaded = 0, stored = 0;       // bytes that neighbouring threads stream
+  uint64_t gathered = 0, scattered = 0;  // bytes of all the sectors that scattered accesses touch
+  uint64_t atomics = 0;                  // number of those on global memory
+};
+inline Traffic* traffic_now = nullptr;  // of the kernel that runs
+
+constexpr uintptr_t kSector = 32;
+inline uint64_t sector_bytes(const void* address, size_t bytes) {
+  const auto first = reinterpret_cast<uintptr_t>(address);
+  return bytes == 0 ? 0 : kSector * ((first + bytes - 1) / kSector - first / kSector + 1);
+}
+
+// What this thread does to these bytes of global memory. A store also marks them as this block's. Outside of a launch nothing
+// is noted.
+inline void note_load(const void*, size_t bytes) {
+  if (traffic_now == nullptr) return;
+  traffic_now->loaded += bytes;
+  point(kSeldom);
+}
+inline void note_gather(const void* address, size_t bytes) {
+  if (traffic_now == nullptr) return;
+  traffic_now->gathered += sector_bytes(address, bytes);
+  point(kSeldom);
+}
 void note_store(const void* address, size_t bytes);
+void note_scatter(const void* address, size_t bytes);
+
+// Atomics on shared memory are no traffic.
+inline const char* block_memory = nullptr;
+inline size_t block_memory_bytes = 0;
+inline void note_atomic(const void* address) {
+  const bool is_shared = reinterpret_cast<uintptr_t>(address) - reinterpret_cast<uintptr_t>(block_memory) < block_memory_bytes;
+  if (traffic_now != nullptr && !is_shared) ++traffic_now->atomics;
+  point(kOften);
+}
 
 // Inside a kernel: ends the launch with a Fault. Outside: the text is kept for take_report().
 void report(const std::string& text);
 
 // --- called by the host --------------------------------------------------------------------------------------------------
 
-// Memory for a kernel's own use: poisoned, 16-byte aligned, with guards on both sides that are looked at after each launch.
+// Memory for a kernel's own use: poisoned as the seed will have it, 16-byte aligned, with guards on both sides that are looked
+// at after each launch.
 void* new_workspace(size_t bytes);
 void free_workspace(void* workspace);
+// While on, what is freed serves the next request of its size as it was left.
+void keep_workspace(bool keep);
+
+// What the host side of the kernels asks for, so that small inputs reach the rare paths.
+struct Limits {
+  double list_share = 1.0;   // of the capacity of a kernel's lists
+  bool shy_bracket = false;  // a bracket around a sample's threshold that is too tight
+};
+Limits& limits();
+
+std::map<std::string, Traffic> traffic();  // by kernel
+void clear_traffic();
 
 struct Counters {
   uint64_t launches = 0, blocks = 0, barriers = 0, warp_operations = 0, switches = 0;
 };
 void set_seed(uint64_t seed);      // of the schedules to come; each launch has its own
 void set_resident(unsigned most);  // blocks alive at once; 0: drawn for each launch
+void abort_after(int launches);    // that many more end well, the next one is a Fault, once; negative: never
 std::string last_report();
 std::string take_report();  // and forgets it
 Counters counters();

@@ -9,12 +9,12 @@
 
 #include "fiber.h"
 #include "scheduler.h"
-#include "stores.h"
 
 namespace cuda_host {
 
 constexpr size_t kStack = 64 << 10;  // a kernel has next to no stack; reports of faults need some
 constexpr size_t kGuard = 1024;      // bytes on both sides of a block's shared memory
+constexpr char kGuardByte = '\xD7';
 constexpr size_t kMostShared = 227 << 10;
 constexpr unsigned kMostFibers = 4096;  // two mappings each, of the 65530 that a Linux process may have
 
@@ -56,11 +56,7 @@ struct Block {
   char *static_shared = nullptr, *dynamic_shared = nullptr;
 };
 
-struct Workspace {
-  char* memory;
-  size_t bytes;
-};
-
+bool intact(const char* guard, size_t bytes);
 const char* name_of(Meeting kind);
 std::string text_of(Site site);
 

@@ -14,65 +14,69 @@ class StoreMap {
 
   void clear() {
     ++epoch_;
-    lines_ = 0;
-    last_ = nullptr;
+    used_ = 0;
   }
 
-  // The other block that stored to one of these bytes, or kNone. `block` is at most 2^31 - 2.
+  // Another block that stored to one of these bytes, or kNone.
   int add(uintptr_t address, size_t bytes, int block) {
     int other = kNone;
-    for (size_t i = 0; i < bytes; ++i) {
-      Line& line = find((address + i) / kLine);
-      int& owner = line.owner[(address + i) % kLine];
-      if (owner != 0 && owner != block + 1) other = owner - 1;
-      owner = block + 1;
+    while (bytes != 0) {
+      const size_t at = address % kLine, count = bytes < kLine - at ? bytes : kLine - at;
+      const int found = add_to_line(address / kLine, static_cast<uint32_t>(((uint64_t{1} << count) - 1) << at), block);
+      other = found != kNone ? found : other;
+      address += count;
+      bytes -= count;
     }
     return other;
   }
 
  private:
   static constexpr uintptr_t kLine = 32;
-  struct Line {
-    uintptr_t number = 0;
+  struct Part {  // what one block stored to of a line
+    uintptr_t line = 0;
     uint64_t epoch = 0;
-    int owner[kLine];  // block + 1, or 0
+    int block = 0;
+    uint32_t bytes = 0;
   };
 
-  Line& find(uintptr_t number) {
-    if (last_ != nullptr && last_->number == number) return *last_;
-    if (2 * (lines_ + 1) > table_.size()) grow();
-    last_ = &probe(number);
-    return *last_;
+  int add_to_line(uintptr_t line, uint32_t bytes, int block) {
+    if (2 * (used_ + 1) > table_.size()) grow();
+    int other = kNone;
+    Part* own = nullptr;
+    Part* part = first(line);
+    for (; part->epoch == epoch_; part = next(part)) {  // all blocks' parts of the line lie before the first free place
+      if (part->line != line) continue;
+      if (part->block == block)
+        own = part;
+      else if ((part->bytes & bytes) != 0)
+        other = part->block;
+    }
+    if (own != nullptr) {
+      own->bytes |= bytes;
+    } else {
+      *part = {line, epoch_, block, bytes};
+      ++used_;
+    }
+    return other;
   }
 
-  Line& probe(uintptr_t number) {
-    const size_t mask = table_.size() - 1;
-    for (size_t i = (number * 0x9E3779B97F4A7C15u) >> 20;; ++i) {
-      Line& line = table_[i & mask];
-      if (line.epoch != epoch_) {
-        line = {};
-        line.number = number;
-        line.epoch = epoch_;
-        for (int& owner : line.owner) owner = 0;
-        ++lines_;
-        return line;
-      }
-      if (line.number == number) return line;
+  Part* first(uintptr_t line) { return &table_[((line * 0x9E3779B97F4A7C15u) >> 20) & (table_.size() - 1)]; }
+  Part* next(Part* part) { return ++part == table_.data() + table_.size() ? table_.data() : part; }
+
+  void grow() {
+    std::vector<Part> old(table_.empty() ? 4096 : 2 * table_.size());
+    old.swap(table_);
+    for (const Part& part : old) {
+      if (part.epoch != epoch_) continue;
+      Part* place = first(part.line);
+      while (place->epoch == epoch_) place = next(place);
+      *place = part;
     }
   }
 
-  void grow() {
-    std::vector<Line> old(table_.empty() ? 1024 : 2 * table_.size());
-    old.swap(table_);
-    lines_ = 0;
-    for (const Line& line : old)
-      if (line.epoch == epoch_) probe(line.number) = line;
-  }
-
-  std::vector<Line> table_;
-  size_t lines_ = 0;
+  std::vector<Part> table_;
+  size_t used_ = 0;
   uint64_t epoch_ = 1;
-  Line* last_ = nullptr;
 };
 
 }  // namespace cuda_host

@@ -1,0 +1,100 @@
+// Last launch, one block a layer: the finalists of the growth, and whole layers whose lists are not to be trusted.
+//
+// Traffic: 16 bytes for each finalist, and what applies to winners. A flagged layer is read about ten times over.
+#pragma once
+
+#include "apply.cuh"
+
+namespace dstee::cuda {
+
+struct FinishStorage {
+  SelectStorage select;
+};
+
+// The plain exact way: each digit of the keys is one look at the whole layer.
+__device__ __forceinline__ void update_by_scans(FinishStorage& s, const Weights& x, uint32_t k) {
+  const int64_t n = x.l.n;
+  const int index_bits = 32 - __clz(static_cast<int>(static_cast<uint32_t>(n - 1)));
+  const Cut drop = block_select(s.select, k, false, index_bits, 0, [&](auto visit) {
+    for (int64_t i = threadIdx.x * kGroup; i < n; i += blockDim.x * kGroup) {
+      const int count = group_size(n, i);
+      const uint32_t active = active_lanes(x.l, i, count);
+      uint64_t keys[kGroup];
+      x.drop_keys(i, count, active, keys);
+#pragma unroll
+      for (int j = 0; j < kGroup; ++j)
+        if (active >> j & 1) visit(static_cast<uint32_t>(keys[j] >> 32), [] { return 0u; }, static_cast<uint32_t>(i + j));
+    }
+  });
+  auto dropped_lanes = [&](int64_t i, int count, uint32_t active) {
+    uint64_t keys[kGroup];
+    uint32_t dropped = 0;
+    x.drop_keys(i, count, active, keys);
+#pragma unroll
+    for (int j = 0; j < kGroup; ++j)
+      dropped |= static_cast<uint32_t>(active >> j & 1 && takes(drop, keys[j], static_cast<uint32_t>(i + j))) << j;
+    return dropped;
+  };
+  auto candidates = [&](int count, uint32_t active, uint32_t dropped) {
+    return (~active & ((1u << count) - 1)) | (x.pass.regrow ? dropped : 0);
+  };
+  const Cut grow = block_select(s.select, k, x.pass.bonus != nullptr, index_bits, 0, [&](auto visit) {
+    for (int64_t i = threadIdx.x * kGroup; i < n; i += blockDim.x * kGroup) {
+      const int count = group_size(n, i);
+      const uint32_t active = active_lanes(x.l, i, count);
+      const uint32_t lanes = candidates(count, active, x.pass.regrow && active ? dropped_lanes(i, count, active) : 0);
+      uint64_t keys[kGroup];
+      x.grow_keys(i, count, active, lanes, keys);
+#pragma unroll
+      for (int j = 0; j < kGroup; ++j)
+        if (lanes >> j & 1)
+          visit(
+              static_cast<uint32_t>(keys[j] >> 32), [&] { return static_cast<uint32_t>(keys[j]); },
+              static_cast<uint32_t>(i + j));
+    }
+  });
+  for (int64_t i = threadIdx.x * kGroup; i < n; i += blockDim.x * kGroup) {
+    const int count = group_size(n, i);
+    const uint32_t active = active_lanes(x.l, i, count);
+    const uint32_t dropped = active ? dropped_lanes(i, count, active) : 0, lanes = candidates(count, active, dropped);
+    uint64_t keys[kGroup];
+    uint32_t grown = 0;
+    x.grow_keys(i, count, active, lanes, keys);
+#pragma unroll
+    for (int j = 0; j < kGroup; ++j)
+      grown |= static_cast<uint32_t>(lanes >> j & 1 && takes(grow, keys[j], static_cast<uint32_t>(i + j))) << j;
+    x.commit_group(i, count, active, dropped, grown);
+  }
+}
+
+__global__ void __launch_bounds__(2 * kThreads)
+    finish_kernel(const Table table, const Pass pass, State* states, const Pool pool) {
+  auto& s = shared<FinishStorage>();
+  const Row& row = table.rows[blockIdx.x];
+  if (row.layer.n <= kSmallLayer) return;
+  State& state = states[blockIdx.x];
+  if (state.k == 0 || !(state.flagged || state.grow.left)) return;
+  const Weights x(row.layer, pass, state.gradient, state.seed);
+  if (state.flagged) {
+    update_by_scans(s, x, state.k);
+    return;
+  }
+  const uint32_t count = state.grow.finalist_count;
+  const Finalist* finalists = pool.finalists(state.grow);
+  const Cut cut = block_select(s.select, state.grow.left, pass.bonus != nullptr, 32, 0, [&](auto visit) {
+    for (uint32_t f = threadIdx.x; f < count; f += blockDim.x) {
+      const Finalist finalist = load(&finalists[f]);
+      visit(static_cast<uint32_t>(finalist.key >> 32), [&] { return static_cast<uint32_t>(finalist.key); }, finalist.index);
+    }
+  });
+  for (uint32_t f = threadIdx.x; f < count; f += blockDim.x) {
+    const Finalist finalist = load(&finalists[f]);
+    const bool wins = takes(cut, finalist.key, finalist.index);
+    if (finalist.tag)
+      finish_dropped(x, finalist.index, wins);
+    else if (wins)
+      x.swap(finalist.index);
+  }
+}
+
+}  // namespace dstee::cuda

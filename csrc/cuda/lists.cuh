@@ -1,0 +1,107 @@
+// The lists of possible winners: all layers share one pool of entries, filled chunk by chunk as blocks have something to say.
+#pragma once
+
+#include "select.cuh"
+
+namespace dstee::cuda {
+
+// Entries of one layer that lie together, those of the growth first.
+struct alignas(16) Chunk {
+  uint32_t start, layer, grow, drop;
+};
+
+// An entry is index | bin << 32. That of an active weight gets kDropped and the growth's bin once its drop is decided, unless
+// it stands behind all that are listed for the growth: kBeyondGrowth.
+using Entry = uint64_t;
+constexpr Entry kBeyondGrowth = Entry{1} << 63, kDropped = Entry{1} << 62;
+__device__ __forceinline__ Entry entry_of(uint32_t index, int bin) { return index | static_cast<Entry>(bin) << 32; }
+__device__ __forceinline__ int bin_of(Entry entry) { return static_cast<int>(entry >> 32 & (kBins - 1)); }
+
+// An entry of the bin that holds the last winner.
+struct alignas(16) Finalist {
+  uint64_t key;
+  uint32_t index, tag;
+};
+
+struct Pool {
+  unsigned long long* used;  // chunks << 40 | entries
+  Chunk* chunks;
+  Entry* entries;
+  uint32_t chunk_capacity, capacity;
+
+  // For one thread: room for the entries of a chunk, or kNowhere, and then the layer is flagged.
+  __device__ uint32_t reserve(State& state, uint32_t layer, uint32_t grow, uint32_t drop) const {
+    const unsigned long long old = atomicAdd(used, 1ull << 40 | (grow + drop)), chunk = old >> 40;
+    const unsigned long long start = old & kEntries;
+    const bool fits = start + grow + drop <= capacity;
+    if (!fits || chunk >= chunk_capacity) atomicOr(&state.flagged, 1u);
+    if (chunk >= chunk_capacity) return kNowhere;
+    store(&chunks[chunk], fits ? Chunk{static_cast<uint32_t>(start), layer, grow, drop} : Chunk{0, layer, 0, 0});
+    if (!fits) return kNowhere;
+    atomicAdd(&state.chunks, 1u);
+    return static_cast<uint32_t>(start);
+  }
+  __device__ uint32_t reserve_finalists(State& state, uint32_t count) const {
+    const unsigned long long start = atomicAdd(used, 2ull * count + 1) & kEntries, even = (start + 1) / 2 * 2;
+    if (even + 2ull * count <= capacity) return static_cast<uint32_t>(even);
+    atomicOr(&state.flagged, 1u);
+    return kNowhere;
+  }
+  __device__ __forceinline__ Finalist* finalists(const Side& side) const {
+    return reinterpret_cast<Finalist*>(entries + side.finalists);
+  }
+  __device__ __forceinline__ void add_finalist(Side& side, const Finalist& finalist) const {
+    store(finalists(side) + atomicAdd(&side.finalist_count, 1u), finalist);
+  }
+  __device__ __forceinline__ uint32_t chunk_count() const {
+    const unsigned long long count = load(used) >> 40;
+    return count < chunk_capacity ? static_cast<uint32_t>(count) : chunk_capacity;
+  }
+
+  static constexpr unsigned long long kEntries = (1ull << 40) - 1;
+  static constexpr uint32_t kNowhere = ~uint32_t{0};
+};
+
+// How many splitters stand at the weight's place or behind it.
+__device__ __forceinline__ int find_bin(const Cut* splitters, uint64_t key, uint32_t index) {
+  int bin = 0;
+#pragma unroll
+  for (int step = kBins / 2; step > 0; step /= 2)
+    if (takes(splitters[bin + step - 1], key, index)) bin += step;
+  return bin;
+}
+
+// A value that another block of this launch wrote, past the first-level cache.
+template <class T>
+__device__ __forceinline__ T fresh(const T* p) {
+  return *static_cast<const volatile T*>(p);
+}
+
+// True in every thread of the block that completes the count to `all`: what the other blocks wrote before is there.
+__device__ __forceinline__ bool is_last(uint32_t* counter, uint32_t share, uint32_t all, bool& flag) {
+  __threadfence();
+  __syncthreads();
+  if (threadIdx.x == 0) flag = atomicAdd(counter, share) + share == all;
+  __syncthreads();
+  __threadfence();
+  return flag;
+}
+
+// Finds the bin that holds the k-th of the listed weights. One block of kBins threads.
+__device__ __forceinline__ void resolve_bins(ScanStorage& s, const Pool& pool, State& state, Side& side, uint32_t k) {
+  static_assert(kBins == kThreads);
+  const int bin = kBins - 1 - static_cast<int>(threadIdx.x);
+  const uint32_t count = fresh(&side.bins[bin]);
+  uint32_t total;
+  const uint32_t before = block_scan(s, count, &total);
+  if (total < k) {
+    if (threadIdx.x == 0) atomicOr(&state.flagged, 1u);
+  } else if (before < k && k <= before + count) {
+    const uint32_t left = k - before;
+    side.bin = left == count ? bin - 1 : bin;
+    side.left = left == count ? 0 : left;
+    if (left < count) side.finalists = pool.reserve_finalists(state, count);
+  }
+}
+
+}  // namespace dstee::cuda

@@ -1,0 +1,107 @@
+// The exact selection of one block: digits of the key from the top, then of the index.
+#pragma once
+
+#include "update.cuh"
+
+namespace dstee::cuda {
+
+constexpr int kDigits = 1 << 11;  // 11 bits at a time
+
+struct ScanStorage {
+  uint32_t sums[32];
+};
+
+// The sum over the threads before this one. *total: over all.
+__device__ __forceinline__ uint32_t block_scan(ScanStorage& s, uint32_t x, uint32_t* total) {
+  const unsigned lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
+  uint32_t sum = x;
+  for (unsigned step = 1; step < 32; step *= 2) {
+    const uint32_t other = __shfl_up_sync(~0u, sum, step);
+    if (lane >= step) sum += other;
+  }
+  if (lane == 31) s.sums[warp] = sum;
+  __syncthreads();
+  uint32_t before = 0;
+  *total = 0;
+  for (unsigned w = 0; w < warps; ++w) {
+    if (w < warp) before += s.sums[w];
+    *total += s.sums[w];
+  }
+  __syncthreads();
+  return before + sum - x;
+}
+
+struct SelectStorage {
+  uint32_t digits[kDigits];
+  ScanStorage scan;
+  uint32_t digit, left, found;
+};
+
+// Where the count-th of the weights stands. All threads of the block call it with the same arguments and the same weights,
+// each thread with its own share: each(visit) calls visit(upper half of the key, function for the lower half, index).
+//
+//   count       at least 1, at most the number of weights
+//   lower_half  false: the lower half is 0 in all keys
+//   index_bits  all indices are below 1 << index_bits
+//   slack       a cut that takes at most so many weights more will do
+template <class Each>
+__device__ Cut block_select(SelectStorage& s, uint32_t count, bool lower_half, int index_bits, uint32_t slack, Each each) {
+  // Levels 0 to 2 are the upper half of the key, 3 to 5 the lower one, of 31 bits each; then come those of the index, turned
+  // round so that larger is better.
+  constexpr int kKeyLevels = 6;
+  const uint32_t last_index = static_cast<uint32_t>((uint64_t{1} << index_bits) - 1);
+  uint64_t key_floor = 0;
+  uint32_t index_floor = 0, left = count;
+  int shift = 52, index_shift = index_bits;
+  for (int level = 0;; level = level == 2 && !lower_half ? kKeyLevels : level + 1) {
+    const bool by_index = level >= kKeyLevels;
+    const int bits = by_index ? (index_shift < 11 ? index_shift : 11) : level % 3 == 0 ? 11 : 10;
+    if (by_index)
+      index_shift -= bits;
+    else
+      shift = (level < 3 ? 52 : 50) - 10 * level;
+
+    __syncthreads();  // whoever wrote what is visited, or still reads the digits, is done
+    for (unsigned d = threadIdx.x; d < kDigits; d += blockDim.x) s.digits[d] = 0;
+    __syncthreads();
+    each([&](uint32_t upper, auto lower, uint32_t index) {
+      uint64_t key = static_cast<uint64_t>(upper) << 32;
+      if (level >= 3 && lower_half) {
+        if (key >> 32 != key_floor >> 32) return;
+        key |= lower();
+      }
+      if (!by_index) {
+        if ((key ^ key_floor) >> (shift + bits) == 0) atomicAdd(&s.digits[key >> shift & ((1u << bits) - 1)], 1u);
+      } else if (key == key_floor) {
+        const uint64_t place = last_index - index;
+        if ((place ^ index_floor) >> (index_shift + bits) == 0)
+          atomicAdd(&s.digits[place >> index_shift & ((1u << bits) - 1)], 1u);
+      }
+    });
+    __syncthreads();
+
+    // From the highest digit down to the one that holds the last winner.
+    const unsigned per = kDigits / blockDim.x, first = kDigits - 1 - threadIdx.x * per;
+    uint32_t mine = 0, total;
+    for (unsigned d = 0; d < per; ++d) mine += s.digits[first - d];
+    uint32_t before = block_scan(s.scan, mine, &total);
+    if (before < left && left <= before + mine) {
+      unsigned digit = first;
+      while (before + s.digits[digit] < left) before += s.digits[digit--];
+      s.digit = digit;
+      s.left = left - before;
+      s.found = s.digits[digit];
+    }
+    __syncthreads();
+    left = s.left;
+    if (by_index)
+      index_floor |= s.digit << index_shift;
+    else
+      key_floor |= static_cast<uint64_t>(s.digit) << shift;
+    if (s.found - left <= slack) break;  // the whole digit wins
+  }
+  __syncthreads();
+  return {key_floor, last_index - index_floor};
+}
+
+}  // namespace dstee::cuda

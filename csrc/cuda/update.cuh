@@ -1,0 +1,189 @@
+// What the launches of one update share: the order of the weights, the state of a layer, one weight at a time.
+#pragma once
+
+#include "masked_sgd.cuh"
+
+namespace dstee::cuda {
+
+constexpr uint32_t kSmallLayer = 1 << 14;  // up to so many weights one block updates a layer by itself
+constexpr int kBins = 256;                 // of listed keys, between keys of the sample
+
+struct Pass {
+  const float* bonus;
+  uint32_t bonus_size;
+  int32_t round;
+  const int64_t* round_pointer;  // or null: then it is `round`
+  bool random, regrow, reset_regrown;
+  bool shy_bracket;  // for tests
+};
+
+__device__ __forceinline__ int32_t round_of(const Pass& pass) {
+  return pass.round_pointer ? static_cast<int32_t>(*pass.round_pointer) : pass.round;
+}
+
+// --- the order -----------------------------------------------------------------------------------------------------------
+
+// Winners come first: larger keys, among equal ones smaller indices. A growth key is score rank << 32 | signal rank, a drop key
+// (kMaxRank - rank) << 32. No two weights share a place, so that nothing below has to treat ties.
+struct Cut {
+  uint64_t key;
+  uint32_t index;
+};
+
+// The weight stands at the cut or before it.
+DSTEE_HD bool takes(const Cut& cut, uint64_t key, uint32_t index) {
+  return key > cut.key || (key == cut.key && index <= cut.index);
+}
+constexpr Cut kNobody{~uint64_t{0}, 0}, kEverybody{0, ~uint32_t{0}};
+
+__device__ __forceinline__ uint64_t drop_key(float x) { return static_cast<uint64_t>(kMaxRank - rank_of(x)) << 32; }
+
+// --- the state of a layer ------------------------------------------------------------------------------------------------
+
+// One side, drop or growth, of a layer that many blocks share.
+struct Side {
+  Cut low;                  // whoever stands behind it is not listed
+  Cut splitters[kBins];     // from the last to the first: bin b lies between splitters b - 1 and b
+  uint32_t bins[kBins];     // listed weights
+  int32_t bin;              // bins above it win as a whole
+  uint32_t left;            // winners still sought in it, the finalists
+  uint32_t finalists;       // their place in the pool
+  uint32_t finalist_count;  // written so far
+};
+
+struct State {
+  const void* gradient;
+  uint64_t seed;
+  uint32_t k, nnz;
+  uint32_t tiles_done, chunks, chunks_done;
+  uint32_t flagged;  // the sample misled, or a list was full: the last launch does the whole layer
+  Side drop, grow;
+};
+
+// --- one layer -----------------------------------------------------------------------------------------------------------
+
+// The stored counters of a group.
+struct Counts {
+  Quad pair;
+  __device__ __forceinline__ int32_t at(int j) const { return static_cast<int16_t>(pair.x[j / 2] >> j % 2 * 16); }
+};
+
+// A layer with what this update ranks.
+struct Weights {
+  const Layer& l;
+  const Pass& pass;
+  const void* signal;
+  Dtype signal_dtype;
+  uint64_t seed;
+  int32_t round;
+
+  __device__ __forceinline__ Weights(const Layer& layer, const Pass& p, const void* gradient, uint64_t random_seed)
+      : l(layer),
+        pass(p),
+        signal(layer.grow ? layer.grow : gradient),
+        signal_dtype(layer.grow ? layer.grow_dtype : layer.dtype),
+        seed(random_seed),
+        round(round_of(p)) {}
+
+  // Whole groups.
+  __device__ __forceinline__ void load_signals(int64_t i, int count, float* out) const {
+    if (!pass.random) {
+      load_group(signal, signal_dtype, i, count, out);
+    } else {
+#pragma unroll
+      for (int j = 0; j < kGroup; ++j) out[j] = random_signal(i + j);
+    }
+  }
+  __device__ __forceinline__ Counts load_counts(int64_t i, int count) const {
+    if (count == kGroup && reinterpret_cast<uintptr_t>(l.counts + i) % 16 == 0)
+      return {load(reinterpret_cast<const Quad*>(l.counts + i))};
+    Counts counts{};
+#pragma unroll
+    for (int j = 0; j < kGroup; ++j)
+      if (j < count) counts.pair.x[j / 2] |= static_cast<uint32_t>(static_cast<uint16_t>(load(l.counts + i + j))) << j % 2 * 16;
+    return counts;
+  }
+  // Paper, Eq. 1: the upper half of a growth key; the lower one, which matters only where a bonus was added, is
+  // rank_of(signal).
+  __device__ __forceinline__ uint32_t score_rank(float signal_value, int32_t stored, bool active) const {
+    const float abs_signal = float_of(bits_of(signal_value) & 0x7FFFFFFFu);
+    if (!pass.bonus) return rank_of(abs_signal);
+    const auto N = static_cast<uint32_t>(active ? flip_count(stored, round) : stored);
+    return rank_of(score(abs_signal, pass.bonus[N < pass.bonus_size ? N : pass.bonus_size - 1]));
+  }
+  __device__ __forceinline__ uint64_t with_signal(uint32_t rank, float signal_value) const {
+    return static_cast<uint64_t>(rank) << 32 | (pass.bonus ? rank_of(signal_value) : 0);
+  }
+  // Of the lanes; other keys hold anything.
+  __device__ __forceinline__ void grow_keys(int64_t i, int count, uint32_t active, uint32_t lanes, uint64_t* keys) const {
+    float signals[kGroup];
+    Counts stored{};
+    if (lanes == 0) return;
+    load_signals(i, count, signals);
+    if (pass.bonus) stored = load_counts(i, count);
+#pragma unroll
+    for (int j = 0; j < kGroup; ++j) keys[j] = with_signal(score_rank(signals[j], stored.at(j), active >> j & 1), signals[j]);
+  }
+  __device__ __forceinline__ void drop_keys(int64_t i, int count, uint32_t lanes, uint64_t* keys) const {
+    float x[kGroup];
+    if (lanes == 0) return;
+    load_group(l.drop, l.drop_dtype, i, count, x);
+#pragma unroll
+    for (int j = 0; j < kGroup; ++j) keys[j] = drop_key(x[j]);
+  }
+
+  // One weight.
+  __device__ __forceinline__ uint64_t grow_key(int64_t i, bool active) const {
+    const float value = pass.random ? random_signal(i) : read(signal, signal_dtype, i);
+    return with_signal(score_rank(value, pass.bonus ? gather(l.counts + i) : 0, active), value);
+  }
+  __device__ __forceinline__ uint64_t drop_key_at(int64_t i) const { return drop_key(read(l.drop, l.drop_dtype, i)); }
+  // Active becomes inactive and the other way round; the bit's neighbours may flip at the same time.
+  __device__ __forceinline__ void swap(int64_t i) const {
+    const auto address = reinterpret_cast<uintptr_t>(l.bits + i / 8);
+    atomicXor(reinterpret_cast<unsigned*>(address & ~uintptr_t{3}), 1u << (8 * (address & 3) + i % 8));
+    if (l.counts) scatter(l.counts + i, static_cast<int16_t>(flip_count<int32_t>(gather(l.counts + i), round)));
+  }
+  __device__ __forceinline__ void clear(int64_t i) const {
+    write_zero(l.w, i);
+    if (l.m) write_zero(l.m, i);
+  }
+
+  // The outcome for one group that no other block touches.
+  __device__ __forceinline__ void commit_group(int64_t i, int count, uint32_t active, uint32_t dropped, uint32_t grown) const {
+    const uint32_t changed = dropped ^ grown, gone = pass.reset_regrown ? dropped : dropped & ~grown;
+    if (changed) store(&l.bits[i / kGroup], static_cast<uint8_t>(active ^ changed));
+    if (changed && l.counts) {
+      const Counts stored = load_counts(i, count);
+#pragma unroll
+      for (int j = 0; j < kGroup; ++j)
+        if (changed >> j & 1) store(&l.counts[i + j], static_cast<int16_t>(flip_count(stored.at(j), round)));
+    }
+    if (gone) {
+      const float zeros[kGroup] = {};
+      store_group(l.w, l.dtype, i, gone, zeros);
+      if (l.m) store_group(l.m, l.dtype, i, gone, zeros);
+    }
+  }
+
+ private:
+  __device__ __forceinline__ float random_signal(int64_t i) const {
+    const auto at = static_cast<uint64_t>(i);
+    return static_cast<float>(random24(static_cast<uint32_t>(at), static_cast<uint32_t>(at >> 32), seed)) * kRandomUnit;
+  }
+  __device__ __forceinline__ static float read(const void* p, Dtype dtype, int64_t i) {
+    if (dtype == kF32) return gather(static_cast<const float*>(p) + i);
+    return dtype == kBF16 ? to_float(gather(static_cast<const bf16*>(p) + i))
+                          : to_float(gather(static_cast<const f16*>(p) + i));
+  }
+  __device__ __forceinline__ void write_zero(void* p, int64_t i) const {
+    if (l.dtype == kF32)
+      scatter(static_cast<float*>(p) + i, 0.0f);
+    else
+      scatter(static_cast<uint16_t*>(p) + i, 0);
+  }
+};
+
+__device__ __forceinline__ int group_size(int64_t n, int64_t i) { return n - i < kGroup ? static_cast<int>(n - i) : kGroup; }
+
+}  // namespace dstee::cuda
