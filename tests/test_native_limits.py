@@ -163,6 +163,24 @@ def test_growth_into_a_crowd_needs_no_scans(isa: str, counted: bool, reset: bool
 
 
 @native
+@pytest.mark.parametrize("regrow", [True, False], ids=["regrow", "no regrow"])
+def test_a_crowd_late_in_the_layer_is_listed_up_to_its_last_winner(regrow: bool) -> None:
+    arguments = layer(200_003, seed=3) | {"regrow": regrow}
+    n = arguments["params"][0].numel()
+    arguments["grads"][0][n // 2 :] = 0.5
+    expected = {name: [t.clone() for t in arguments[name]] for name in ("params", "mask_bits")}
+    with backends.use_backend("reference"):
+        ops.drop_grow_(**(arguments | expected))
+    with backends.use_backend("native"):
+        ops.drop_grow_(**arguments)
+    for name in ("params", "mask_bits"):
+        assert_same_bits(arguments[name], expected[name], name)
+    module = _native.load()[0]
+    assert module is not None
+    assert module.last_stats()["fallback_layers"] == 0 and module.last_stats()["list_entries"] < n // 4
+
+
+@native
 @pytest.mark.parametrize("fallback", ["none", "miss", "overflow"])
 @pytest.mark.parametrize("share", [0.3, 0.97])
 @pytest.mark.parametrize("value", [0.0, torch.inf])

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <functional>
+#include <utility>
 
 #include "update.h"
 
@@ -88,26 +89,22 @@ Bracket sample_bracket(const Update& u, int layer) {
     b.low_score = sorted[grow_rank];
     auto listed = std::count_if(grow.rank, grow.rank + grow.count, [&](uint32_t x) { return x >= b.low_score; });
     if (listed > 2 * grow_rank) {
-      // A crowd of equal scores, as when the bonus absorbs the gradients: order it by the signal.
-      GrowKey keys[kMaxSample];
+      // A crowd of equal scores, as when the bonus absorbs the gradients: order it by the signal and then by index.
+      using Place = std::pair<GrowKey, int64_t>;
+      std::vector<Place> places(static_cast<size_t>(grow.count));
       for (int64_t j = 0; j < grow.count; ++j) {
-        const uint32_t where = grow.where[j];
-        keys[j] = Weight(u, layer, first[where / kGroup] + where % kGroup).grow_key();
+        const int64_t i = first[grow.where[j] / kGroup] + grow.where[j] % kGroup;
+        places[j] = {Weight(u, layer, i).grow_key(), -i};
       }
-      std::nth_element(keys, keys + grow_rank, keys + grow.count, std::greater<GrowKey>());
-      GrowKey low = keys[grow_rank];
-      auto at_least = [&] { return std::count_if(keys, keys + grow.count, [&](GrowKey x) { return x >= low; }); };
-      listed = at_least();
-      if (listed > 2 * grow_rank) {  // still a crowd: list what is better and scan for the equals
-        b.crowd = low++;
-        listed = at_least();
-      }
+      std::nth_element(places.begin(), places.begin() + grow_rank, places.end(), std::greater<Place>());
+      const auto [low, negative] = places[grow_rank];
       b.low_score = static_cast<uint32_t>(low >> 32);
       b.low_signal = static_cast<uint32_t>(low);
       if (!u.bonus) b.low_score = std::max(b.low_score, b.low_signal);  // both keys are one number
-      if (b.low_score > kMaxRank) {                                     // nothing is better than a crowd of Inf: list it
-        b.low_score = kMaxRank;
-        b.crowd = 0;
+      listed = std::count_if(places.begin(), places.end(), [&](const Place& x) { return x.first >= low; });
+      if (listed > 2 * grow_rank) {
+        b.last = -negative;
+        listed = grow_rank;
       }
     }
     b.expected_grow = expect(listed, grow.count, inactive);

@@ -29,10 +29,7 @@ void run(const Update& u) {
   });
   Lists lists(u, brackets);
   if (forced_fault == kMiss)
-    for (int64_t i = 0; i < count; ++i) {
-      i % 2 ? brackets[i].low_score = kMaxRank : brackets[i].high_drop = 0;
-      brackets[i].crowd = 0;  // says what the list holds, which is no longer so
-    }
+    for (int64_t i = 0; i < count; ++i) i % 2 ? brackets[i].low_score = kMaxRank : brackets[i].high_drop = 0;
   if (forced_fault == kOverflow) lists.lose_arenas();
   std::vector<char> resolved(u.layers.size());
 

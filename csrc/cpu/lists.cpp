@@ -154,6 +154,12 @@ void Lists::sweep(int64_t p, int worker) {
     const bool step_first = !random && l.grow != l.g;
     if (step_first || !list || out.overflow) step();
     if (!list || out.overflow) continue;
+    if (begin > bracket.last) {  // only what is better than the bound
+      if (u_.bonus)
+        scan.low_signal = bracket.low_signal + 1;
+      else if (bracket.low_score < kMaxRank)
+        scan.low_score = bracket.low_score + 1;
+    }
     scan.signal = random ? nullptr : at(l.grow, begin, l.grow_dtype);
     scan.counts = l.counts ? l.counts + begin : nullptr;
     scan.first_index = static_cast<uint64_t>(begin);
@@ -228,28 +234,6 @@ void Lists::split_ties(int layer, uint32_t score) {
   }
 }
 
-// Growth reaches into the crowd of equal keys, as where most gradients are 0: finds the last of its winners, the lowest
-// indices first. A short walk as a rule, since the crowd is dense. False if the crowd is too small after all.
-bool Lists::resolve_crowd(int layer, int64_t wanted) {
-  const auto i = static_cast<size_t>(layer);
-  const GrowKey crowd = brackets_[i].crowd;
-  for (int64_t p = first_piece_[i]; p < first_piece_[i + 1]; ++p) {
-    const PieceLists& l = pieces_[p];
-    const Piece& piece = u_.pieces[p];
-    for (int64_t j = 0, d = 0; j < piece.size; ++j) {
-      const bool dropped = d < static_cast<int64_t>(l.drop_count) && l.drop_where[d] == j;
-      d += dropped;
-      const Weight w(u_, layer, piece.begin + j);
-      if (w.active() && !(u_.regrow && dropped)) continue;
-      if (w.grow_key() == crowd && --wanted == 0) {
-        cuts_[i] = {0, piece.begin + j, crowd};
-        return true;
-      }
-    }
-  }
-  return false;
-}
-
 bool Lists::resolve(int layer) {
   const auto i = static_cast<size_t>(layer);
   const Bracket& bracket = brackets_[i];
@@ -261,17 +245,9 @@ bool Lists::resolve(int layer) {
     drop += static_cast<int64_t>(pieces_[p].drop_count);
   }
   // NaN gradients are never listed, so even a list of everything can be short.
-  if (drop < k || (!bracket.crowd && grow + (u_.regrow ? k : 0) < k)) return false;
+  if (drop < k || grow + (u_.regrow ? k : 0) < k) return false;
   if (grow + drop > int64_t{UINT32_MAX}) return false;  // kth counts in 32 bits
   keep_dropped(layer);
-  if (bracket.crowd) {
-    int64_t better = grow;
-    if (u_.regrow)
-      for (int64_t p = first_piece_[i]; p < first_piece_[i + 1]; ++p)
-        for (size_t j = 0; j < pieces_[p].drop_count; ++j)
-          better += Weight(u_, layer, u_.pieces[p].begin + pieces_[p].drop_where[j]).grow_key() > bracket.crowd;
-    if (better < k) return resolve_crowd(layer, k - better);
-  }
 
   auto all = [&] {
     Run* const runs = &runs_[2 * first_piece_[i]];
@@ -285,15 +261,17 @@ bool Lists::resolve(int layer) {
   Kth cut = all();
   if (cut.value < bracket.low_score) return false;
   int64_t wanted = k - cut.above;
+  int64_t known = INT64_MAX;  // of weights as good as the last winner those up to here are listed
   if (cut.equal > wanted || (cut.value == bracket.low_score && bracket.low_signal > 0)) {
     const bool at_bound = cut.value == bracket.low_score;
     split_ties(layer, cut.value);
     cut = all();
     if (at_bound && cut.value < bracket.low_signal) return false;
+    if (at_bound && cut.value == bracket.low_signal) known = bracket.last;
     wanted = k - cut.above;
   }
-  cuts_[i] = {cut.value, u_.layers[i].n, 0};
-  if (cut.equal == wanted) return true;
+  cuts_[i] = {cut.value, u_.layers[i].n};
+  if (cut.equal == wanted && known == INT64_MAX) return true;
 
   // Equal in both keys: the lowest indices win. Both lists of a piece are in index order; walk them together.
   for (int64_t p = first_piece_[i]; p < first_piece_[i + 1]; ++p) {
@@ -305,7 +283,7 @@ bool Lists::resolve(int layer) {
       const uint32_t where = from_grow ? l.grow_where[a++] : l.drop_where[b++];
       if (value == cut.value && --wanted == 0) {
         cuts_[i].index = u_.pieces[p].begin + where;
-        return true;
+        return cuts_[i].index <= known;
       }
     }
   }
@@ -322,22 +300,7 @@ void Lists::commit(int64_t p) {
   // First choose, without branches, then touch the memory of the chosen, prefetched.
   size_t gone = l.drop_count, regrown = 0, grown = 0;
   const bool ties = cut.index < u_.layers[static_cast<size_t>(piece.layer)].n;
-  if (cut.crowd) {
-    for (int64_t i = piece.begin; i < std::min(piece.begin + piece.size, cut.index + 1); ++i) {
-      const Weight w(u_, piece.layer, i);
-      if (!w.active() && w.grow_key() == cut.crowd) w.grow();
-    }
-    grown = l.grow_count;
-    for (size_t j = gone = 0; j < l.drop_count; ++j) {
-      const uint32_t where = l.drop_where[j];
-      const GrowKey key = weight(where).grow_key();
-      const bool back = u_.regrow && (key > cut.crowd || (key == cut.crowd && piece.begin + where <= cut.index));
-      l.drop_rank[regrown] = where;
-      regrown += back;
-      l.drop_where[gone] = where;
-      gone += !back;
-    }
-  } else if (!ties && !u_.reset_regrown) {
+  if (!ties && !u_.reset_regrown) {
     grown = loops().keep_between(l.grow_score, l.grow_count, cut.value, kMaxRank + 1, l.grow_where, nullptr);
     if (u_.regrow) gone = loops().keep_between(l.drop_score, l.drop_count, 0, cut.value - 1, l.drop_where, nullptr);
   } else {

@@ -42,11 +42,9 @@ class Lists {
   struct GrowCut {
     uint32_t value = 0;
     int64_t index = 0;
-    GrowKey crowd = 0;  // not 0: winners have keys above it, or equal to it up to `index`
   };
 
   void keep_dropped(int layer);
-  bool resolve_crowd(int layer, int64_t wanted);
   void split_ties(int layer, uint32_t score);
 
   const Update& u_;

@@ -105,7 +105,7 @@ struct Bracket {
   uint32_t low_score = 1, low_signal = 0;        // growth candidates below this are not listed; 1: NaN (rank 0) never is
   uint32_t high_drop = kMaxRank;                 // active weights above this are not listed
   int64_t expected_grow = 0, expected_drop = 0;  // list entries
-  GrowKey crowd = 0;  // a key that very many candidates share: the list holds all above it and none of it; 0: no crowd
+  int64_t last = INT64_MAX;  // of the candidates right at the bound, often a crowd, those beyond this index are not listed
 };
 Bracket sample_bracket(const Update& u, int layer);
 
