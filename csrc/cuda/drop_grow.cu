@@ -21,7 +21,7 @@ constexpr size_t kFewCalls = 128, kManyCalls = 1280;  // 3 KB and 30 KB of kerne
 // Entries that a layer's lists almost surely need: see set_bounds.
 double expected_entries(double n, double k) {
   const double sampled = std::fmin(std::fmax(n / 64, kLeastSampled), kMostSampled), winners = k * sampled / n;
-  const double listed = 1.3 * (1.25 * winners + 6 * std::sqrt(winners) + 8) * n / sampled + 2048;
+  const double listed = 1.3 * (1.25 * winners + 10 * std::sqrt(winners) + 16) * n / sampled + 2048;
   return std::fmin(n, 2 * listed) + listed / 2;  // with finalists
 }
 
@@ -47,8 +47,8 @@ Work plan(const std::vector<Layer>& layers, const std::vector<int64_t>& k, bool 
     work.largest = n > work.largest ? n : work.largest;
     if (n <= kSmallLayer) continue;
     work.tiles += tiles_of(n);
-    // How many a tensor asks for is known on the device only: room for one in sixteen.
-    work.entries += expected_entries(static_cast<double>(n), k_on_device ? n / 16.0 : static_cast<double>(k[i]));
+    // How many a tensor asks for is known on the device only: room for one weight in eight.
+    work.entries += expected_entries(static_cast<double>(n), k_on_device ? n / 8.0 : static_cast<double>(k[i]));
   }
   return work;
 }
@@ -126,7 +126,7 @@ void drop_grow_(const Tensors& params, const Tensors& grads, const Tensors& mome
   prepare_all(layers.size() <= kFewCalls ? prepare<kFewCalls> : prepare<kManyCalls>);
   if (work.tiles == 0) return;
   auto sweep = [&](auto by_gradient) {
-    const int grid = resident_blocks(sweep_blocks(by_gradient));
+    const int grid = resident_blocks<sweep_kernel<by_gradient.value>>();
     launch<sweep_kernel<by_gradient.value>>(static_cast<unsigned>(work.tiles < grid ? work.tiles : grid), kThreads, 0, stream,
                                             table, Sweep{pass, step, sgd}, states, pool);
   };
@@ -134,7 +134,7 @@ void drop_grow_(const Tensors& params, const Tensors& grads, const Tensors& mome
     sweep(std::true_type{});
   else
     sweep(std::false_type{});
-  const auto grid = static_cast<unsigned>(resident_blocks(4));
+  const auto grid = static_cast<unsigned>(resident_blocks<resolve_kernel>());
   launch<resolve_kernel>(grid, kThreads, 0, stream, table, pass, states, pool);
   launch<apply_kernel>(grid, kThreads, 0, stream, table, pass, states, pool);
   launch<finish_kernel>(static_cast<unsigned>(layers.size()), 2 * kThreads, 0, stream, table, pass, states, pool);

@@ -50,11 +50,19 @@ __device__ __forceinline__ char* dynamic_shared() {
 #endif
 }
 
+#if defined(DSTEE_CUDA_HOST)
+template <class T>
+void check_alignment(const T* p) {
+  if (reinterpret_cast<uintptr_t>(p) % alignof(T)) cuda_host::report("an access to a misaligned address");
+}
+#endif
+
 // Global memory. load and store: the threads of a warp go through neighbouring memory; gather and scatter: each goes its own
 // way, and a whole 32-byte sector moves. Nothing is stored that another block of the launch stores to.
 template <class T>
 __device__ __forceinline__ T load(const T* p) {
 #if defined(DSTEE_CUDA_HOST)
+  check_alignment(p);
   cuda_host::note_load(p, sizeof(T));
 #else
   __builtin_assume(__isGlobal(p));
@@ -64,6 +72,7 @@ __device__ __forceinline__ T load(const T* p) {
 template <class T>
 __device__ __forceinline__ T gather(const T* p) {
 #if defined(DSTEE_CUDA_HOST)
+  check_alignment(p);
   cuda_host::note_gather(p, sizeof(T));
 #else
   __builtin_assume(__isGlobal(p));
@@ -73,6 +82,7 @@ __device__ __forceinline__ T gather(const T* p) {
 template <class T>
 __device__ __forceinline__ void store(T* p, std::common_type_t<T> value) {
 #if defined(DSTEE_CUDA_HOST)
+  check_alignment(p);
   cuda_host::note_store(p, sizeof(T));
 #else
   __builtin_assume(__isGlobal(p));
@@ -82,6 +92,7 @@ __device__ __forceinline__ void store(T* p, std::common_type_t<T> value) {
 template <class T>
 __device__ __forceinline__ void scatter(T* p, std::common_type_t<T> value) {
 #if defined(DSTEE_CUDA_HOST)
+  check_alignment(p);
   cuda_host::note_scatter(p, sizeof(T));
 #else
   __builtin_assume(__isGlobal(p));
@@ -104,6 +115,8 @@ std::string kernel_name() {
   return text.substr(start, text.find_first_of(";]", start) - start);
 }
 
+constexpr int kMostDynamicBytes = 64 << 10;
+
 // Queues the kernel.
 template <auto kernel, class... Args>
 void launch(unsigned blocks, unsigned threads, size_t dynamic_bytes, cudaStream_t stream, Args... args) {
@@ -112,7 +125,7 @@ void launch(unsigned blocks, unsigned threads, size_t dynamic_bytes, cudaStream_
   cuda_host::run(name.c_str(), blocks, threads, dynamic_bytes, [&] { kernel(args...); });
 #else
   if (dynamic_bytes > 16 << 10)  // with the static memory it may be more than a kernel gets without asking
-    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(dynamic_bytes)),
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kMostDynamicBytes),
           "shared memory of a kernel");
   // clang-format off
   kernel<<<blocks, threads, dynamic_bytes, stream>>>(args...);  // clang-format takes the end for three operators
@@ -159,14 +172,24 @@ class DeviceGuard {
   cudaStream_t stream_ = nullptr;
 };
 
-// Blocks of 256 threads that the current device can hold at once, or `most` per multiprocessor.
-inline int resident_blocks(int most = 1 << 10) {
+// Blocks of 256 threads that the current device can hold at once.
+inline int resident_blocks() {
   int device = 0, processors = 0, threads = 0;
   check(cudaGetDevice(&device), "cudaGetDevice");
   check(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device), "cudaDeviceGetAttribute");
   check(cudaDeviceGetAttribute(&threads, cudaDevAttrMaxThreadsPerMultiProcessor, device), "cudaDeviceGetAttribute");
-  const int fit = threads / 256;
-  return processors * (fit < most ? fit : most);
+  return processors * (threads / 256);
+}
+
+// The same for a kernel with its registers and static shared memory.
+template <auto kernel>
+int resident_blocks() {
+  int device = 0, processors = 0, blocks = 0;
+  check(cudaGetDevice(&device), "cudaGetDevice");
+  check(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device), "cudaDeviceGetAttribute");
+  check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, 256, 0),
+        "cudaOccupancyMaxActiveBlocksPerMultiprocessor");
+  return processors * blocks;
 }
 
 // What the tests take from the fast path, to see the exact fallback at work.

@@ -24,14 +24,14 @@ struct alignas(16) Finalist {
 };
 
 struct Pool {
-  unsigned long long* used;  // chunks << 40 | entries
+  unsigned long long* used;  // chunks << 36 | entries
   Chunk* chunks;
   Entry* entries;
   uint32_t chunk_capacity, capacity;
 
   // For one thread: room for the entries of a chunk, or kNowhere, and then the layer is flagged.
   __device__ uint32_t reserve(State& state, uint32_t layer, uint32_t grow, uint32_t drop) const {
-    const unsigned long long old = atomicAdd(used, 1ull << 40 | (grow + drop)), chunk = old >> 40;
+    const unsigned long long old = atomicAdd(used, 1ull << 36 | (grow + drop)), chunk = old >> 36;
     const unsigned long long start = old & kEntries;
     const bool fits = start + grow + drop <= capacity;
     if (!fits || chunk >= chunk_capacity) atomicOr(&state.flagged, 1u);
@@ -54,15 +54,16 @@ struct Pool {
     store(finalists(side) + atomicAdd(&side.finalist_count, 1u), finalist);
   }
   __device__ __forceinline__ uint32_t chunk_count() const {
-    const unsigned long long count = load(used) >> 40;
+    const unsigned long long count = load(used) >> 36;
     return count < chunk_capacity ? static_cast<uint32_t>(count) : chunk_capacity;
   }
 
-  static constexpr unsigned long long kEntries = (1ull << 40) - 1;
+  static constexpr unsigned long long kEntries = (1ull << 36) - 1;
   static constexpr uint32_t kNowhere = ~uint32_t{0};
 };
 
-// How many splitters stand at the weight's place or behind it.
+// How many splitters stand at the weight's place or behind it. Whatever the splitters hold, a weight that comes first never
+// gets the lower bin: each step is one threshold. So they need not be good for the result to be right.
 __device__ __forceinline__ int find_bin(const Cut* splitters, uint64_t key, uint32_t index) {
   int bin = 0;
 #pragma unroll

@@ -151,9 +151,10 @@ __device__ __forceinline__ void set_bounds(PrepareStorage& s, const uint64_t* ke
                                            Side& side, bool is_drop, uint32_t k) {
   const uint32_t size = sample.groups * kGroup, count = s.count[is_drop];
   const uint64_t tag = is_drop ? kActive : 0;
-  // A loose bound costs some room in a list, a missed one a second look at the layer.
+  // A loose bound costs some room in a list, a missed one a second look at the layer. Winners may come in runs as long as a
+  // group, which makes the spread sqrt(8) times that of single draws.
   const float expected = static_cast<float>(k) * static_cast<float>(size) / static_cast<float>(x.l.n);
-  auto rank = static_cast<uint32_t>(1.25f * expected + 6.0f * sqrtf(expected) + 8.0f);
+  auto rank = static_cast<uint32_t>(1.25f * expected + 10.0f * sqrtf(expected) + 16.0f);
   if (x.pass.shy_bracket) rank = 1;
   Cut low = kEverybody;
   if (rank < count) {
@@ -170,6 +171,7 @@ __device__ __forceinline__ void set_bounds(PrepareStorage& s, const uint64_t* ke
   }
 
   // Up to kBins - 1 of the sampled weights that would be listed part the bins.
+  __syncthreads();  // the other side has been read
   if (threadIdx.x == 0) s.picked_count = 0;
   __syncthreads();
   for (uint32_t p = threadIdx.x; p < size; p += blockDim.x) {

@@ -39,7 +39,7 @@ __global__ void __launch_bounds__(kThreads, 4)
     if (chunk.grow + chunk.drop == 0 || state.k == 0 || fresh(&state.flagged)) continue;
     const Row& row = table.rows[chunk.layer];
     const Weights x(row.layer, pass, state.gradient, state.seed);
-    s.splitters[threadIdx.x] = state.grow.splitters[threadIdx.x];
+    if (pass.regrow) s.splitters[threadIdx.x] = state.grow.splitters[threadIdx.x];
     __syncthreads();
     for (uint32_t e = threadIdx.x; e < chunk.drop; e += blockDim.x) {
       const uint32_t at = chunk.start + chunk.grow + e;

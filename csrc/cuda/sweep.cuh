@@ -23,7 +23,7 @@ struct SweepStorage {
   uint32_t staged[2][kWarps], start[2][kWarps];
   ScanStorage scan;
   Layer layer;  // here rather than in registers, which are few
-  SgdRule rule;
+  float lr;
   uint32_t nnz;
   bool last;
 };
@@ -90,6 +90,15 @@ __device__ __forceinline__ void load_lanes(const void* p, Dtype dtype, int64_t i
     if (lanes >> j & 1) x[j] = values[j];
 }
 
+// x[j], from registers.
+__device__ __forceinline__ float pick(const float* x, int j) {
+  float value = x[0];
+#pragma unroll
+  for (int q = 1; q < kGroup; ++q)
+    if (q == j) value = x[q];
+  return value;
+}
+
 // Which of a group's weights may be listed for the growth, active ones if they are dropped.
 __device__ __forceinline__ uint32_t listed_growth(const Weights& weights, const float* signals, const Counts& stored,
                                                   uint32_t active, uint32_t low) {
@@ -103,24 +112,28 @@ __device__ __forceinline__ uint32_t listed_growth(const Weights& weights, const 
 // The weights first .. end of a layer: a run of whole tiles. by_gradient: the gradient is what the growth ranks.
 template <bool by_gradient>
 __device__ __forceinline__ void sweep_run(SweepStorage& s, const Pool& pool, State& state, uint32_t layer,
-                                          const Weights& weights, bool with_step, uint32_t first, uint32_t end) {
+                                          const Weights& weights, const Sweep& sweep, uint32_t first, uint32_t end) {
   const unsigned warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const Layer& l = weights.l;
   const bool ranked = state.k > 0;
+  SgdRule rule = sweep.step.rule;  // stays among the kernel's arguments
+  rule.lr = s.lr;
+  rule.scaled = false;
   const auto grow_low = static_cast<uint32_t>(s.low[0].key >> 32), drop_low = static_cast<uint32_t>(s.low[1].key >> 32);
+  uint32_t nnz = 0;
   for (uint32_t start = first + warp * kWarpWeights; start < end; start += kThreads * kGroup) {
     const uint32_t i = start + lane * kGroup;
     const int count = i >= end ? 0 : end - i < kGroup ? static_cast<int>(end - i) : kGroup;
     const uint32_t active = count ? active_lanes(l, i, count) : 0, inactive = ~active & ((1u << count) - 1);
-    if (active) atomicAdd(&s.nnz, static_cast<uint32_t>(__popc(active)));
+    nnz += static_cast<uint32_t>(__popc(active));
     // The gradient first, then what is ranked: of an inactive weight its signal, of an active one what stands for it.
     float x[kGroup];
     Counts stored{};
-    const bool steps = active && with_step, grows = ranked && (inactive || (active && weights.pass.regrow));
+    const bool steps = active && sweep.with_step, grows = ranked && (inactive || (active && weights.pass.regrow));
     if (steps || (grows && by_gradient)) load_group(l.g, l.dtype, i, count, x);
     if (grows && weights.pass.bonus) stored = weights.load_counts(i, count);
     uint32_t growing = by_gradient && grows ? listed_growth(weights, x, stored, active, grow_low) : 0;
-    if (steps) step_group(l, i, count, active, x, s.rule);
+    if (steps) step_group(l, i, count, active, x, rule);
     if (!by_gradient && grows) {
       float signals[kGroup];
       weights.load_signals(i, count, signals);
@@ -130,24 +143,26 @@ __device__ __forceinline__ void sweep_run(SweepStorage& s, const Pool& pool, Sta
         if (inactive >> j & 1) x[j] = signals[j];
     }
     if (active && ranked && !(steps && l.drop == l.w)) load_lanes(l.drop, l.drop_dtype, i, count, active, x);
-    if (ranked)
+    uint32_t listed = growing & inactive;
+    if (active && ranked)
 #pragma unroll
-      for (int j = 0; j < kGroup; ++j) {
-        const bool is_active = active >> j & 1, may_grow = growing >> j & 1;
-        if (j < count && (is_active ? kMaxRank - rank_of(x[j]) >= drop_low : may_grow)) {
-          const uint64_t key =
-              is_active ? drop_key(x[j]) : weights.with_signal(weights.score_rank(x[j], stored.at(j), false), x[j]);
-          const uint32_t index = i + j;
-          if (takes(s.low[is_active], key, index)) {
-            const uint32_t place = atomicAdd(&s.staged[is_active][warp], 1u), at = is_active ? kStaged - 1 - place : place;
-            s.key[warp][at] = is_active && !may_grow ? key | kBeyondGrowth : key;
-            s.index[warp][at] = index;
-          }
-        }
-      }
+      for (int j = 0; j < kGroup; ++j)
+        listed |= static_cast<uint32_t>(active >> j & 1 && kMaxRank - rank_of(x[j]) >= drop_low) << j;
+    for (; listed; listed &= listed - 1) {  // few: a lane has one, if any
+      const int j = __ffs(static_cast<int>(listed)) - 1;
+      const bool is_active = active >> j & 1;
+      const float value = pick(x, j);
+      const uint64_t key =
+          is_active ? drop_key(value) : weights.with_signal(weights.score_rank(value, stored.at(j), false), value);
+      if (!takes(s.low[is_active], key, i + j)) continue;
+      const uint32_t place = atomicAdd(&s.staged[is_active][warp], 1u), at = is_active ? kStaged - 1 - place : place;
+      s.key[warp][at] = is_active && !(growing >> j & 1) ? key | kBeyondGrowth : key;
+      s.index[warp][at] = i + j;
+    }
     __syncwarp();
     if (__any_sync(~0u, s.staged[0][warp] + s.staged[1][warp] > kStaged - kWarpWeights)) flush_warp(s, pool, state, layer);
   }
+  if (nnz) atomicAdd(&s.nnz, nnz);
 }
 
 template <bool by_gradient>
@@ -155,7 +170,7 @@ __global__ void __launch_bounds__(kThreads, sweep_blocks(by_gradient))
     sweep_kernel(const Table table, const Sweep sweep, State* states, const Pool pool) {
   auto& s = shared<SweepStorage>();
   if (value_of(sweep.step.found_inf) != 0) return;
-  if (threadIdx.x == 0) s.rule = rule_of(sweep.step);
+  if (threadIdx.x == 0) s.lr = value_of(sweep.step.lr);
   const auto tiles = static_cast<uint32_t>(table.tiles);
   const uint32_t share = (tiles + kRounds * gridDim.x - 1) / (kRounds * gridDim.x);
   for (uint32_t part = blockIdx.x * share; part < tiles; part += gridDim.x * share) {
@@ -184,7 +199,7 @@ __global__ void __launch_bounds__(kThreads, sweep_blocks(by_gradient))
       constexpr auto kWeights = static_cast<uint32_t>(kTile);
       const uint32_t first = (tile - first_tile) * kWeights, length = run * kWeights;
       const Weights weights(s.layer, sweep.pass, s.layer.g, state.seed);
-      sweep_run<by_gradient>(s, pool, state, static_cast<uint32_t>(index), weights, sweep.with_step, first,
+      sweep_run<by_gradient>(s, pool, state, static_cast<uint32_t>(index), weights, sweep, first,
                              n - first < length ? n : first + length);
       flush_block(s, pool, state, static_cast<uint32_t>(index));
       const uint32_t grow = s.bins[0][threadIdx.x], drop = s.bins[1][threadIdx.x];

@@ -51,7 +51,7 @@ struct Side {
   uint32_t finalist_count;  // written so far
 };
 
-struct State {
+struct alignas(16) State {
   const void* gradient;
   uint64_t seed;
   uint32_t k, nnz;
@@ -59,13 +59,18 @@ struct State {
   uint32_t flagged;  // the sample misled, or a list was full: the last launch does the whole layer
   Side drop, grow;
 };
+static_assert(sizeof(State) % 16 == 0, "what lies behind the states moves 16 bytes at a time");
 
 // --- one layer -----------------------------------------------------------------------------------------------------------
 
 // The stored counters of a group.
 struct Counts {
   Quad pair;
-  __device__ __forceinline__ int32_t at(int j) const { return static_cast<int16_t>(pair.x[j / 2] >> j % 2 * 16); }
+  __device__ __forceinline__ int32_t at(int j) const {
+    const uint64_t first = pair.x[0] | static_cast<uint64_t>(pair.x[1]) << 32;
+    const uint64_t last = pair.x[2] | static_cast<uint64_t>(pair.x[3]) << 32;
+    return static_cast<int16_t>((j < 4 ? first : last) >> j % 4 * 16);
+  }
 };
 
 // A layer with what this update ranks.
