@@ -6,10 +6,10 @@ CUDA graph too. Contenders take turns, and the copy bandwidth (bytes read and wr
 time is taken, the result is compared bit for bit: with the reference for ResNet-50 at the first density, with the CPU kernels,
 which the tests hold to the reference, everywhere.
 
-Bytes that must move (fp32; sectors are the 32 bytes that a GPU's memory moves):
-  masked_sgd_   mask n/8, and 5 times (w and m read and written, g read) the sectors that hold an active weight
-  drop_grow_    gradient 4 n, counters 2 n, mask n/8, the sectors of w with an active weight; written: the sectors of counters,
-                w and mask that change
+Two sums of bytes (fp32; in sectors of the 32 bytes that a GPU's memory moves):
+  modelled      what the kernels move by their own plan, see traffic.py; the rate printed is of these
+  floor         what any implementation must move: for masked_sgd_ the same; for drop_grow_ gradient 4 n, counters 2 n,
+                mask n/8, the sectors of w with an active weight; written: the sectors of counters, w and mask that change
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench import harness
+from bench import harness, traffic
 from bench.shapes import SHAPES
 from dstee import _native, backends, ops
 from dstee.state import bonus_table
@@ -143,29 +143,30 @@ def graphed(call: Callable[[], None]) -> Callable[[], None]:
 
 def sectors(masks: list[Tensor], item: int) -> int:
     """32-byte sectors of tensors of ``item``-byte elements that hold a position of the masks."""
-    per = 32 // item
-    total = 0
-    for mask in masks:
-        flat = torch.nn.functional.pad(mask.view(-1), (0, -mask.numel() % per))
-        total += int(flat.view(-1, per).any(1).sum())
-    return total
+    return sum(traffic.runs_of(mask, traffic.SECTOR // item) for mask in masks)
 
 
-def row(operation: str, name: str, density: float, layers: harness.Layers, moved: int, times: dict, copied: int) -> dict:
+def row(
+    operation: str, name: str, density: float, layers: harness.Layers, kernels: dict[str, traffic.Bytes], floor: float,
+    times: dict, copied: int,
+) -> dict:  # fmt: skip
+    """The figures of one operation on one list. ``kernels``: modelled bytes; ``floor``: bytes that must move."""
     median = {contender: statistics.median(values) for contender, values in times.items()}
     copy = copied / median["copy"] * 1e-6
-    reached = moved / median["native"] * 1e-6
+    modelled = traffic.total(kernels).moved
+    reached, over_floor = modelled / median["native"] * 1e-6, median["native"] * 1e6 * copy / floor
     result = {
         "op": operation, "list": name, "density": density, "n": layers.n, "layers": len(layers.params),
-        "copy_gb_s": copy, "bytes": moved, "bytes_per_weight": moved / layers.n, "gb_s": reached,
-        "share_of_copy": reached / copy,
+        "copy_gb_s": copy, "bytes": modelled, "bytes_per_weight": modelled / layers.n,
+        "kernel_bytes": {kernel: part.moved for kernel, part in kernels.items()},
+        "gb_s": reached, "share_of_copy": reached / copy, "floor_bytes": floor, "over_floor": over_floor,
         "over_native": {peer: median[peer] / median["native"] for peer in times if peer not in ("copy", "native")},
         **{contender: harness.quantiles([t * 1e-3 for t in values]) for contender, values in times.items()},
     }  # fmt: skip
     peers = "  ".join(f"{peer} {ratio:.1f}x" for peer, ratio in result["over_native"].items())
     print(
-        f"{operation:12} {name:9} {density:5.2f}  {median['native'] * 1e3:8.1f} us  {reached:6.0f} of {copy:5.0f} GB/s "
-        f"({reached / copy:4.0%})  {peers}",
+        f"{operation:12} {name:9} {density:5.2f}  {median['native'] * 1e3:8.1f} us  {modelled * 1e-6:7.1f} MB modelled: "
+        f"{reached:5.0f} of {copy:5.0f} GB/s ({reached / copy:4.0%})  {over_floor:.2f}x over floor  {peers}",
         flush=True,
     )
     return result
@@ -196,8 +197,9 @@ def bench_step(name: str, density: float, oracles: list[str]) -> dict:
         "torch fused + masks": (nothing, masked, REPEATS),
         "torch fused, dense": (nothing, lambda: optimizer.step(), REPEATS),
     })  # fmt: skip
-    moved = layers.n // 8 + 5 * 32 * sectors(layers.masks, 4)
-    return row("masked_sgd_", name, density, layers, moved, times, copied)
+    kernels = {"step": traffic.masked_sgd([traffic.of_masks(mask) for mask in layers.masks])}
+    floor = layers.n / 8 + 5 * 32 * sectors(layers.masks, 4)
+    return row("masked_sgd_", name, density, layers, kernels, floor, times, copied)
 
 
 def topk_update(layers: harness.Layers, N: list[Tensor], bonus: Tensor) -> None:
@@ -213,16 +215,25 @@ def topk_update(layers: harness.Layers, N: list[Tensor], bonus: Tensor) -> None:
         count.add_(mask)
 
 
+def modelled_update(layers: harness.Layers, masks: list[Tensor]) -> dict[str, traffic.Bytes]:
+    """``masks``: those after the update."""
+    facts = [traffic.of_masks(*layer) for layer in zip(layers.masks, masks, layers.k, strict=True)]
+    blocks = 4 * torch.cuda.get_device_properties(0).multi_processor_count if DEVICE == "cuda" else 1
+    return traffic.drop_grow(facts, step=False, momenta=False, blocks=blocks)
+
+
 def bench_update(name: str, density: float, oracles: list[str]) -> dict:
     layers = make_layers(LISTS[name], density)
     table = bonus_table(1e-4, 1.0, 1000, ROUND)
     on_gpu = table.to(DEVICE)
     after = gate(layers, lambda state: update(state, table.to(state.params[0].device)), oracles)
-    changed = [a ^ ops.unpack_mask(b, a.shape) for a, b in zip(layers.masks, after.mask_bits, strict=True)]
-    dropped = [c & m for c, m in zip(changed, layers.masks, strict=True)]
-    moved = 6 * layers.n + layers.n // 8 + 32 * sectors(layers.masks, 4)
-    moved += 32 * (sectors(changed, 2) + sectors(dropped, 4)) + min(32 * sum(int(c.sum()) for c in changed), layers.n // 8)
-    del after, changed, dropped
+    masks = [ops.unpack_mask(b, p.shape) for b, p in zip(after.mask_bits, layers.params, strict=True)]
+    changed = [before ^ now for before, now in zip(layers.masks, masks, strict=True)]
+    dropped = [change & before for change, before in zip(changed, layers.masks, strict=True)]
+    floor = 6 * layers.n + layers.n / 8 + 32 * sectors(layers.masks, 4)
+    floor += 32 * (sectors(changed, 2) + sectors(dropped, 4)) + min(32 * sum(int(c.sum()) for c in changed), layers.n / 8)
+    kernels = modelled_update(layers, masks)
+    del after, masks, changed, dropped
 
     native, peer = layers.clone(), layers.clone()
     N = [ops.decode_counts(c, b, ROUND, m.shape) for c, b, m in zip(layers.counts, layers.mask_bits, layers.masks, strict=True)]
@@ -254,7 +265,7 @@ def bench_update(name: str, density: float, oracles: list[str]) -> dict:
         contenders["torch.topk, CUDA graph"] = (restore_peer, graphed(topk), FEW)
     except RuntimeError as error:
         print(f"torch.topk cannot be captured here: {str(error).splitlines()[0]}")
-    return row("drop_grow_", name, density, layers, moved, measure(contenders), copied)
+    return row("drop_grow_", name, density, layers, kernels, floor, measure(contenders), copied)
 
 
 def main() -> None:

@@ -194,6 +194,10 @@ def test_the_rows_of_the_benchmark(bench: Callable[..., dict], on_cpu: list[str]
     assert row["n"] == 64 * 33 + 600 and row["copy_gb_s"] == pytest.approx(8000 / 2e6)
     assert row["gb_s"] == pytest.approx(row["bytes"] / 2e6) and all(r == 1 for r in row["over_native"].values())
     dense_step, dense_update = row["n"] * (20 + 1 / 8), row["n"] * (6 + 4 + 4 + 4 + 2 + 1 / 4)
+    assert row["bytes"] == pytest.approx(sum(row["kernel_bytes"].values()))
+    assert row["bytes_per_weight"] * row["n"] == pytest.approx(row["bytes"]) and row["floor_bytes"] <= row["bytes"]
+    assert row["over_floor"] == pytest.approx(row["copy_gb_s"] * 2e6 / row["floor_bytes"])
+    assert f"{row['over_floor']:.2f}x over floor" in capsys.readouterr().out
     assert 0 < row["bytes"] < (dense_step if row["op"] == "masked_sgd_" else dense_update)
 
 

@@ -16,14 +16,10 @@ __device__ __forceinline__ void finish_dropped(const Weights& x, uint32_t index,
 
 __global__ void __launch_bounds__(kThreads, 4)
     apply_kernel(const Table table, const Pass pass, State* states, const Pool pool) {
-  const uint32_t chunks = pool.chunk_count();
-  for (uint32_t c = blockIdx.x; c < chunks; c += gridDim.x) {
-    const Chunk chunk = load(&pool.chunks[chunks - 1 - c]);
+  for_chunks_of_warp(pool, states, [&](const Chunk& chunk, uint32_t lane) {
     State& state = states[chunk.layer];
-    if (chunk.grow + chunk.drop == 0 || state.k == 0 || state.flagged) continue;
-    const Row& row = table.rows[chunk.layer];
-    const Weights x(row.layer, pass, state.gradient, state.seed);
-    for (uint32_t e = threadIdx.x; e < chunk.grow + chunk.drop; e += blockDim.x) {
+    const Weights x(table.rows[chunk.layer].layer, pass, state.gradient, state.seed);
+    for (uint32_t e = lane; e < chunk.grow + chunk.drop; e += 32) {
       const Entry entry = load(&pool.entries[chunk.start + e]);
       const auto index = static_cast<uint32_t>(entry);
       const bool is_drop = e >= chunk.grow;
@@ -38,7 +34,7 @@ __global__ void __launch_bounds__(kThreads, 4)
         x.swap(index);
       }
     }
-  }
+  });
 }
 
 }  // namespace dstee::cuda

@@ -22,7 +22,7 @@ constexpr size_t kFewCalls = 128, kManyCalls = 1280;  // 3 KB and 30 KB of kerne
 double expected_entries(double n, double k) {
   const double sampled = std::fmin(std::fmax(n / 64, kLeastSampled), kMostSampled), winners = k * sampled / n;
   const double listed = 1.3 * (1.25 * winners + 10 * std::sqrt(winners) + 16) * n / sampled + 2048;
-  return std::fmin(n, 2 * listed) + listed / 2;  // with finalists
+  return std::fmin(n, 2 * listed) + listed;  // with finalists
 }
 
 struct Work {

@@ -54,8 +54,13 @@ struct Pool {
     store(finalists(side) + atomicAdd(&side.finalist_count, 1u), finalist);
   }
   __device__ __forceinline__ uint32_t chunk_count() const {
-    const unsigned long long count = load(used) >> 36;
+    const unsigned long long count = *used >> 36;
     return count < chunk_capacity ? static_cast<uint32_t>(count) : chunk_capacity;
+  }
+
+  // The lists of the layer are of use.
+  __device__ __forceinline__ static bool counts(const State& state) {
+    return state.k > 0 && !*static_cast<const volatile uint32_t*>(&state.flagged);
   }
 
   static constexpr unsigned long long kEntries = (1ull << 36) - 1;
@@ -70,6 +75,17 @@ __device__ __forceinline__ int find_bin(const Cut* splitters, uint64_t key, uint
   for (int step = kBins / 2; step > 0; step /= 2)
     if (takes(splitters[bin + step - 1], key, index)) bin += step;
   return bin;
+}
+
+// Calls body(chunk, lane) for each chunk of the pool that is worth a look, a warp for each: the latest first, which may still
+// be in the cache.
+template <class Body>
+__device__ __forceinline__ void for_chunks_of_warp(const Pool& pool, const State* states, Body body) {
+  const uint32_t chunks = pool.chunk_count(), warps = blockDim.x / 32;
+  for (uint32_t c = blockIdx.x * warps + threadIdx.x / 32; c < chunks; c += gridDim.x * warps) {
+    const Chunk chunk = pool.chunks[chunks - 1 - c];
+    if (chunk.grow + chunk.drop && pool.counts(states[chunk.layer])) body(chunk, threadIdx.x % 32);
+  }
 }
 
 // A value that another block of this launch wrote, past the first-level cache.

@@ -1,7 +1,7 @@
 // First launch, one block a layer. A small layer is updated from the first step to the last, with its keys in shared memory. Of
 // a large one a sample is taken: who stands behind its `low` almost surely does not win.
 //
-// Traffic: small, per weight: what the update must move, the signal and counter of ties twice. Large: about 200 KB a layer.
+// Traffic: small, per weight: what the update must move, the signal and counter of ties twice. Large: up to 200 KB a layer.
 #pragma once
 
 #include "lists.cuh"

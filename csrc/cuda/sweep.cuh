@@ -2,7 +2,8 @@
 // lists. A block takes runs of neighbouring tiles; nobody waits for anybody until a run ends.
 //
 // Traffic per weight: mask 1/8, gradient 4, counter 2 bytes; in 32-byte sectors with an active weight, w read, and with a step
-// w and m read and written. Written: 8 bytes for each of the listed, about 2.5 k.
+// w and m read and written. Written: 8 bytes for each of the listed, 4 to 6 k
+// of both sides together.
 #pragma once
 
 #include "prepare.cuh"

@@ -12,8 +12,8 @@ import pytest
 import torch
 from cuda_host import build
 
-from dstee import backends
-from dstee.testing import Configuration
+from dstee import backends, ops
+from dstee.testing import Case, Configuration, assert_same_bits
 
 _CPU = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
 
@@ -73,6 +73,27 @@ def parameters(*seeds: int) -> list[Any]:
     marks = [pytest.mark.skip(reason)] if reason else []
     found = [HostConfiguration(seed=seed) for seed in seeds]
     return [pytest.param(c, id=str(c), marks=marks) for c in found]
+
+
+def update(case: Case, backend: str, explored: bool = True) -> Case:
+    """The case after its mask update, and what count_explored says then."""
+    run = case.clone()
+    with backends.use_backend(backend):
+        run.drop_grow_()
+        if explored and run.counts:
+            run.options["explored"] = ops.count_explored(run.counts, run.mask_bits)
+    run.assert_margins()
+    return run
+
+
+def compare(case: Case, configuration: HostConfiguration, explored: bool = True) -> None:
+    """The update's bits are those of the reference."""
+    expected = update(case, "reference", explored)
+    with configuration.active():
+        actual = update(case, configuration.backend, explored)
+    for name, tensors in expected.lists().items():
+        assert_same_bits(actual.lists()[name], tensors, f"{name} of {case.description}")
+    assert_same_bits(actual.options.get("explored"), expected.options.get("explored"), "count_explored")
 
 
 @contextlib.contextmanager

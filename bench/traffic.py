@@ -1,0 +1,248 @@
+"""How many bytes the CUDA kernels of masked_sgd_ and drop_grow_ move: functions of facts about the layers, nothing is measured.
+
+Two sums, since a GPU's memory moves sectors of 32 bytes:
+  asked  the bytes that threads load and store, and the sectors of those that go to scattered places, but not what a whole warp
+         reads from one place. This is what the host harness of the tests counts, and the tests hold the one to the other.
+  moved  what global memory has to carry. A store to part of a sector costs the sector, a flipped mask bit a sector read and
+         one written; what all threads of a block read is read once. No sum exceeds the whole tensor it touches.
+State of a layer, bins and layer tables are left out: a few KB for each block, which stay in the cache.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+from torch.nn.functional import pad
+
+SECTOR, GROUP = 32, 8  # bytes that memory moves; weights that a thread handles at a time
+SMALL = 1 << 14  # weights of a layer that one block updates
+TILE, WARPS = 1 << 14, 8  # of the sweep: weights at a time, warps of a block
+LEAST_SAMPLED, MOST_SAMPLED, BINS, ROUNDS = 1 << 11, 1 << 13, 256, 4
+ENTRY, CHUNK, FINALIST, STATE = 8, 16, 16, 10_272  # bytes
+STAGED = 128  # entries that a warp has when it writes them out
+
+
+@dataclass(frozen=True)
+class Bytes:
+    """Of one kernel, or of several."""
+
+    loaded: float = 0
+    stored: float = 0
+    gathered: float = 0
+    scattered: float = 0
+    moved: float = 0
+
+    @property
+    def asked(self) -> float:
+        return self.loaded + self.stored + self.gathered + self.scattered
+
+    def __add__(self, other: Bytes) -> Bytes:
+        return Bytes(*(a + b for a, b in zip(vars(self).values(), vars(other).values(), strict=True)))
+
+
+def total(kernels: dict[str, Bytes]) -> Bytes:
+    return sum(kernels.values(), Bytes())
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What the sums depend on. Weights: n in all, ``active`` before the update, k dropped and k grown; ``gone`` of them are
+    inactive afterwards, the others were dropped and grown at once. ``groups`` of 8 neighbours and ``sectors`` of the weights
+    hold an active one. ``item``: bytes of a weight, of its gradient and momentum."""
+
+    n: int
+    active: float
+    groups: float
+    sectors: float
+    k: float = 0
+    gone: float = 0
+    item: int = 4
+
+    @property
+    def is_small(self) -> bool:
+        return self.n <= SMALL
+
+
+def of_masks(before: Tensor, after: Tensor | None = None, k: int = 0, item: int = 4) -> Layer:
+    """From the masks of a layer, bool of any shape in memory order."""
+    gone = 0 if after is None else int((before & ~after).sum())
+    return Layer(before.numel(), int(before.sum()), runs_of(before, GROUP), runs_of(before, SECTOR // item), k, gone, item)
+
+
+def scattered(n: int, density: float, swap: float = 0.3, returned: float = 0.0, item: int = 4) -> Layer:
+    """The expectation for a random mask; ``returned`` is the share of the dropped that grows again."""
+
+    def runs(size: int) -> float:
+        return n / size * (1 - (1 - density) ** size)
+
+    k = swap * density * n
+    return Layer(n, density * n, runs(GROUP), runs(SECTOR // item), k, k * (1 - returned), item)
+
+
+def runs_of(mask: Tensor, size: int) -> int:
+    """Aligned runs of ``size`` neighbours that hold a True."""
+    flat = pad(mask.reshape(-1), (0, -mask.numel() % size))
+    return int(flat.view(-1, size).any(1).sum())
+
+
+# --- masked_sgd_ ---------------------------------------------------------------------------------------------------------
+
+
+def masked_sgd(layers: Sequence[Layer], momentum: bool = True) -> Bytes:
+    """One launch: of groups with an active weight w, gradient and momentum; w and momentum back."""
+    out, written = Bytes(), 1 + momentum
+    for layer in layers:
+        out += Bytes(
+            loaded=layer.n / 8 + GROUP * layer.item * layer.groups * (1 + written),
+            stored=layer.item * layer.active * written,
+            moved=layer.n / 8 + SECTOR * layer.sectors * (1 + 2 * written),
+        )
+    return out
+
+
+# --- drop_grow_ ----------------------------------------------------------------------------------------------------------
+
+
+def sampled(n: int) -> int:
+    return min(max(n // 64, LEAST_SAMPLED), MOST_SAMPLED) // GROUP * GROUP
+
+
+def sample_rank(n: int, k: float) -> int:
+    """How many of the sampled weights may be winners, almost surely."""
+    winners = k * sampled(n) / n
+    return int(1.25 * winners + 10 * math.sqrt(winners) + 16)
+
+
+def listed(n: int, candidates: float, k: float) -> float:
+    """Weights of one side, drop or growth, that the sweep lists."""
+    return min(candidates, sample_rank(n, k) * n / sampled(n))
+
+
+def finalists(n: int, entries: float, k: float) -> float:
+    """Those of the bin with the last winner. A bin that is met by a point is twice as wide as one that is drawn."""
+    return 2 * entries / min(sample_rank(n, k), BINS * 3 // 4)
+
+
+def tiles_of_run(layers: Sequence[Layer], blocks: int) -> int:
+    """Neighbouring tiles that a block of the sweep takes at a time."""
+    tiles = sum(math.ceil(layer.n / TILE) for layer in layers if not layer.is_small)
+    return math.ceil(tiles / (ROUNDS * min(tiles, blocks))) if tiles else 1
+
+
+def chunks(n: int, entries: float, run: int) -> float:
+    """Pieces in which the sweep writes a layer's list: one for a run of tiles, and one whenever a warp has too many entries."""
+    runs = math.ceil(n / TILE / run)
+    of_warp, window = entries / (runs * WARPS), 32 * GROUP * entries / n
+    spread, flushes, needed = math.sqrt(2 * of_warp), 0.0, STAGED + 0.5
+    while needed < of_warp + 4 * spread:
+        flushes += 0.5 * math.erfc((needed - of_warp) / spread)
+        needed += STAGED + window / 2
+    return runs * (1 + WARPS * flushes)
+
+
+def drop_grow(
+    layers: Sequence[Layer],
+    *,
+    step: bool,
+    momenta: bool = True,
+    counted: bool = True,
+    regrow: bool = True,
+    blocks: int = 528,
+) -> dict[str, Bytes]:
+    """By kernel, in the order of their launches. The growth ranks the gradient.
+
+    step: SGD is fused, with momentum if there are momenta. counted: with counters and a bonus. blocks: that the GPU holds at
+    once, about 4 on each of the 132 processors of an H100.
+    """
+    run, out = tiles_of_run(layers, blocks), {"prepare": Bytes()}
+    for layer in layers:
+        if layer.is_small:
+            out["prepare"] += _small(layer, step, momenta, counted, regrow)
+            continue
+        for name, part in _large(layer, step, momenta, counted, regrow, run).items():
+            out[name] = out.get(name, Bytes()) + part
+    return out
+
+
+def _large(layer: Layer, step: bool, momenta: bool, counted: bool, regrow: bool, run: int) -> dict[str, Bytes]:
+    n, item, k = layer.n, layer.item, layer.k
+    if k == 0:
+        sweep = masked_sgd([layer], momenta) if step else Bytes(loaded=n / 8, moved=n / 8)
+        return {"prepare": Bytes(stored=8 * BINS, moved=8 * BINS), "sweep": sweep, "resolve": Bytes(), "apply": Bytes(),
+                "finish": Bytes()}  # fmt: skip
+    drop, grow = listed(n, layer.active, k), listed(n, n - layer.active, k)
+    last_drop, last_grow = finalists(n, drop, k), finalists(n, grow, k)
+    pieces = chunks(n, drop + grow, run)
+    counters = SECTOR * counted
+    written = (1 + momenta) * step
+
+    lists = ENTRY * (drop + grow) + CHUNK * pieces
+    dense = n / 8 + item * n + 2 * n * counted
+    sweep = Bytes(
+        loaded=dense + GROUP * item * layer.groups * max(written, 1),
+        stored=item * layer.active * written + lists,
+        moved=dense + SECTOR * layer.sectors * max(2 * written, 1) + lists,
+    )
+
+    again = k * grow / (n - layer.active) + last_drop / 2 if regrow else 0.0  # dropped, and looked at for the growth
+    read, marked = SECTOR * last_drop + (SECTOR + counters) * again, ENTRY * k + FINALIST * last_drop
+    resolve = Bytes(
+        loaded=ENTRY * drop,
+        stored=marked,
+        gathered=read,
+        moved=ENTRY * drop + CHUNK * pieces + marked + read,
+    )
+
+    changed, tensors = 2 * layer.gone, 1 + momenta
+    flips, zeros = counters * changed, SECTOR * layer.gone * tensors
+    apply = Bytes(
+        loaded=ENTRY * (drop + grow),
+        stored=FINALIST * last_grow,
+        gathered=flips + (SECTOR + counters) * last_grow,
+        scattered=flips + zeros,
+        moved=lists
+        + (FINALIST + SECTOR + counters) * last_grow
+        + 2 * min(flips, 2 * n)
+        + min(zeros, item * n * tensors)
+        + 2 * min(SECTOR * changed, n / 8),
+    )
+    looks = FINALIST * last_grow * 4  # three digits of the keys, then the winners
+    finish = Bytes(loaded=looks, moved=looks)
+    return {"prepare": _sample(layer, step, momenta, counted), "sweep": sweep, "resolve": resolve, "apply": apply,
+            "finish": finish}  # fmt: skip
+
+
+def _sample(layer: Layer, step: bool, momenta: bool, counted: bool) -> Bytes:
+    groups, busy = sampled(layer.n) / GROUP, layer.groups / (layer.n / GROUP)
+    values = layer.item * GROUP
+    touched = 1 + busy * (1 + (1 + momenta) * step)  # gradient; of groups with an active weight w, with a step momentum too
+    return Bytes(
+        loaded=groups * (1 + values * (touched + busy * step) + 16 * counted),  # the step reads the gradient anew
+        stored=STATE,
+        moved=groups * SECTOR * (1 + touched + counted) + STATE,
+    )
+
+
+def _small(layer: Layer, step: bool, momenta: bool, counted: bool, regrow: bool) -> Bytes:
+    n, item, k = layer.n, layer.item, layer.k
+    written = (1 + momenta) * step
+    stepped = Bytes(
+        loaded=GROUP * item * layer.groups * (step + written),
+        stored=item * layer.active * written,
+        moved=SECTOR * layer.sectors * 2 * written,
+    )
+    if k == 0:
+        return masked_sgd([layer], momenta) if step else Bytes(loaded=n / 8, moved=n / 8)
+    changed, tensors = 2 * layer.gone, 1 + momenta
+    changed_groups = n / GROUP * (1 - (1 - changed / n) ** GROUP)
+    dense = n / 8 + item * n + 2 * n * counted
+    flips, zeros = min(SECTOR * changed, 2 * n) * counted, min(SECTOR * layer.gone, item * n) * tensors
+    return stepped + Bytes(
+        loaded=dense + GROUP * item * layer.groups + 16 * changed_groups * counted,
+        stored=changed_groups + 2 * changed * counted + item * layer.gone * tensors,
+        gathered=SECTOR * (1 + counted) * k * regrow,
+        moved=dense + SECTOR * layer.sectors * (not step) + flips + zeros + min(SECTOR * changed_groups, n / 8),
+    )
