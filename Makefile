@@ -3,6 +3,7 @@
 # make check  formatting, lint, types
 # make bench  time the kernels against PyTorch's own
 # make cuda-check  compile the CUDA kernels with nvcc, without a GPU; fails on warnings and spills
+# make triton-check  compile the Triton kernels for sm_80, sm_90 and gfx942, without a GPU; fails on spills and lost vector loads
 # Each sets up .venv first (pinned dependencies, compiled kernels) where that has not been done.
 #
 # make gpu    on a machine with a GPU: build, test and time with its own Python, nothing is installed; under 9 minutes
@@ -13,7 +14,7 @@ BIN := .venv/bin
 OUT ?= bench/results
 SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh') setup.py pyproject.toml
 
-.PHONY: demo test check cuda-check bench gpu format clean
+.PHONY: demo test check cuda-check triton-check bench gpu format clean
 
 demo: .venv/built
 	$(BIN)/dstee train --data digits --compare --out runs/demo --overwrite
@@ -29,6 +30,9 @@ check: .venv/built
 
 cuda-check: .venv/ready
 	$(BIN)/python tests/cuda_check.py
+
+triton-check: .venv/ready
+	$(BIN)/python tests/triton_check.py
 
 bench: .venv/built
 	$(BIN)/python -m bench.bench_drop_grow --json bench/results/drop_grow-cpu.json

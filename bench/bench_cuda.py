@@ -71,6 +71,21 @@ def update(layers: harness.Layers, bonus: Tensor) -> None:
     ops.drop_grow_(layers.params, layers.grads, None, layers.mask_bits, layers.counts, layers.k, bonus=bonus, round=ROUND)
 
 
+def by_triton() -> bool:
+    """Whether the Triton kernels take part."""
+    return backends.BACKENDS["triton"].why_not("drop_grow_", torch.device(DEVICE)) is None
+
+
+@backends.use_backend("triton")
+def triton_step(layers: harness.Layers) -> None:
+    step(layers)
+
+
+@backends.use_backend("triton")
+def triton_update(layers: harness.Layers, bonus: Tensor) -> None:
+    update(layers, bonus)
+
+
 def gate(layers: harness.Layers, call: Callable[[harness.Layers], None], oracles: list[str]) -> harness.Layers:
     """The state after ``call``, which the native GPU kernels and every oracle agree on.
 
@@ -79,11 +94,17 @@ def gate(layers: harness.Layers, call: Callable[[harness.Layers], None], oracles
     """
     result = layers.clone()
     call(result)
+    ours = layers.clone()
+    if by_triton():
+        with backends.use_backend("triton"):
+            call(ours)
     for oracle in oracles:
         expected = to_cpu(layers)
         with backends.use_backend(oracle):
             call(expected)
         harness.require_same(f"native on the GPU against {oracle} on the CPU", result, expected)
+    if by_triton():
+        harness.require_same("triton against native, both on the GPU", ours, result)
     return result
 
 
@@ -175,7 +196,7 @@ def row(
 def bench_step(name: str, density: float, oracles: list[str]) -> dict:
     layers = make_layers(LISTS[name], density)
     gate(layers, step, oracles)
-    native, peer = layers.clone(), layers.clone()
+    native, ours, peer = layers.clone(), layers.clone(), layers.clone()
     masks = [mask.float() for mask in peer.masks]
     params = [torch.nn.Parameter(p) for p in peer.params]
     for p, g in zip(params, peer.grads, strict=True):
@@ -194,6 +215,7 @@ def bench_step(name: str, density: float, oracles: list[str]) -> dict:
     times = measure({
         "copy": copy,
         "native": (nothing, lambda: step(native), REPEATS),
+        **({"triton": (nothing, lambda: triton_step(ours), REPEATS)} if by_triton() else {}),
         "torch fused + masks": (nothing, masked, REPEATS),
         "torch fused, dense": (nothing, lambda: optimizer.step(), REPEATS),
     })  # fmt: skip
@@ -235,7 +257,7 @@ def bench_update(name: str, density: float, oracles: list[str]) -> dict:
     kernels = modelled_update(layers, masks)
     del after, masks, changed, dropped
 
-    native, peer = layers.clone(), layers.clone()
+    native, ours, peer = layers.clone(), layers.clone(), layers.clone()
     N = [ops.decode_counts(c, b, ROUND, m.shape) for c, b, m in zip(layers.counts, layers.mask_bits, layers.masks, strict=True)]
     counted = [n.clone() for n in N]
     longer = torch.cat([on_gpu, on_gpu[-1:].expand(64)])
@@ -258,6 +280,8 @@ def bench_update(name: str, density: float, oracles: list[str]) -> dict:
         "native": (lambda: restore(native), lambda: update(native, on_gpu), REPEATS),
         "torch.topk": (restore_peer, topk, FEW),
     }
+    if by_triton():
+        contenders["triton"] = (lambda: restore(ours), lambda: triton_update(ours, on_gpu), REPEATS)
     restore_peer()
     topk()
     torch.cuda.synchronize()

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from dstee import _native, reference
+from dstee import _native, _triton, reference
 
 _KERNELS = {
     "cpu": torch._C.DispatchKeySet(torch._C.DispatchKey.CPU),
@@ -61,6 +61,25 @@ def _bump_versions(tensors: list[torch.Tensor]) -> None:
         torch.autograd.graph.increment_version([t for t in tensors if not t.is_inference()])
 
 
+def _written(op: str) -> list[int]:
+    """Which arguments the op writes."""
+    arguments = getattr(torch.ops.dstee, op).default._schema.arguments
+    return [i for i, a in enumerate(arguments) if a.alias_info is not None and a.alias_info.is_write]
+
+
+@functools.cache
+def _triton_function(op: str) -> Callable:
+    kernel, written = _triton.function(op), _written(op)
+
+    def call(*args):
+        result = kernel(*args)
+        for i in written:  # as for native kernels, below
+            _bump_versions(args[i])
+        return result
+
+    return call
+
+
 @functools.cache
 def _native_function(op: str) -> Callable:
     return native_function(op)
@@ -69,7 +88,7 @@ def _native_function(op: str) -> Callable:
 def native_function(op: str, device_type: str | None = None) -> Callable:
     """The compiled kernel of ``op`` for ``device_type`` ("cpu" or "cuda"), by default that of its first tensor argument."""
     kernel = getattr(torch.ops.dstee, op).default
-    written = [i for i, a in enumerate(kernel._schema.arguments) if a.alias_info is not None and a.alias_info.is_write]
+    written = _written(op)
 
     def call(*args):
         # Straight to the kernels of one device, which refuse what is not theirs. The dispatcher would let one meta or sparse
@@ -87,6 +106,7 @@ BACKENDS: dict[str, Backend] = {
     b.name: b
     for b in (
         Backend("native", _native_why_not, _native_function, guards_itself=True),
+        Backend("triton", _triton.why_not, _triton_function),
         Backend("reference", lambda op, device: None, lambda op: getattr(reference, op)),
     )
 }
@@ -108,7 +128,9 @@ def resolve(op: str, device: torch.device) -> Backend:
     """
     name = forced()
     if name is None:
-        return next(b for b in BACKENDS.values() if b.why_not(op, device) is None)
+        # The interpreter is there to be asked for: on the CPU Triton is never the automatic choice.
+        names = [name for name in BACKENDS if name != "triton" or device.type != "cpu"]
+        return next(BACKENDS[name] for name in names if BACKENDS[name].why_not(op, device) is None)
     if name not in BACKENDS:
         raise ValueError(f"unknown backend {name!r} (DSTEE_BACKEND or use_backend), expected one of {', '.join(BACKENDS)}")
     reason = BACKENDS[name].why_not(op, device)

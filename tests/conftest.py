@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import on_gpu
 import pytest
+import torch
 from cuda_host import backend as cuda_host
 
-from dstee import _native
+from dstee import _native, _triton
 from dstee.testing import Configuration, configurations
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when the kernels are imported, which the first of their calls does
 
 
 def _parameters(thorough: bool) -> list:
@@ -18,9 +23,33 @@ def _parameters(thorough: bool) -> list:
     return found + ([pytest.param(Configuration("native"), id="native", marks=pytest.mark.skip(reason))] if reason else [])
 
 
-@pytest.fixture(params=_parameters(thorough=False) + cuda_host.parameters(0) + on_gpu.parameters())
+def _triton_parameters() -> list:
+    """The Triton kernels, interpreted."""
+    reason = _triton.why_not("drop_grow_", torch.device("cpu"))
+    marks = [pytest.mark.skip(reason)] if reason else []
+    return [pytest.param(Configuration("triton", threads=1), id="triton", marks=marks)]
+
+
+# Interpreted Triton kernels are slow, and on a GPU each new set of options is compiled: test_triton.py has cases of its own,
+# these modules have small ones.
+WITH_TRITON = ("test_drop_grow_tables", "test_errors", "test_pack_mask", "test_counts")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    def wanted(item: pytest.Item) -> bool:
+        parameters = getattr(getattr(item, "callspec", None), "params", {})
+        configuration = parameters.get("backend")
+        is_triton = isinstance(configuration, Configuration) and configuration.backend in ("triton", on_gpu.TRITON)
+        return not is_triton or item.path.stem in WITH_TRITON
+
+    config.hook.pytest_deselected(items=[item for item in items if not wanted(item)])
+    items[:] = [item for item in items if wanted(item)]
+
+
+@pytest.fixture(params=_parameters(thorough=False) + _triton_parameters() + cuda_host.parameters(0) + on_gpu.parameters())
 def backend(request: pytest.FixtureRequest) -> Iterator[Configuration]:
-    """The reference, the native kernels with each instruction set of this machine, the CUDA kernels on the host."""
+    """The reference, the native kernels with each instruction set of this machine, the interpreted Triton kernels, the CUDA
+    kernels on the host."""
     with request.param.active():
         yield request.param
 

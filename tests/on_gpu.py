@@ -1,4 +1,4 @@
-"""The op suite on a GPU: a backend of the tests that runs the CUDA kernels on copies of the CPU tensors it is given.
+"""The op suite on a GPU: backends of the tests that run the CUDA and the Triton kernels on copies of the CPU tensors they get.
 
 ``DSTEE_REQUIRE_GPU=1`` (set by ``make gpu``) forbids to leave these tests out: without a GPU they fail.
 """
@@ -14,11 +14,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from dstee import backends
+from dstee import _triton, backends
 from dstee.testing import Configuration
 
 REQUIRED = os.environ.get("DSTEE_REQUIRE_GPU") == "1"
-NAME = "native-cuda"
+NAME, TRITON = "native-cuda", "triton-cuda"
 DEVICE = "cuda"
 
 
@@ -105,11 +105,18 @@ def _why_not(op: str, device: torch.device) -> str | None:
     return why_no_gpu() or (None if device.type == "cpu" else f"it copies CPU tensors, not {device.type} ones")
 
 
+def _why_not_triton(op: str, device: torch.device) -> str | None:
+    return _why_not(op, device) or _triton.why_not(op, torch.device(DEVICE))
+
+
 def parameters() -> list:
-    """For the parametrised backends of the op suite: one more where there is a GPU, or must be one."""
+    """For the parametrised backends of the op suite: two more where there is a GPU, or must be one."""
     if not REQUIRED and why_no_gpu():
         return []
     backends.BACKENDS[NAME] = backends.Backend(
         NAME, _why_not, lambda op: mirrored(op, backends.native_function(op, "cuda")), guards_itself=True
     )
-    return [pytest.param(Configuration(NAME), id=NAME)]
+    backends.BACKENDS[TRITON] = backends.Backend(
+        TRITON, _why_not_triton, lambda op: mirrored(op, lambda *args: _triton.function(op)(*args))
+    )
+    return [pytest.param(Configuration(name), id=name) for name in (NAME, TRITON)]

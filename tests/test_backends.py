@@ -23,6 +23,7 @@ needs_native = pytest.mark.skipif(_native.load()[0] is None, reason=_native.load
 @pytest.fixture(autouse=True)
 def no_wish(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DSTEE_BACKEND", raising=False)
+    monkeypatch.setenv("TRITON_INTERPRET", "1")  # then Triton takes no GPU; see test_triton.py for its place in the table
 
 
 def without_native(monkeypatch: pytest.MonkeyPatch, reason: str) -> None:
