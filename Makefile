@@ -1,7 +1,8 @@
 # make demo   train DST-EE beside its rivals on real data, about a minute
 # make test   run the tests
 # make check  formatting, lint, types
-# make bench  time the kernels against PyTorch's own
+# make bench  time the kernels against PyTorch's own: figures, tables and an HTML report, about ten minutes
+# make bench-peers  the same with other libraries for sparse training, in an environment of its own (.venv-peers)
 # make cuda-check  compile the CUDA kernels with nvcc, without a GPU; fails on warnings and spills
 # make triton-check  compile the Triton kernels for sm_80, sm_90 and gfx942, without a GPU; fails on spills and lost vector loads
 # Each sets up .venv first (pinned dependencies, compiled kernels) where that has not been done.
@@ -14,7 +15,7 @@ BIN := .venv/bin
 OUT ?= bench/results
 SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh') setup.py pyproject.toml
 
-.PHONY: demo test check cuda-check triton-check bench gpu format clean
+.PHONY: demo test check cuda-check triton-check bench bench-peers gpu format clean
 
 demo: .venv/built
 	$(BIN)/dstee train --data digits --compare --out runs/demo --overwrite
@@ -34,10 +35,19 @@ cuda-check: .venv/ready
 triton-check: .venv/ready
 	$(BIN)/python tests/triton_check.py
 
+BENCH := --shapes resnet50 --density 0.1 0.05 0.02
+STEPS := --op step --shapes mlp gnn vgg19 resnet50 --density 0.1 --repeats 12
+RESULTS := bench/results
+
 bench: .venv/built
-	$(BIN)/python -m bench.bench_drop_grow --json bench/results/drop_grow-cpu.json
-	$(BIN)/python -m bench.bench_masked_sgd --json bench/results/masked_sgd-cpu.json
+	$(BIN)/python -m bench $(BENCH) --json $(RESULTS)/cpu.json --html $(RESULTS)/cpu.html
+	$(BIN)/python -m bench $(STEPS) --json $(RESULTS)/cpu-steps.json --html $(RESULTS)/cpu-steps.html
 	$(BIN)/python -m bench.readme_table
+
+bench-peers: .venv-peers/built
+	.venv-peers/bin/python -m bench $(BENCH) --json $(RESULTS)/cpu.json --html $(RESULTS)/cpu.html
+	.venv-peers/bin/python -m bench $(STEPS) --json $(RESULTS)/cpu-steps.json --html $(RESULTS)/cpu-steps.html
+	.venv-peers/bin/python -m bench.readme_table
 
 gpu:
 	$(PYTHON) -m bench.gpu --out $(OUT)
@@ -59,5 +69,13 @@ format: .venv/built
 	$(BIN)/python -m dstee info
 	touch $@
 
+# --no-deps: sparsimony asks for numpy 1, and works with 2; rigl-torch needs torchvision for two class names only
+.venv-peers/built: bench/peers/requirements.txt requirements-dev.txt $(SOURCES)
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r bench/peers/requirements.txt
+	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --editable .
+	touch $@
+
 clean:
-	rm -rf .venv build dist tests/cuda_host/.build *.egg-info dstee/_C*.so
+	rm -rf .venv .venv-peers build dist tests/cuda_host/.build *.egg-info dstee/_C*.so

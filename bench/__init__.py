@@ -1,1 +1,1 @@
-"""Microbenchmarks: ``python -m bench.bench_drop_grow``, ``python -m bench.bench_masked_sgd``."""
+"""Microbenchmarks of dstee: ``python -m bench`` in a checkout, ``dstee bench`` where it is installed."""

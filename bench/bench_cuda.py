@@ -25,10 +25,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench import harness, traffic
-from bench.shapes import SHAPES
 from dstee import _native, backends, ops
 from dstee.state import bonus_table
+
+from . import harness, traffic
+from .shapes import SHAPES
 
 DEVICE = "cuda"
 RULE: dict[str, Any] = {"lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4}

@@ -1,29 +1,61 @@
-"""The README's speed table, made from the committed results: ``python -m bench.readme_table`` rewrites it."""
+"""The README's speed tables, made from the committed results: ``python -m bench.readme_table`` rewrites them."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
+from . import document as documents
+from .document import Document, best_of_ours, find
+from .table import milliseconds, ratio
+
 ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "bench" / "results"
 BEGIN, END = "<!-- speed -->\n", "<!-- /speed -->"
 
 
-def table() -> str:
-    results = ROOT / "bench" / "results"
-    update = json.loads((results / "drop_grow-cpu.json").read_text())["rows"]
-    step = json.loads((results / "masked_sgd-cpu.json").read_text())["rows"]
-    lines = [
-        "| density | mask update | over the roof | `torch.topk` | ITOP's sorts | masked step | torch's fused SGD, then masks |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for u, s in zip(update, step, strict=True):
+def _slower(contenders: dict, name: str, base: float) -> str:
+    one = contenders.get(name, {"status": "skipped"})
+    return ratio(one["median_ms"] / base) if one["status"] == "ok" else "-"
+
+
+def update_table(document: Document, op: str) -> list[str]:
+    """One line per density; columns: dstee, of the roof, then how many times as long each other one takes."""
+    rows = [r for r in find(document, op=op) if best_of_ours(r)]
+    names: list[str] = []
+    for row in rows:
+        names += [
+            n for n, one in row["contenders"].items() if one["status"] == "ok" and n not in names and n != best_of_ours(row)
+        ]
+    what = "mask update" if op == "drop_grow" else "masked step"
+    lines = [f"| density | {what}, dstee | of the roof | {' | '.join(names)} |", "|---" * (3 + len(names)) + "|"]
+    for row in rows:
+        ours = row["contenders"][best_of_ours(row)]
+        others = " | ".join(_slower(row["contenders"], name, ours["median_ms"]) for name in names)
         lines.append(
-            f"| {u['density']:.0%} | {u['native']['median_ms']:.1f} ms | {u['native_over_roof']:.2f}x | "
-            f"{u['topk_over_native']:.0f}x slower | {u['sort_over_native']:.0f}x slower | "
-            f"{s['native']['median_ms']:.1f} ms | {s['masks_over_native']:.1f}x slower |"
+            f"| {row['key']['density']:.0%} | {milliseconds(ours['median_ms'])} | {ours['share_of_roof']:.0%} | {others} |"
         )
-    return "\n".join(lines) + "\n"
+    return lines
+
+
+def step_table(document: Document) -> list[str]:
+    """What a training step spends on being sparse, per model and implementation."""
+    rows = [r for r in find(document, op="step") if "contenders" in r]
+    names = [
+        n for n in dict.fromkeys(n for r in rows for n, one in r["contenders"].items() if one["status"] == "ok") if n != "dense"
+    ]
+    lines = [f"| whole step | {' | '.join(names)} |", "|---" * (1 + len(names)) + "|"]
+    for row in rows:
+        shares = [row["contenders"].get(n, {}).get("sparse_share") for n in names]
+        lines.append(f"| {row['key']['case']} | {' | '.join('-' if s is None else f'{s:.0%}' for s in shares)} |")
+    return lines
+
+
+def table(results: Path = RESULTS) -> str:
+    ops = documents.read(results / "cpu.json")
+    parts = [update_table(ops, "drop_grow"), update_table(ops, "masked_sgd")]
+    if (results / "cpu-steps.json").exists():
+        parts.append(step_table(documents.read(results / "cpu-steps.json")))
+    return "\n\n".join("\n".join(lines) for lines in parts) + "\n"
 
 
 def with_table(readme: str) -> str:

@@ -49,4 +49,30 @@ def mlp() -> dict[str, Shape]:
     return {"fc1": (300, 784), "fc2": (100, 300), "fc3": (10, 100)}
 
 
-SHAPES: dict[str, Callable[[], dict[str, Shape]]] = {"resnet50": resnet50, "vgg19": vgg19, "mlp": mlp}
+def _transformer(blocks: int, linears: dict[str, Shape]) -> dict[str, Shape]:
+    return {f"{block}.{name}": shape for block in range(blocks) for name, shape in linears.items()}
+
+
+def vit_b() -> dict[str, Shape]:
+    """ViT-B/16: patch projection, 12 blocks, head; 86,292,480 weights."""
+    d = 768
+    blocks = _transformer(12, {"qkv": (3 * d, d), "proj": (d, d), "fc1": (4 * d, d), "fc2": (d, 4 * d)})
+    return {"patch": (d, 3, 16, 16), **blocks, "head": (1000, d)}
+
+
+def gpt2() -> dict[str, Shape]:
+    """GPT-2 small: the linear layers of 12 blocks, no embeddings; 84,934,656 weights."""
+    d = 768
+    return _transformer(12, {"attn": (3 * d, d), "proj": (d, d), "fc": (4 * d, d), "out": (d, 4 * d)})
+
+
+def llama_1b() -> dict[str, Shape]:
+    """Llama 3.2 1B: the linear layers of 16 blocks, no embeddings; 973,078,528 weights."""
+    d, kv, wide = 2048, 512, 8192
+    linears = {"q": (d, d), "k": (kv, d), "v": (kv, d), "o": (d, d), "gate": (wide, d), "up": (wide, d), "down": (d, wide)}
+    return _transformer(16, linears)
+
+
+SHAPES: dict[str, Callable[[], dict[str, Shape]]] = {
+    "resnet50": resnet50, "vgg19": vgg19, "vit-b": vit_b, "gpt2": gpt2, "llama-1b": llama_1b, "mlp": mlp,
+}  # fmt: skip

@@ -73,6 +73,8 @@ def make_parser() -> argparse.ArgumentParser:
     plot = commands.add_parser("plot", allow_abbrev=False, help="draw the curves of runs again")
     plot.add_argument("run", nargs="+", type=Path, metavar="RUN_DIR")
     plot.add_argument("--output", type=Path, metavar="FILE", help="PNG file (default, for one run: its curves.png)")
+    bench = commands.add_parser("bench", allow_abbrev=False, help="time the kernels on this machine, beside what else there is")
+    _bench().add_arguments(bench)
     if sys.version_info >= (3, 14):
         for each in (parser, *commands.choices.values()):
             each.color = False
@@ -213,6 +215,17 @@ def _command_info(args: argparse.Namespace) -> int:
     return 0
 
 
+def _bench() -> Any:
+    import importlib
+    import importlib.util
+
+    return importlib.import_module("dstee.bench.cli" if importlib.util.find_spec("dstee.bench") else "bench.cli")  # a checkout
+
+
+def _command_bench(args: argparse.Namespace) -> int:
+    return int(_bench().run(args))
+
+
 def _command_plot(args: argparse.Namespace) -> int:
     from dstee.plot import plot_runs
 
@@ -224,7 +237,8 @@ def _command_plot(args: argparse.Namespace) -> int:
     return 0
 
 
-_COMMANDS = {"train": _command_train, "verify-resume": _command_verify, "info": _command_info, "plot": _command_plot}
+_COMMANDS = {"train": _command_train, "verify-resume": _command_verify, "info": _command_info, "plot": _command_plot,
+             "bench": _command_bench}  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,0 +1,238 @@
+"""``dstee bench``: measures, shows, compares. Importing this costs nothing; torch is imported when a command runs."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+OPS = ("drop_grow", "masked_sgd", "step", "scaling")
+OURS = ("native", "triton", "reference")
+EPILOG = """commands:
+  bench [options]              measure; --json keeps the figures, --html draws them
+  bench compare A.json B.json  is B slower than A?  exit status 0: same or faster, 1: slower, 2: cannot tell
+  bench report A.json          the tables of a result file again (and --html)
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = EPILOG
+    parser.add_argument("words", nargs="*", metavar="COMMAND", help="nothing to measure; compare A.json B.json; report A.json")
+    what = parser.add_argument_group("what is measured")
+    what.add_argument(
+        "--op",
+        nargs="+",
+        choices=OPS,
+        default=["drop_grow", "masked_sgd"],
+        metavar="OP",
+        help=f"of {', '.join(OPS)} (default: drop_grow masked_sgd)",
+    )
+    what.add_argument(
+        "--shapes",
+        nargs="+",
+        default=None,
+        metavar="NAME",
+        help="resnet50, vgg19, vit-b, gpt2, llama-1b, mlp, or a "
+        "number of weights such as 1e6 (default: resnet50); for --op step: vgg19, resnet50, mlp, gnn",
+    )
+    what.add_argument(
+        "--from-model", metavar="SOURCE", help="your own layers: module:factory, or a .pt or .safetensors state dict"
+    )
+    what.add_argument(
+        "--density", type=float, nargs="+", default=[0.1], metavar="D", help="share of active weights (default: 0.1)"
+    )
+    what.add_argument("--dtype", nargs="+", choices=("float32", "bfloat16", "float16"), default=["float32"])
+    what.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    what.add_argument("--swap", type=float, default=0.3, help="share of the active weights that an update swaps (default: 0.3)")
+    what.add_argument("--every", type=int, default=100, help="steps between updates, for the cost per step (default: 100)")
+    who = parser.add_argument_group("who takes part")
+    who.add_argument("--backends", nargs="+", choices=OURS, default=list(OURS), help="of dstee (default: all)")
+    who.add_argument(
+        "--against", nargs="*", default=None, metavar="NAME", help="other contenders; none with no name (default: all)"
+    )
+    who.add_argument(
+        "--plugin", action="append", default=[], metavar="MODULE", help="a module with a list CONTENDERS of your own"
+    )
+    who.add_argument("--slow-everywhere", action="store_true", help="run slow contenders at every density, not the first only")
+    how = parser.add_argument_group("how")
+    how.add_argument("--threads", type=int, default=None, help="default: torch's own choice")
+    how.add_argument("--repeats", type=int, default=31, help="of each contender (default: 31)")
+    how.add_argument(
+        "--budget", type=float, default=8.0, help="seconds after which a contender has enough repeats (default: 8)"
+    )
+    how.add_argument(
+        "--limit", type=float, default=300.0, help="seconds of one call after which it counts as hung (default: 300)"
+    )
+    how.add_argument("--largest", type=float, default=1e8, help="weights at most, for --op scaling (default: 1e8)")
+    out = parser.add_argument_group("output")
+    out.add_argument("--json", type=Path, metavar="FILE", help="all figures, written after every row")
+    out.add_argument("--html", type=Path, metavar="FILE", help="a report with plots in one file")
+    out.add_argument(
+        "--resume",
+        type=Path,
+        metavar="FILE",
+        help="go on with an interrupted sweep: rows of the same code and options are kept (implies --json FILE)",
+    )
+    check = parser.add_argument_group("compare")
+    check.add_argument("--margin", type=float, default=0.05, help="difference that matters (default: 0.05)")
+    check.add_argument(
+        "--all", action="store_true", help="every contender counts for the exit status, not dstee's backends only"
+    )
+
+
+def make_parser(prog: str = "python -m bench") -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=prog, description="How long a mask update and a masked step take, and how far that is from the machine's limit.",
+        allow_abbrev=False,
+    )  # fmt: skip
+    add_arguments(parser)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None, prog: str = "python -m bench") -> int:
+    """Runs the command line and returns the exit status (3: the command line or a file cannot be used)."""
+    return run(make_parser(prog).parse_args(argv))
+
+
+def run(args: argparse.Namespace) -> int:
+    from dstee.report import complain
+
+    from .layers import UsageError
+
+    try:
+        return _dispatch(args)
+    except UsageError as error:
+        complain("error", error)
+    except KeyboardInterrupt:
+        complain("stopped", "interrupted; what was measured is kept where --json was given: go on with --resume")
+        return 130
+    except OSError as error:
+        complain("error", f"{error.filename}: {error.strerror}" if error.filename else error)
+    return 3
+
+
+def _dispatch(args: argparse.Namespace) -> int:
+    from .layers import UsageError
+
+    words = args.words
+    if not words:
+        return _measure(args)
+    if words[0] == "compare" and len(words) == 3:
+        from . import compare
+
+        return compare.run(Path(words[1]), Path(words[2]), args.margin, args.all, sys.stdout)
+    if words[0] == "report" and len(words) == 2:
+        from . import document
+
+        loaded = document.read(Path(words[1]))
+        _show(loaded, args)
+        return 0
+    raise UsageError(f"{' '.join(words)!r} is no command: expected compare A.json B.json, report A.json, or nothing to measure")
+
+
+def _wide(console: Any) -> Any:
+    """Where there is no terminal nothing need be wrapped."""
+    if not console.is_terminal:
+        console.width = 160
+    return console
+
+
+def _show(document: dict[str, Any], args: argparse.Namespace) -> None:
+    from dstee.report import make_console
+
+    from . import report, scaling, table
+
+    console = _wide(make_console(sys.stdout))
+    table.show_all(document, console)
+    scaling.show(document, console)
+    if args.html:
+        report.write(args.html, document)
+
+
+def _measure(args: argparse.Namespace) -> int:
+    from dstee.report import complain, make_console
+
+    from . import document as documents
+    from . import plan, report, scaling, stamp, sweep, table
+
+    tasks = plan.tasks(args)
+    path = args.resume or args.json
+    if args.resume and args.json and args.resume != args.json:
+        raise plan.UsageError("--resume FILE writes to that file: leave out --json")
+    document = documents.new(stamp.stamp(plan.threads(args), args.device), plan.options(args))
+    kept = sweep.resume_from(path) if args.resume else []
+    busy = document["stamp"]["load"]
+    if busy is not None and busy > 0.5:
+        complain("warning", f"the machine is busy (load {busy:.1f}): another process on a core stalls every parallel loop")
+    console = _wide(make_console(sys.stdout))
+    bar = _Bar(len(tasks))
+
+    def show(row: dict[str, Any]) -> None:
+        bar.row_done()
+        with bar.aside():
+            table.show(row, console)
+            console.file.flush()
+
+    with bar:
+        sweep.run(tasks, document, path, limit=args.limit, say=lambda text: complain("note", text), show=show, kept=kept,
+                  advance=bar.advance)  # fmt: skip
+    scaling.show(document, console)
+    if args.html:
+        report.write(args.html, document)
+        console.print(f"\nreport   {args.html}", markup=False, soft_wrap=True)
+    if path:
+        console.print(f"figures  {path}", markup=False, soft_wrap=True)
+    bad = [name for row in document["rows"] for name, one in row.get("contenders", {}).items()
+           if one.get("ours") and one["status"] not in ("ok", "skipped")]  # fmt: skip
+    return 1 if bad or any("error" in row for row in document["rows"]) else 0
+
+
+class _Bar:
+    """Progress on a terminal; without one, nothing (each row is printed as it is done)."""
+
+    def __init__(self, rows: int) -> None:
+        from dstee.report import make_console
+
+        self.console = make_console(sys.stderr)
+        self.progress: Any = None
+        self.rows = rows
+
+    def __enter__(self) -> _Bar:
+        if self.console.is_terminal:
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+            columns = (BarColumn(20), MofNCompleteColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
+            self.progress = Progress(*columns, console=self.console, transient=True)
+            self.progress.start()
+            self.task = self.progress.add_task("", total=self.rows)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self.progress is not None:
+            self.progress.stop()
+
+    def advance(self, text: str) -> None:
+        if self.progress is not None:
+            self.progress.update(self.task, description=text)
+
+    def row_done(self) -> None:
+        if self.progress is not None:
+            self.progress.update(self.task, advance=1)
+
+    def aside(self) -> Any:
+        import contextlib
+
+        @contextlib.contextmanager
+        def paused():
+            if self.progress is not None:
+                self.progress.stop()
+            try:
+                yield
+            finally:
+                if self.progress is not None:
+                    self.progress.start()
+
+        return paused()

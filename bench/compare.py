@@ -1,0 +1,162 @@
+"""``bench compare A B``: is B slower than A?  Per contender a verdict from the stored samples.
+
+The ratio of a sample of B to one of A has a distribution; its median over all pairs is the estimate (Hodges and Lehmann), and
+order statistics of the pairs, at the ranks that the distribution of the Mann-Whitney statistic gives, are a confidence interval
+that assumes nothing about the shape of the noise. With a margin m for what matters:
+
+  slower, faster   the interval lies wholly beyond 1, and the estimate beyond 1 + m or 1/(1 + m)
+  same             the whole interval lies within 1/(1 + m) .. 1 + m
+  cannot tell      anything else: too few samples, too much noise, or a change of the machine (its copy bandwidth moved by about
+                   as much, in the same direction)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+
+from . import document as documents
+from .document import Document, Row
+
+Z = 2.5758  # two-sided 99 %
+SAME, FASTER, SLOWER, UNKNOWN = "same", "faster", "slower", "cannot tell"
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """B over A: estimate and 99 % interval; the interval is unbounded where the samples are too few."""
+
+    estimate: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Verdict:
+    row: str
+    contender: str
+    ours: bool
+    verdict: str
+    ratio: Ratio | None
+    why: str = ""
+
+
+def ratio(a: Sequence[float], b: Sequence[float]) -> Ratio:
+    """B over A from two lists of times.
+
+    Raises:
+        ValueError: a list is empty or holds a time that is not positive.
+    """
+    if not a or not b or min(a) <= 0 or min(b) <= 0:
+        raise ValueError("times must be positive, and there must be some")
+    pairs = np.sort(np.log(np.asarray(b, float))[:, None] - np.log(np.asarray(a, float))[None, :], axis=None)
+    n, m = len(a), len(b)
+    below = math.floor(n * m / 2 - Z * math.sqrt(n * m * (n + m + 1) / 12))
+    estimate = float(np.exp(np.median(pairs)))
+    if below < 1:  # not even the extremes bound it at this level
+        return Ratio(estimate, 0.0, math.inf)
+    return Ratio(estimate, float(np.exp(pairs[below - 1])), float(np.exp(pairs[n * m - below])))
+
+
+def judge(r: Ratio, margin: float) -> str:
+    if r.low > 1 and r.estimate > 1 + margin:
+        return SLOWER
+    if r.high < 1 and r.estimate < 1 / (1 + margin):
+        return FASTER
+    if r.low >= 1 / (1 + margin) and r.high <= 1 + margin:
+        return SAME
+    return UNKNOWN
+
+
+def drift(a: Row, b: Row) -> float:
+    """How much longer the copy of the roof took in B than in A: 1.0 is no change."""
+    try:
+        return float(a["roof"]["copy_gb_s"] / b["roof"]["copy_gb_s"])
+    except (KeyError, TypeError, ZeroDivisionError):
+        return 1.0
+
+
+def verdict(a: dict[str, Any], b: dict[str, Any], machine: float, margin: float) -> tuple[str, Ratio | None, str]:
+    """Verdict on one contender's two results; ``machine`` is the :func:`drift`."""
+    for which, one in (("A", a), ("B", b)):
+        if one["status"] != "ok":
+            return UNKNOWN, None, f"{one['status']} in {which}"
+    r = ratio(a["samples_ms"], b["samples_ms"])
+    found = judge(r, margin)
+    if found in (SLOWER, FASTER) and abs(math.log(machine)) > math.log(1 + margin):
+        explained = math.log(machine) / math.log(r.estimate)
+        if explained > 0.5:
+            return UNKNOWN, r, f"the machine's copy changed too, {machine:.2f} times as long"
+    if found == UNKNOWN:
+        return found, r, "too few samples" if math.isinf(r.high) else "the interval spans the margin"
+    return found, r, ""
+
+
+def compare(a: Document, b: Document, margin: float = 0.05) -> list[Verdict]:
+    """Every contender that both have, row by row; rows with other keys are left out."""
+    found = []
+    for row in b["rows"]:
+        for old in a["rows"]:
+            if not documents.same_key(old, row):
+                continue
+            machine = drift(old, row)
+            for name, one in row.get("contenders", {}).items():
+                other = old.get("contenders", {}).get(name)
+                if other is None or "skipped" in (one["status"], other["status"]):
+                    continue
+                what, r, why = verdict(other, one, machine, margin)
+                found.append(Verdict(documents.title(row), name, bool(one.get("ours") or other.get("ours")), what, r, why))
+    return found
+
+
+def exit_status(verdicts: Sequence[Verdict], everyone: bool = False) -> int:
+    """0: all same or faster; 1: one is slower; 2: nothing slower, but one that cannot be told, or nothing to compare."""
+    counted = [v.verdict for v in verdicts if v.ours or everyone]
+    if SLOWER in counted:
+        return 1
+    return 2 if UNKNOWN in counted or not counted else 0
+
+
+def differences(a: Document, b: Document) -> list[str]:
+    """What else differs between the runs."""
+    found = []
+    for name in ("cpu", "gpu", "cores", "torch", "python", "dstee"):
+        x, y = a["stamp"].get(name), b["stamp"].get(name)
+        if x != y:
+            found.append(f"{name}: {x} / {y}")
+    for document, which in ((a, "A"), (b, "B")):
+        if document["stamp"].get("dirty"):
+            found.append(f"{which} was measured with changes that are in no commit")
+    return found
+
+
+def run(first: Path, second: Path, margin: float, everyone: bool, stream: TextIO) -> int:
+    """Prints the verdicts; returns the exit status."""
+    from dstee.report import make_console, one_line
+
+    a, b = documents.read(first), documents.read(second)
+    verdicts = compare(a, b, margin)
+    console = make_console(stream)
+
+    def line(text: str) -> None:
+        console.print(text, markup=False, soft_wrap=True)
+
+    for difference in differences(a, b):
+        line(f"note: {one_line(difference)}")
+    title = None
+    for v in verdicts:
+        if v.row != title:
+            title = v.row
+            line(f"\n{one_line(title)}")
+        between = "" if v.ratio is None else f"{v.ratio.estimate:6.3f} times A ({v.ratio.low:.3f} to {v.ratio.high:.3f})"
+        line(f"  {one_line(v.contender):22} {v.verdict:12} {between}{'  ' + one_line(v.why) if v.why else ''}")
+    status = exit_status(verdicts, everyone)
+    counted = "every contender" if everyone else "dstee's backends"
+    words = {0: "same or faster", 1: "slower", 2: "cannot tell" if verdicts else "no row in common"}
+    line(f"\n{words[status]} ({counted}; margin {margin:.0%})")
+    return status

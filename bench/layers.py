@@ -1,0 +1,195 @@
+"""The layers that are timed: shapes by name, by size or of the user's own model, and random state for them."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dstee import ops
+from dstee.state import pack_bits, unpack_bits
+
+from .shapes import SHAPES, Shape
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+ROUND = 5  # mask updates behind the counters of the cases
+LARGEST_HEADER = 100_000_000
+
+
+class UsageError(ValueError):
+    """Something on the command line cannot be used; the text says what and why."""
+
+
+@dataclass
+class Layers:
+    """The state of a sparse model: one tensor per layer in each list. ``masks`` are bool, ``k`` weights are swapped."""
+
+    params: list[Tensor]
+    grads: list[Tensor]
+    momenta: list[Tensor]
+    masks: list[Tensor]
+    mask_bits: list[Tensor]
+    counts: list[Tensor]
+    k: list[int]
+
+    @property
+    def n(self) -> int:
+        return sum(p.numel() for p in self.params)
+
+    @property
+    def shapes(self) -> list[Shape]:
+        return [tuple(p.shape) for p in self.params]
+
+    def lists(self) -> list[list[Tensor]]:
+        return [getattr(self, f.name) for f in fields(self)[:-1]]
+
+    def clone(self) -> Layers:
+        return Layers(*([t.clone() for t in tensors] for tensors in self.lists()), list(self.k))
+
+    def to(self, device: str) -> Layers:
+        return Layers(*([t.to(device) for t in tensors] for tensors in self.lists()), list(self.k))
+
+
+def wanted(n: int, density: float) -> int:
+    """Active weights of a layer of n weights: at least one, and int(n * (1 - sparsity)) as most libraries count."""
+    return max(1, int(n * (1 - (1 - density))))
+
+
+def _exact_mask(n: int, active: int, generator: torch.Generator) -> Tensor:
+    mask = torch.rand(n, generator=generator) < active / n
+    excess = int(mask.sum()) - active
+    places = mask.nonzero().view(-1) if excess > 0 else (~mask).nonzero().view(-1)
+    mask[places[torch.randperm(places.numel(), generator=generator)[: abs(excess)]]] = excess < 0
+    return mask
+
+
+def make_layers(
+    shapes: list[Shape], density: float, swap: float, seed: int = 0, dtype: torch.dtype = torch.float32, round: int = ROUND
+) -> Layers:
+    """Random state of every layer at one density; k is ``swap`` of its active weights.
+
+    Counters are as ``round`` updates may leave them: most inactive weights were never active, the others are spread.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    out = Layers([], [], [], [], [], [], [])
+    for shape in shapes:
+        n = math.prod(shape)
+        active = wanted(n, density)
+        mask = _exact_mask(n, active, generator).view(shape)
+        seen = torch.rand(shape, generator=generator)  # below 0.8: never active; else 0..round, spread evenly
+        N = ((seen - 0.8).clamp_(min=0) * 5 * (round + 1)).to(torch.int16).clamp_(max=round)
+        N = torch.where(mask, N + 1, N)
+        out.masks.append(mask)
+        out.params.append((torch.randn(shape, generator=generator) * mask * 0.05).to(dtype))
+        out.grads.append((torch.randn(shape, generator=generator) * 1e-3).to(dtype))
+        out.momenta.append((torch.randn(shape, generator=generator) * mask * 1e-3).to(dtype))
+        out.mask_bits.append(ops.pack_mask(mask))
+        out.counts.append(ops.encode_counts(N, mask, round))
+        out.k.append(int(swap * active))
+    return out
+
+
+def masks_of(mask_bits: list[Tensor], shapes: list[Shape]) -> list[Tensor]:
+    return [unpack_bits(bits, math.prod(shape)).view(shape) for bits, shape in zip(mask_bits, shapes, strict=True)]
+
+
+def pack(mask: Tensor) -> Tensor:
+    return pack_bits(mask.reshape(-1))
+
+
+# --- which layers --------------------------------------------------------------------------------------------------------
+
+
+def by_name(name: str) -> dict[str, Shape]:
+    """``resnet50`` and its like, or a number of weights (``1e6``, ``25000000``) in one square-ish layer.
+
+    Raises:
+        UsageError: it is neither.
+    """
+    if name in SHAPES:
+        return SHAPES[name]()
+    try:
+        n = float(name)
+    except ValueError:
+        raise UsageError(f"--shapes {name!r}: expected {', '.join(SHAPES)} or a number of weights such as 1e6") from None
+    if not 8 <= n <= 4e9:
+        raise UsageError(f"--shapes {name}: a layer has 8 to 4e9 weights")
+    rows = 1 << int(math.log2(n) / 2)
+    return {"weight": (rows, max(1, round(n / rows)))}
+
+
+def of_model(source: str) -> dict[str, Shape]:
+    """Shapes of the user's own layers: ``module:factory`` (called without arguments, returns a module), or a state dict in a
+    ``.pt``/``.pth`` (loaded with weights_only) or ``.safetensors`` file. Weights of two dimensions and more count, except
+    embeddings of a module.
+
+    Raises:
+        UsageError: it cannot be loaded, or holds no such weight.
+    """
+    is_file = source.endswith((".pt", ".pth", ".safetensors"))
+    found = _of_file(Path(source)) if is_file else _of_factory(source)
+    found = {name: shape for name, shape in found.items() if len(shape) >= 2 and math.prod(shape) >= 8}
+    if not found:
+        raise UsageError(f"--from-model {source}: no weight of two or more dimensions in it")
+    return found
+
+
+def _of_file(path: Path) -> dict[str, Shape]:
+    try:
+        if path.suffix == ".safetensors":
+            return _safetensors_shapes(path)
+        state = torch.load(path, map_location="meta", weights_only=True)
+    except (OSError, ValueError, RuntimeError, KeyError, EOFError) as error:
+        raise UsageError(f"--from-model {path} cannot be read: {error}") from error
+    except Exception as error:  # what is not plain tensors is refused by an error class of its own
+        raise UsageError(f"--from-model {path}: not a state dict of plain tensors ({type(error).__name__})") from error
+    for key in ("state_dict", "model"):
+        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
+            state = state[key]
+    if not isinstance(state, Mapping):
+        raise UsageError(f"--from-model {path}: expected a state dict, got {type(state).__name__}")
+    return {str(k): tuple(v.shape) for k, v in state.items() if isinstance(v, Tensor) and v.is_floating_point()}
+
+
+def _safetensors_shapes(path: Path) -> dict[str, Shape]:
+    """Only the header is read: 8 bytes of its length, then JSON."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if not 2 <= length <= min(LARGEST_HEADER, size - 8):
+            raise ValueError(f"a header of {length} bytes in a file of {size}: damaged or no safetensors file")
+        header: dict[str, Any] = json.loads(file.read(length))
+    found = {}
+    for name, entry in header.items():
+        if name == "__metadata__":
+            continue
+        shape = entry["shape"] if isinstance(entry, dict) else None
+        if not isinstance(shape, list) or not all(type(d) is int and 0 <= d < 1 << 40 for d in shape):
+            raise ValueError(f"entry {name!r} has no proper shape")
+        if entry.get("dtype") in ("F32", "F16", "BF16", "F64"):
+            found[name] = tuple(shape)
+    return found
+
+
+def _of_factory(source: str) -> dict[str, Shape]:
+    module, colon, attribute = source.partition(":")
+    if not colon:
+        raise UsageError(f"--from-model {source!r}: expected module:factory, or a .pt, .pth or .safetensors file")
+    try:
+        target: Any = importlib.import_module(module)
+        for part in attribute.split("."):
+            target = getattr(target, part)
+    except (ImportError, AttributeError) as error:
+        raise UsageError(f"--from-model {source}: {error}") from error
+    model = target if isinstance(target, nn.Module) else target()
+    if not isinstance(model, nn.Module):
+        raise UsageError(f"--from-model {source} gives {type(model).__name__}, expected a torch.nn.Module")
+    tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    return {name: tuple(p.shape) for name, p in model.named_parameters() if id(p) not in tables}

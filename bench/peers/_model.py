@@ -1,0 +1,45 @@
+"""A model with the layers of a case, as a library that wants modules needs it, and gradients that are exactly given."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import math
+
+import torch
+from torch import Tensor, nn
+
+from ..layers import Layers
+from ..shapes import Shape
+
+
+def installed(package: str, version: str) -> str | None:
+    """None if there, else the reason; versions differ, so the one that the adapter is written for is named."""
+    try:
+        importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return f"{package} is not installed (make bench-peers; written for {version})"
+    return None
+
+
+def module_for(shape: Shape, flat: bool = False) -> nn.Module:
+    """A layer whose weight has ``shape``: Linear for matrices, Conv2d for four dimensions (``flat``: Linear for all)."""
+    if len(shape) == 4 and not flat:
+        return nn.Conv2d(shape[1], shape[0], shape[2:], bias=False, device="meta")
+    if len(shape) == 2 or flat:
+        return nn.Linear(math.prod(shape[1:]) if len(shape) > 1 else 1, shape[0], bias=False, device="meta")
+    raise ValueError(f"no module has a weight of shape {list(shape)}")
+
+
+def model_of(layers: Layers, *, flat: bool = False, first: nn.Module | None = None) -> nn.Sequential:
+    """One module per layer, weights copied. ``first``: a further module in front."""
+    modules = [] if first is None else [first]
+    for p in layers.params:
+        module = module_for(tuple(p.shape), flat)
+        module.weight = nn.Parameter(p.detach().clone().view(module.weight.shape))
+        modules.append(module)
+    return nn.Sequential(*modules)
+
+
+def backward(weights: list[Tensor], grads: list[Tensor]) -> None:
+    """A backward pass whose gradient of weights[i] is exactly grads[i]."""
+    torch.autograd.backward(weights, [g.view(w.shape) for w, g in zip(weights, grads, strict=True)])

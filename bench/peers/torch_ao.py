@@ -1,0 +1,73 @@
+"""torch.ao.pruning: ``WeightNormSparsifier.step()`` with blocks of one weight, as gradual magnitude pruning uses it.
+
+It drops and never grows: the level is the one at which it drops as many weights as the other contenders swap. It knows matrices
+only, so convolutions are given as matrices of their output channels.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .. import rules
+from ..contenders import Contender, Session, Setting, copy_into
+from ..rules import array
+from ._model import model_of
+
+
+class Magnitude(Session):
+    def __init__(self, setting: Setting) -> None:
+        super().__init__(setting)
+        from torch.ao.pruning import WeightNormSparsifier
+
+        self.level = 1 - setting.density * (1 - setting.swap)
+        self.model = model_of(setting.before, flat=True)
+        self.sparsifier = WeightNormSparsifier(sparsity_level=self.level, sparse_block_shape=(1, 1), zeros_per_block=1)
+        self.sparsifier.prepare(self.model, [{"tensor_fqn": f"{i}.weight"} for i in range(len(setting.before.params))])
+        lists = [module.parametrizations["weight"] for module in self.model]
+        self.originals = [one.original for one in lists]
+        self.hooks = [one[0] for one in lists]
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        before = self.setting.before
+        copy_into(
+            [w.data for w in self.originals], [p.view(w.shape) for p, w in zip(before.params, self.originals, strict=True)]
+        )
+        for hook, mask in zip(self.hooks, before.masks, strict=True):
+            hook.mask.data = mask.view(hook.mask.shape).to(torch.float32)
+
+    def call(self) -> None:
+        self.sparsifier.step()
+
+    def outputs(self) -> list[Tensor]:
+        return [hook.mask for hook in self.hooks]
+
+    def check(self) -> str | None:
+        for i, (mask, w) in enumerate(zip(self.outputs(), self.setting.before.params, strict=True)):
+            values = array(w)
+            zeros = max(0, min(values.size - 1, round(self.level * values.size)))
+            drop = rules.smallest(rules.rank(values * values), np.ones(values.size, bool), zeros)
+            loose = drop.tied if int(drop.tied.sum()) > 1 else np.zeros_like(drop.tied)
+            wrong = rules.disagreement(array(mask).astype(bool), rules.Expected(~drop.taken, drop.taken, drop.tied, loose))
+            if wrong:
+                return f"layer {i}: {wrong}"
+        return None
+
+    def close(self) -> None:
+        del self.model, self.sparsifier, self.originals, self.hooks
+
+
+def why_not(device: str, dtype: str) -> str | None:
+    try:
+        from torch.ao.pruning import WeightNormSparsifier  # noqa: F401
+    except ImportError:
+        return f"torch {torch.__version__} has no torch.ao.pruning"
+    return None if dtype == "float32" else "its float32 masks are made for float32 weights"
+
+
+CONTENDERS = [
+    Contender("torch.ao.pruning", "drop_grow", "magnitude: drops only, by w², over all n weights; grows nothing", Magnitude,
+              step="SGD foreach + masks", why_not=why_not),
+]  # fmt: skip

@@ -1,0 +1,195 @@
+"""Plots of a result file as SVG text. Told apart by marker, dash and hatch as well as by colour; text stays text."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable
+from typing import Any
+
+from .document import Document, Row, best_of_ours, find, title
+from .scaling import SWEEPS, curves
+from .table import milliseconds, ratio
+
+COLOURS = ("#0b5394", "#b45f06", "#38761d", "#741b47", "#444444", "#0c8599", "#a61c00", "#7f6000", "#351c75", "#5b7f00")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")
+DASHES = ("-", "--", "-.", ":")
+STYLE = {
+    "svg.fonttype": "none", "font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
+    "grid.alpha": 0.3, "font.family": "sans-serif", "text.parse_math": False, "hatch.linewidth": 0.6, "svg.hashsalt": "dstee",
+}  # fmt: skip
+
+Draw = Callable[[Any], None]
+
+
+def svg(draw: Draw, width: float, height: float) -> str:
+    """The picture as an ``<svg>`` element: no XML header, no metadata, no reference to anything outside."""
+    import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        FigureCanvasSVG(figure)
+        draw(figure)
+        out = io.StringIO()
+        figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    text = out.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"\s*<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    return re.sub(r' xmlns(:xlink)?="[^"]*"', "", text)  # inside HTML no name space is needed
+
+
+def _log_ticks(axes: Any, which: str) -> None:
+    """A log axis with plain numbers at 1, 10, 100 and, where it covers little, at 2 and 5 between."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    getattr(axes, f"set_{which}scale")("log")
+    axis = getattr(axes, f"{which}axis")
+    low, high = axes.dataLim.intervalx if which == "x" else axes.dataLim.intervaly
+    narrow = 0 < low < high and high / low < 30
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if narrow else (1.0,), numticks=12))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def _short(text: str, limit: int = 34) -> str:
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def bars(row: Row) -> str | None:
+    """Median times of one row on a log axis, 20th to 80th percentile as whiskers, ratio to the best backend as text."""
+    ok = {name: one for name, one in row.get("contenders", {}).items() if one["status"] == "ok"}
+    ours = best_of_ours(row)
+    if not ok or ours is None:
+        return None
+    base = ok[ours]["median_ms"]
+
+    def draw(figure: Any) -> None:
+        axes = figure.subplots()
+        names = list(ok)[::-1]
+        for i, name in enumerate(names):
+            one = ok[name]
+            mine = one.get("ours")
+            look = {"color": COLOURS[0], "hatch": ""} if mine else {"color": "#c9c9c9", "hatch": "//"}
+            axes.barh(i, one["median_ms"], edgecolor="#222222", linewidth=0.8, height=0.62, **look)
+            low, high = one["median_ms"] - one["p20_ms"], one["p80_ms"] - one["median_ms"]
+            axes.errorbar(one["median_ms"], i, xerr=[[max(0, low)], [max(0, high)]], color="#000000", capsize=3, linewidth=1)
+            shown = milliseconds(one["median_ms"]) + ("" if name == ours else f", {ratio(one['median_ms'] / base)}")
+            axes.annotate(
+                shown, (max(one["p80_ms"], one["median_ms"]), i), xytext=(8, 0), textcoords="offset points", va="center"
+            )
+        axes.axvline(row["roof_ms"], color="#000000", linestyle="--", linewidth=1)
+        axes.text(row["roof_ms"], 1.01, "roof", transform=axes.get_xaxis_transform(), ha="center", va="bottom")
+        _log_ticks(axes, "x")
+        top = max(one["p80_ms"] for one in ok.values())
+        least = min(row["roof_ms"], *(one["p20_ms"] for one in ok.values()))
+        axes.set_xlim(least / 2, top * (top / least) ** 0.55 * 2)
+        axes.set_ylim(-0.6, len(names) - 0.4)
+        axes.set_yticks(range(len(names)), [_short(n) for n in names])
+        axes.grid(False, axis="y")
+        axes.set_xlabel("milliseconds, log scale (dashed: the roof; whiskers: 20th to 80th percentile)")
+
+    return svg(draw, 9, 1.1 + 0.36 * len(ok))
+
+
+def lines(series: dict[str, list[tuple[float, float]]], x: str, y: str, dashed: dict[str, float] | None = None) -> str | None:
+    """Log-log curves by name; ``dashed``: horizontal lines with a name."""
+    series = {name: points for name, points in series.items() if points}
+    if not series:
+        return None
+
+    def draw(figure: Any) -> None:
+        axes = figure.subplots()
+        for i, (name, points) in enumerate(series.items()):
+            axes.plot(*zip(*points, strict=True), color=COLOURS[i % 10], marker=MARKERS[i % 10], linestyle=DASHES[i % 4],
+                      markersize=5, label=_short(name))  # fmt: skip
+        for name, value in (dashed or {}).items():
+            axes.axhline(value, color="#000000", linestyle=(0, (5, 3)), linewidth=1, label=name)
+        _log_ticks(axes, "x")
+        _log_ticks(axes, "y")
+        axes.set_xlabel(x)
+        axes.set_ylabel(y)
+        axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1.01, 0.5))
+
+    return svg(draw, 9, 3.6)
+
+
+def over_size(document: Document, op: str) -> str | None:
+    """Time over the number of weights, where rows of the op differ in it."""
+    return lines(_by_size(document, op, "median_ms"), "weights", "milliseconds")
+
+
+def bandwidth(document: Document, op: str) -> str | None:
+    """Bytes that had to move over the time, against the roof."""
+    roofs = [r["roof"]["copy_gb_s"] for r in find(document, op=op) if "roof" in r]
+    top = {"roof (copy)": sorted(roofs)[len(roofs) // 2]} if roofs else {}
+    return lines(_by_size(document, op, "gb_s"), "weights", "GB/s", top)
+
+
+def _by_size(document: Document, op: str, field: str) -> dict[str, list[tuple[float, float]]]:
+    rows = [r for r in find(document, op=op) if "roof" in r]
+    if len({r["n"] for r in rows}) < 2:
+        return {}
+    density = rows[0]["key"]["density"]
+    found: dict[str, list[tuple[float, float]]] = {}
+    for row in sorted((r for r in rows if r["key"]["density"] == density), key=lambda r: r["n"]):
+        for name, one in row["contenders"].items():
+            if one["status"] == "ok" and not (name in found and found[name][-1][0] == row["n"]):
+                found.setdefault(name, []).append((row["n"], one[field]))
+    return found
+
+
+def growth(document: Document, op: str, sweep: str) -> str | None:
+    """Time over what a scaling sweep varies."""
+    found = {
+        name: [(x, one["median_ms"]) for x, _, one in points]
+        for (o, s, name), points in curves(document).items()
+        if (o, s) == (op, sweep)
+    }
+    return lines(found, SWEEPS[sweep], "milliseconds")
+
+
+def step_bars(row: Row) -> str | None:
+    """Phases of a training step, stacked."""
+    ok = {name: one for name, one in row.get("contenders", {}).items() if one["status"] == "ok"}
+    if not ok:
+        return None
+    phases = ("forward", "backward", "optimizer", "masks", "update")
+    hatches = ("", "..", "//", "xx", "++")
+    colours = ("#d9d9d9", "#efefef", COLOURS[0], COLOURS[1], COLOURS[2])
+
+    def draw(figure: Any) -> None:
+        axes = figure.subplots()
+        names = list(ok)[::-1]
+        for i, name in enumerate(names):
+            left = 0.0
+            values = {**ok[name]["phases_ms"], "update": max(0.0, ok[name]["update_ms"])}
+            for phase, hatch, colour in zip(phases, hatches, colours, strict=True):
+                look = {"color": colour, "hatch": hatch, "edgecolor": "#222222", "linewidth": 0.6}
+                axes.barh(i, values[phase], left=left, height=0.62, label=phase if i == 0 else None, **look)
+                left += values[phase]
+            axes.annotate(milliseconds(left), (left, i), xytext=(6, 0), textcoords="offset points", va="center")
+        axes.set_yticks(range(len(names)), [_short(n) for n in names])
+        axes.grid(False, axis="y")
+        axes.margins(x=0.12)
+        axes.set_xlabel("milliseconds per training step (update: its cost over the steps between two)")
+        axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1.0), ncols=5)
+
+    return svg(draw, 9, 1.5 + 0.4 * len(ok))
+
+
+def pictures(document: Document) -> list[tuple[str, str]]:
+    """(caption, svg) of everything that can be drawn."""
+    found: list[tuple[str, str | None]] = []
+    for row in document["rows"]:
+        if row["key"]["op"] in ("drop_grow", "masked_sgd"):
+            found.append((title(row), bars(row)))
+        elif row["key"]["op"] == "step":
+            found.append((title(row), step_bars(row)))
+    for op in ("masked_sgd", "drop_grow"):
+        found.append((f"{op}: time over size", over_size(document, op)))
+        found.append((f"{op}: GB/s over size, against the roof", bandwidth(document, op)))
+        for sweep, name in SWEEPS.items():
+            found.append((f"scaling, {op}: time over {name}", growth(document, op, sweep)))
+    return [(caption, picture) for caption, picture in found if picture is not None]

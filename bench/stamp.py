@@ -1,0 +1,71 @@
+"""What a figure is worth: machine, versions, commit, day."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import dstee
+from dstee import _native
+
+PEERS = ("rigl-torch", "sparsimony")
+
+
+def _git(*args: str) -> str:
+    try:
+        result = subprocess.run(["git", *args], cwd=Path(__file__).parent, capture_output=True, text=True)
+    except OSError:
+        return ""
+    return result.stdout.strip() if result.returncode == 0 else ""
+
+
+def _cpu() -> str:
+    info = Path("/proc/cpuinfo")
+    names = (
+        [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if "model name" in line]
+        if info.exists()
+        else []
+    )
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def stamp(threads: int | None = None, device: str = "cpu") -> dict[str, Any]:
+    """``commit`` is empty outside a checkout; results that have changed do not make the tree dirty."""
+    clean = (
+        "status",
+        "--porcelain",
+        "--untracked-files=no",
+        "--",
+        ":/",
+        ":(top,exclude)bench/results",
+        ":(top,exclude)README.md",
+    )
+    return {
+        "date": time.strftime("%Y-%m-%d"),
+        "cpu": _cpu(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads() if threads is None else threads,
+        "gpu": torch.cuda.get_device_name() if device == "cuda" else None,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "dstee": dstee.__version__,
+        "peers": {package: found for package in PEERS if (found := _version(package))},
+        "build": _native.build_info(),
+        "commit": _git("rev-parse", "HEAD"),
+        "dirty": bool(_git(*clean)),
+        "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+    }
