@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from dstee import _checkpoint_state, _checks, _hosts, ops
+from dstee import _checkpoint_state, _checks, _export, _hosts, ops
 from dstee import distribution as distributions
 from dstee._layers import SparseLayer, check_parameter, make_layer
 from dstee._mask_update import MaskUpdate
@@ -361,6 +361,14 @@ class SparseModel:
         Loads under ``torch.load(weights_only=True)``; masks and counters are in row-major order, with a digest per tensor.
         """
         return _checkpoint_state.encode(self.t, self.round, self.seed, self.method, self.schedule, self.layers)
+
+    def export(self, format: str = "dense", path: Any = None, *, blocksize: _export.Blocks = None) -> dict[str, Tensor]:
+        """The model's state for others, as copies: ``format`` "dense", "csr", "bsr" (with ``blocksize``), or "safetensors".
+
+        Sparse weights come dense with zeros, as matrices [out, rest] of ``torch.sparse``, or, in the file ``path``, as active
+        values and packed masks; all else as it is. ``dstee.export.from_export`` is the way back.
+        """
+        return _export.export(self, format, path, blocksize)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> None:
         """Resumes bit for bit from :meth:`state_dict`: masks, counters, ``t``, ``round``, ``seed``, ``method``, ``schedule``.

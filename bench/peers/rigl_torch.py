@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dstee import compat
+
 from .. import rules
 from ..contenders import STEP, Contender, Session, Setting, check_update, copy_into
 from ..rules import Expected, array
@@ -84,6 +86,14 @@ class Update(Session):
         del self.model, self.optimizer, self.scheduler, self.weights, self.grads
 
 
+class PatchedUpdate(Update):
+    """The same live scheduler after ``dstee.compat.patch``."""
+
+    def __init__(self, setting: Setting) -> None:
+        super().__init__(setting)
+        compat.patch(self.scheduler)
+
+
 def expected(setting: Setting, fraction: float) -> list[Expected]:
     b = setting.before
     found = []
@@ -123,5 +133,7 @@ def why_not(device: str, dtype: str) -> str | None:
 CONTENDERS = [
     Contender("rigl-torch", "drop_grow", "RigL; two top-k over all n weights; masks applied to all layers after each layer",
               Update, step="rigl-torch", slow=True, why_not=why_not),
+    Contender("rigl-torch, patched", "drop_grow", "the same scheduler after dstee.compat.patch: RigL on dstee's kernels",
+              PatchedUpdate, why_not=why_not),
     Contender("rigl-torch", "masked_sgd", "SGD, then weights and momenta times bool masks", Step, why_not=why_not),
 ]  # fmt: skip

@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from dstee.compat.sparsimony import accelerate
+
 from .. import rules
 from ..contenders import STEP, Contender, Session, Setting, check_update, copy_into
 from ..rules import Expected, array
@@ -79,6 +81,14 @@ class Update(Prepared):
         return check_update(self.setting, expected(self.setting, fraction), self.masks, self.originals)
 
 
+class AcceleratedUpdate(Update):
+    """The same live sparsifier after ``dstee.compat.sparsimony.accelerate``."""
+
+    def __init__(self, setting: Setting) -> None:
+        super().__init__(setting)
+        accelerate(self.sparsifier)
+
+
 def expected(setting: Setting, fraction: float) -> list[Expected]:
     b = setting.before
     found = []
@@ -124,6 +134,8 @@ def why_not(device: str, dtype: str) -> str | None:
 CONTENDERS = [
     Contender("sparsimony", "drop_grow", "RigL; two top-k of the size of the swap; grows up to the target count", Update,
               step="sparsimony", slow=True, why_not=why_not),
+    Contender("sparsimony, accelerated", "drop_grow", "the same sparsifier after dstee.compat.sparsimony.accelerate",
+              AcceleratedUpdate, why_not=why_not),
     Contender("sparsimony", "masked_sgd", "dense SGD, then momenta times float masks; weights are masked at each forward",
               Step, why_not=why_not),
 ]  # fmt: skip

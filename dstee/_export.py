@@ -1,0 +1,205 @@
+"""The formats of ``SparseModel.export`` and what reads them back into weights and masks (``dstee.export``)."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from dstee import ops
+from dstee._checkpoint_state import digest
+from dstee._layers import reorder_bits, row_major
+from dstee.checkpoint import CheckpointError, write_atomic
+from dstee.state import mask_bytes
+
+if TYPE_CHECKING:
+    from dstee.sparse_model import SparseModel
+
+FORMATS = ("dense", "csr", "bsr", "safetensors")
+Blocks = tuple[int, int] | Mapping[str, tuple[int, int]] | None
+_FORMAT, _VERSION = "dstee-sparse", "1"
+_VALUES, _BITS = ".sparse_values", ".sparse_mask"
+
+
+def export(sparse: SparseModel, format: str, path: str | Path | None, blocksize: Blocks) -> dict[str, Tensor]:
+    if format not in FORMATS:
+        raise ValueError(f"unknown format {format!r}, expected one of {', '.join(FORMATS)}")
+    if (path is not None) != (format == "safetensors"):
+        raise ValueError(f"path is {path!r}: only format='safetensors' writes a file, and needs one; the others return tensors")
+    if (blocksize is not None) != (format == "bsr"):
+        raise ValueError(f"blocksize is {blocksize!r}: only format='bsr' takes one, (rows, columns), and needs it")
+    state, aliases = _state(sparse)
+    if format == "csr":
+        return state | {name: _csr(state[name], mask) for name, mask in _masks(sparse).items()}
+    if format == "bsr":
+        return state | _bsr(state, _masks(sparse), blocksize)
+    if format == "safetensors":
+        packed = _pack(sparse, state, aliases)
+        write_safetensors(Path(str(path)), *packed)
+        return packed[0]
+    return state
+
+
+def _state(sparse: SparseModel) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """A copy of the model's state, contiguous, weights 0 outside the masks; names of tied sparse weights by first name."""
+    named: dict[int, str] = {id(layer.follow()): name for name, layer in sparse.layers.items()}
+    aliases = {
+        name: named[id(p)]
+        for name, p in sparse.model.named_parameters(remove_duplicate=False)
+        if id(p) in named and name != named[id(p)]
+    }
+    state = {}
+    for name, t in sparse.model.state_dict().items():
+        if not isinstance(t, Tensor):
+            raise TypeError(f"cannot export {name} of the model's state, a {type(t).__name__}: only tensors")
+        state[name] = t.detach().clone(memory_format=torch.contiguous_format)
+    missing = [name for name in sparse.layers if name not in state]
+    if missing:
+        raise ValueError(f"the model's state_dict does not hold these sparse weights under their names: {', '.join(missing)}")
+    for name, mask in _masks(sparse).items():
+        state[name].masked_fill_(~mask, 0)
+        for alias in (a for a, first in aliases.items() if first == name):
+            state[alias] = state[name].clone()
+    return state, aliases
+
+
+def _masks(sparse: SparseModel) -> dict[str, Tensor]:
+    return {name: mask.contiguous() for name, mask in sparse.masks().items()}
+
+
+def _rows(shape: torch.Size) -> tuple[int, int]:
+    """The matrix that a weight is: output units by the rest."""
+    rows = shape[0] if len(shape) > 1 else 1
+    return rows, shape.numel() // max(rows, 1)
+
+
+def _quiet_sparse(make, *args: Any) -> Tensor:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Sparse (CSR|BSR) tensor support is in beta state")
+        return make(*args, check_invariants=True)  # else torch warns that it does not check
+
+
+def _csr(weight: Tensor, mask: Tensor) -> Tensor:
+    """Every active weight is stored, those that are 0 too: the columns are the mask."""
+    mask, weight = mask.view(_rows(mask.shape)), weight.view(_rows(weight.shape))
+    crow = torch.zeros(mask.shape[0] + 1, dtype=torch.int64, device=mask.device)
+    crow[1:] = mask.sum(1).cumsum(0)
+    return _quiet_sparse(torch.sparse_csr_tensor, crow, mask.nonzero()[:, 1].contiguous(), weight[mask], weight.shape)
+
+
+def _bsr(state: Mapping[str, Tensor], masks: Mapping[str, Tensor], blocksize: Blocks) -> dict[str, Tensor]:
+    sizes = dict(blocksize) if isinstance(blocksize, Mapping) else dict.fromkeys(masks, blocksize)
+    unknown = [name for name in sizes if name not in masks]
+    if unknown:
+        raise ValueError(f"blocksize names no sparse layers of the model: {', '.join(map(repr, unknown))}")
+    problems = []
+    for name, size in sizes.items():
+        rows, columns = _rows(masks[name].shape)
+        if not (isinstance(size, tuple) and len(size) == 2 and all(type(d) is int and d > 0 for d in size)):
+            raise ValueError(f"blocksize must be (rows, columns), two ints > 0, got {size!r}")
+        if rows % size[0] or columns % size[1]:
+            problems.append(f"{name} [{rows}, {columns}]")
+    if problems:
+        raise ValueError(
+            f"these weights are no multiple of blocksize {blocksize}: {', '.join(problems)}. Name the layers that are, "
+            "blocksize={name: (rows, columns)}; the others stay dense"
+        )
+    return {name: _blocks(state[name], masks[name], *sizes[name]) for name in sizes}  # type: ignore[misc]
+
+
+def _blocks(weight: Tensor, mask: Tensor, r: int, c: int) -> Tensor:
+    rows, columns = _rows(weight.shape)
+    grid = (rows // r, r, columns // c, c)
+    stored = mask.view(grid).transpose(1, 2).flatten(2).any(2)  # [rows / r, columns / c]
+    values = weight.view(grid).transpose(1, 2)[stored].contiguous()
+    crow = torch.zeros(rows // r + 1, dtype=torch.int64, device=mask.device)
+    crow[1:] = stored.sum(1).cumsum(0)
+    return _quiet_sparse(torch.sparse_bsr_tensor, crow, stored.nonzero()[:, 1].contiguous(), values, (rows, columns))
+
+
+# --- safetensors ---------------------------------------------------------------------------------------------------------
+
+
+def _safetensors() -> Any:
+    try:
+        return importlib.import_module("safetensors"), importlib.import_module("safetensors.torch")
+    except ImportError as error:
+        raise ImportError("safetensors files need the package safetensors: pip install safetensors") from error
+
+
+def _pack(
+    sparse: SparseModel, state: Mapping[str, Tensor], aliases: Mapping[str, str]
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of the file and its metadata: active values and mask bits in row-major order, the rest as it is."""
+    tensors, layers = {}, {}
+    masks = _masks(sparse)
+    for name, t in state.items():
+        if name in masks:
+            layer = sparse.layers[name]
+            bits = reorder_bits(layer.mask_bits, layer.shape, layer.strides, row_major(layer.shape)).cpu().clone()
+            tensors[name + _VALUES], tensors[name + _BITS] = t[masks[name]].cpu(), bits
+            layers[name] = {"shape": list(t.shape), "nnz": layer.nnz, "mask_digest": digest(bits)}
+        elif name not in aliases:
+            tensors[name] = t.cpu()
+    taken = [name for name in state if name.endswith((_VALUES, _BITS))]
+    if taken:
+        raise ValueError(f"names of the model's state that the format uses itself: {', '.join(taken)}")
+    metadata = {"format": _FORMAT, "version": _VERSION, "layers": json.dumps(layers), "tied": json.dumps(dict(aliases))}
+    return tensors, metadata
+
+
+def write_safetensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    _, torch_part = _safetensors()
+    write_atomic(path, [torch_part.save(tensors, metadata)])
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Model state and masks (bool) of a file.
+
+    Raises:
+        CheckpointError: it is missing, damaged, or not such a file. ImportError: no safetensors package.
+    """
+    package, _ = _safetensors()
+    try:
+        with package.safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("format") != _FORMAT:
+                raise CheckpointError(f"{path}: no {_FORMAT} file: dense weights are for model.load_state_dict")
+            if metadata.get("version") != _VERSION:
+                raise CheckpointError(f"{path}: has version {metadata.get('version')}, this dstee reads {_VERSION}")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a mapping
+    except (OSError, package.SafetensorError) as error:
+        raise CheckpointError(f"{path}: cannot be read: {error}") from error
+    try:
+        layers, tied = json.loads(metadata["layers"]), json.loads(metadata["tied"])
+        masks = {name: _unpack(name, entry, tensors) for name, entry in layers.items()}
+        for alias, name in tied.items():
+            tensors[alias] = tensors[name]
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path}: damaged: {error}") from None
+    return tensors, masks
+
+
+def _unpack(name: str, entry: Mapping[str, Any], tensors: dict[str, Tensor]) -> Tensor:
+    """Puts the dense weight into ``tensors`` and returns its mask."""
+    values, bits = tensors.pop(name + _VALUES), tensors.pop(name + _BITS)
+    shape = entry["shape"]
+    if not isinstance(shape, list) or not all(type(d) is int and d >= 0 for d in shape):
+        raise ValueError(f"{name} has no shape")
+    size = torch.Size(shape)
+    n_bytes = mask_bytes(size.numel())
+    if bits.dtype != torch.uint8 or bits.shape != (n_bytes,):
+        raise ValueError(f"the mask of {name} is {bits.dtype} {list(bits.shape)}, {shape} needs uint8 [{n_bytes}]")
+    if digest(bits) != entry["mask_digest"]:
+        raise ValueError(f"the mask of {name} does not match its digest")
+    mask = ops.unpack_mask(bits, size)
+    if values.shape != (entry["nnz"],) or int(mask.sum()) != entry["nnz"]:
+        raise ValueError(f"{name} has {len(values)} values and {int(mask.sum())} active weights, expected {entry['nnz']}")
+    tensors[name] = values.new_zeros(size).masked_scatter_(mask, values)
+    return mask

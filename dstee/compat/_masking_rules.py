@@ -1,0 +1,113 @@
+"""What ``Masking`` drops and grows, with exact numbers and defined ties: the arguments of one fused update of all layers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dstee.reference import random_signal
+from dstee.state import bonus_table, flat, unflat
+
+DEATH_MODES = ("magnitude", "SET", "Taylor_FO", "threshold")
+GROWTH_MODES = ("random", "random_unfired", "momentum", "gradient", "dst_ee")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One mask update: ``rate`` of the active weights die by ``death``, as many grow by ``growth``."""
+
+    death: str
+    growth: str
+    rate: float
+    threshold: float = 0.001
+    c: float = 1e-3
+    eps: float = 1.0
+
+    def needs_gradients(self) -> bool:
+        return self.growth in ("gradient", "dst_ee") or self.death == "Taylor_FO"
+
+
+def check_gradients(rule: Rule, params: dict[str, Tensor]) -> None:
+    """Raises RuntimeError naming the weights without the gradient that ``rule`` ranks."""
+    missing = [name for name, p in params.items() if p.grad is None]
+    if missing and rule.needs_gradients():
+        raise RuntimeError(
+            f"a mask update (death {rule.death!r}, growth {rule.growth!r}) is due, but these weights have no gradient: "
+            f"{', '.join(missing)}. Call it between backward and zero_grad; remove_weight() those that the loss does not reach"
+        )
+
+
+def momentum_signal(optimizer: torch.optim.Optimizer, p: Tensor, name: str = "a weight") -> Tensor:
+    """Momentum of ``p``: SGD's buffer, or Adam's ``m / (sqrt(v) + 1e-8)``.
+
+    Raises:
+        RuntimeError: the optimizer keeps neither for it (yet).
+    """
+    state = optimizer.state.get(p, {})
+    if "exp_avg" in state:
+        return state["exp_avg"] / (state["exp_avg_sq"].sqrt() + 1e-8)
+    if state.get("momentum_buffer") is not None:
+        return state["momentum_buffer"]
+    raise RuntimeError(
+        f"growth by momentum needs it, but the optimizer has none for {name}: use SGD with momentum or Adam, and step before"
+    )
+
+
+def update_arguments(
+    rule: Rule,
+    params: dict[str, Tensor],
+    nnz: Sequence[int],
+    mask: Callable[[str], Tensor],
+    fired: Callable[[str], Tensor],
+    optimizer: torch.optim.Optimizer,
+    seeds: Sequence[int],
+    t: int,
+    round: int,
+) -> dict[str, Any]:
+    """Keyword arguments of :func:`dstee.compat._state.drop_grow`: k, what the drop and the growth rank."""
+    found: dict[str, Any] = {
+        "k": [
+            0 if n == p.numel() else min(max(math.ceil(rule.rate * n), 0), n) for n, p in zip(nnz, params.values(), strict=True)
+        ],
+        "round": round if rule.growth == "dst_ee" else 0,  # only counters have a last round
+    }
+    if rule.needs_gradients() or rule.growth == "momentum":
+        found["grads"] = [p.grad for p in params.values()] if rule.needs_gradients() else None
+    if rule.death == "Taylor_FO":
+        found["drop_scores"] = [p.detach() * p.grad for p in params.values()]  # type: ignore[operator]
+    elif rule.death == "SET":
+        found["drop_scores"] = [two_sided(p.detach(), mask(name)) for name, p in params.items()]
+    elif rule.death == "threshold":
+        below = [((p.detach().abs() <= rule.threshold) & mask(name)).sum() for name, p in params.items()]
+        found["k"] = torch.stack([n.to(below[0].device) for n in below])
+    if rule.growth == "random":
+        found["grow_seeds"] = seeds
+    elif rule.growth == "random_unfired":
+        found["grow_signal"] = [
+            unfired_first(p, fired(name), seed) for (name, p), seed in zip(params.items(), seeds, strict=True)
+        ]
+    elif rule.growth == "momentum":
+        found["grow_signal"] = [momentum_signal(optimizer, p, name) for name, p in params.items()]
+    elif rule.growth == "dst_ee":
+        found["bonus"] = bonus_table(rule.c, rule.eps, max(t, 1), round)
+    return found
+
+
+def two_sided(w: Tensor, mask: Tensor) -> Tensor:
+    """SET's order of death: 1 for the active weight closest to zero on either side, 2 for the next; 0 for zeros. float32."""
+    active = flat(mask)
+    values, order = torch.sort(torch.where(active, flat(w).float().abs(), math.inf), stable=True)
+    signed = flat(w)[order]
+    positive, negative = (signed > 0) & (values < math.inf), (signed < 0) & (values < math.inf)
+    ranks = torch.where(positive, positive.cumsum(0), torch.where(negative, negative.cumsum(0), 0)).float()
+    return unflat(torch.empty_like(ranks).scatter_(0, order, ranks), mask)
+
+
+def unfired_first(p: Tensor, fired: Tensor, seed: int) -> Tensor:
+    """Uniform random scores, with every weight that was never active above all others. float32."""
+    return unflat(random_signal(seed, p.numel(), p.device) + (flat(fired) == 0), fired)

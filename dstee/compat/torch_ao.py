@@ -1,0 +1,396 @@
+"""``torch.ao.pruning``: a sparsifier whose masks are those of dynamic sparse training.
+
+``DSTEESparsifier`` is a :class:`torch.ao.pruning.BaseSparsifier`: ``prepare``, ``step``, ``squash_mask``, ``convert``,
+``state_dict`` and the sparsity schedulers are used as with torch's own. The masks are FakeSparsity parametrizations, so
+autograd hands masked gradients to the optimizer; the dense ones, by which DST-EE and RigL grow, are kept on their way through
+the parametrization in those steps that carry an update.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.ao.pruning import BaseSparsifier, FakeSparsity
+from torch.ao.pruning.sparsifier.utils import get_arg_info_from_tensor_fqn
+from torch.nn.utils import parametrize
+
+from dstee import _checks, _hosts, ops
+from dstee._layers import check_parameter
+from dstee.compat import _torch_ao_state, _uneven
+from dstee.distribution import random_mask
+from dstee.methods import DSTEE, SET, Method, RigL
+from dstee.schedule import UpdateSchedule
+
+
+@dataclass(frozen=True)
+class Magnitude(Method):
+    """Gradual magnitude pruning: keeps the largest weights; swaps none. Zero weights it must grow come by index."""
+
+    name = "magnitude"
+    key = "magnitude"
+
+
+METHODS: dict[str, type[Method]] = {"dst-ee": DSTEE, "rigl": RigL, "set": SET, "magnitude": Magnitude}
+
+
+class DenseGradFakeSparsity(FakeSparsity):
+    """``mask * weight``; while ``recording``, the gradient of the product is summed up in ``dense_grad``.
+
+    The mask is no part of the model's ``state_dict`` (FakeSparsity leaves it out too, and then misses it when loading).
+    """
+
+    mask: Tensor
+
+    def __init__(self, mask: Tensor):
+        nn.Module.__init__(self)
+        self.register_buffer("mask", mask, persistent=False)
+        self.recording = False
+        self.dense_grad: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = super().forward(x)
+        if self.recording and out.requires_grad:
+            out.register_hook(self._record)
+        return out
+
+    def _record(self, grad: Tensor) -> None:
+        grad = grad.detach()
+        self.dense_grad = grad if self.dense_grad is None else self.dense_grad + grad
+
+
+class DSTEESparsifier(BaseSparsifier):
+    """Dynamic sparse training as a sparsifier: DST-EE, RigL, SET, or magnitude pruning.
+
+    Call ``step()`` after every ``optimizer.step()``. When the schedule says so it updates the masks of all layers in one
+    call: the density goes to ``sparsity_level`` (which a scheduler may move) and the method swaps its share of the weights.
+    A layer of n weights has exactly ``n - round(sparsity_level * n)`` active ones after an update, at least one below level 1,
+    as with ``WeightNormSparsifier`` and blocks of one weight. Weights outside the mask are 0 in ``original`` after it.
+
+    Args:
+        sparsity_level: share of zeros in each layer, in [0, 1]; ``prepare``'s config may give each layer its own.
+        method: "dst-ee", "rigl", "set", "magnitude" or a :class:`dstee.methods.Method` with ``order="after"``. To update
+            instead of stepping, as RigL does, call ``if not sparsifier.step(): optimizer.step()``.
+        schedule: counts calls of ``step()``; default every 100, 30 % of the active weights (magnitude: every call).
+        init: the masks that ``prepare`` makes: "random" (exact, from ``seed`` and the layer's name), "magnitude" or "dense".
+            Default: "dense" for magnitude, else "random". A config's own ``mask`` comes before it.
+        seed: of random masks and random growth.
+        optimizer: its parameter-shaped state (momentum, ...) is zeroed with the weights that an update drops or grows. Without
+            it that state stays, as torch's sparsifiers leave it.
+
+    Raises:
+        ValueError, TypeError: an argument is out of range or unknown.
+    """
+
+    def __init__(
+        self,
+        sparsity_level: float = 0.5,
+        method: str | Method = "dst-ee",
+        schedule: UpdateSchedule | None = None,
+        *,
+        init: Literal["random", "magnitude", "dense"] | None = None,
+        seed: int = 0,
+        optimizer: torch.optim.Optimizer | None = None,
+    ):
+        check_level("sparsity_level", sparsity_level)
+        self.method = _method(method)
+        if schedule is None:
+            schedule = UpdateSchedule(every=1) if isinstance(self.method, Magnitude) else UpdateSchedule()
+        if not isinstance(schedule, UpdateSchedule):
+            raise TypeError(f"schedule must be an UpdateSchedule, got {type(schedule).__name__}")
+        if init not in (None, "random", "magnitude", "dense"):
+            raise ValueError(f"init must be 'random', 'magnitude' or 'dense', got {init!r}")
+        if isinstance(seed, bool) or not isinstance(seed, int):
+            raise TypeError(f"seed must be an int, got {type(seed).__name__}")
+        self.schedule = schedule
+        self.init = init or ("dense" if isinstance(self.method, Magnitude) else "random")
+        self.seed = seed
+        self.optimizer = None if optimizer is None else _hosts.core_optimizer(optimizer)
+        self.t = 0
+        self._squashed = False
+        super().__init__(defaults={"sparsity_level": sparsity_level})
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key != "step"}  # a scheduler's wrapper of step()
+
+    # --- preparing -------------------------------------------------------------------------------------------------------
+
+    def prepare(self, model: nn.Module, config: Sequence[Mapping[str, Any]] | None = None) -> None:
+        """Masks the layers of ``config`` (a list of ``{"tensor_fqn": name, ...}``; None: every Linear), in place.
+
+        Raises:
+            AssertionError: as ``BaseSparsifier``. ValueError, TypeError: a layer is not there, cannot be sparse, or has an
+            option that is not supported; the model has not changed then. RuntimeError: already prepared.
+        """
+        if self.groups and not self._squashed:
+            raise RuntimeError("this sparsifier is prepared already: squash_mask() first, or make another one")
+        for entry in config or ():
+            if isinstance(entry, dict) and isinstance(entry.get("tensor_fqn"), str):
+                _check_config(model, entry)
+        self.groups.clear()
+        self.state.clear()
+        self._squashed = False
+        super().prepare(model, config)
+
+    def _prepare(self, *args: Any, **kwargs: Any) -> None:
+        for group in self.groups:
+            module, name, fqn = group["module"], group["tensor_name"], group["tensor_fqn"]
+            weight = getattr(module, name)
+            mask = self._initial_mask(fqn, weight.detach(), group)
+            self.state[fqn] = {"mask": mask, "round": 0}
+            if self.method.needs_counter:
+                self.state[fqn]["counts"] = torch.zeros(mask.numel(), dtype=torch.int16, device=mask.device)
+            parametrize.register_parametrization(module, name, DenseGradFakeSparsity(mask))
+            with torch.no_grad():
+                self._original(group).masked_fill_(mask == 0, 0)
+        self._arm()
+
+    def _initial_mask(self, fqn: str, weight: Tensor, group: Mapping[str, Any]) -> Tensor:
+        if group.get("mask") is not None:
+            return group["mask"].to(weight.device, weight.dtype, copy=True)
+        nnz = active_weights(weight.numel(), group["sparsity_level"])
+        if self.init == "random":
+            mask = random_mask(weight.numel(), nnz, self.seed, fqn).to(weight.device)
+        elif self.init == "magnitude":
+            n = weight.numel()
+            bits = ops.pack_mask(torch.ones(n, dtype=torch.bool, device=weight.device))
+            layer = _uneven.Layer(weight.reshape(-1).clone(), bits, n - nnz, 0)
+            _uneven.drop_grow_([layer], bonus=None, round=0)
+            mask = layer.bools()
+        else:
+            mask = torch.ones(weight.numel(), device=weight.device)
+        return mask.view(weight.shape).to(weight.dtype)
+
+    def _mask_module(self, group: Mapping[str, Any]) -> DenseGradFakeSparsity:
+        module, name = group["module"], group["tensor_name"]
+        if parametrize.is_parametrized(module, name):
+            for p in module.parametrizations[name]:
+                if isinstance(p, DenseGradFakeSparsity):
+                    return p
+        raise RuntimeError(f"{group['tensor_fqn']} has no mask of this sparsifier: it was squashed, or never prepared")
+
+    def _original(self, group: Mapping[str, Any]) -> nn.Parameter:
+        self._mask_module(group)
+        return group["module"].parametrizations[group["tensor_name"]].original
+
+    # --- stepping --------------------------------------------------------------------------------------------------------
+
+    def step(  # type: ignore[override]  # torch's returns None
+        self, use_path: bool = True, *, scaler: torch.amp.GradScaler | None = None
+    ) -> bool:
+        """Counts one step and, when one is due, updates all masks. After ``optimizer.step()``, before ``scaler.update()``.
+
+        Args:
+            use_path: as in ``BaseSparsifier``, which does not use it either.
+            scaler: the GradScaler of the loss: dense gradients are divided by its scale, and a step in which they are not
+                finite changes nothing and does not count.
+
+        Returns:
+            True when the masks were updated.
+
+        Raises:
+            RuntimeError: not prepared or squashed; an update is due and no gradient came by (named). ValueError, TypeError: a
+            level is outside [0, 1], a weight is none that can be sparse. Nothing has changed then.
+        """
+        if not self.enable_mask_update:
+            self._arm()
+            return False
+        if not self.groups or self._squashed:
+            raise RuntimeError("step() without masks: call prepare(model, config) first, squash_mask() last")
+        due = self.method.updates and self.schedule.is_due(self.t + 1)
+        if due and not self._update(self.groups, scaler):
+            self._arm()
+            return False
+        self.t += 1
+        self._arm()
+        return due
+
+    def update_mask(self, module: nn.Module, tensor_name: str, **kwargs: Any) -> None:
+        """Updates the mask of one layer now, whatever the schedule; :meth:`step` does it for all at once."""
+        found = [g for g in self.groups if g["module"] is module and g["tensor_name"] == tensor_name]
+        if not found:
+            raise ValueError(f"{type(module).__name__}.{tensor_name} is no layer of this sparsifier")
+        self._update(found, None)
+
+    @torch.no_grad()
+    def _update(self, groups: Sequence[dict[str, Any]], scaler: torch.amp.GradScaler | None) -> bool:
+        groups = [g for g in groups if self._original(g).requires_grad]
+        grads = self._gradients(groups, scaler)
+        if grads is None:
+            return False
+        layers = [self._layer(group) for group in groups]
+        active = _uneven.count_active(layers)
+        rounds: dict[int, list[int]] = {}
+        for i, (group, layer) in enumerate(zip(groups, layers, strict=True)):
+            n, fqn = layer.weight.numel(), group["tensor_fqn"]
+            target = active_weights(n, group["sparsity_level"])
+            swaps = self._swaps(min(active[i], target), n)
+            layer.drop, layer.grow = swaps + max(0, active[i] - target), swaps + max(0, target - active[i])
+            if grads:
+                layer.signal = grads[i].to(layer.weight.dtype).reshape(-1)
+            round = self.state[fqn]["round"]
+            seeds = self.method.grow_seeds(self.seed, [fqn], round)
+            layer.seed = seeds[0] if seeds else None
+            rounds.setdefault(round, []).append(i)
+        for round, indices in rounds.items():  # one, unless update_mask was called for some layers alone
+            _uneven.drop_grow_(
+                [layers[i] for i in indices],
+                bonus=self.method.bonus(self.t + 1, round),
+                round=round,
+                regrow=self.method.regrow,
+                reset_regrown=self.method.reset_regrown,
+            )
+        for group, layer in zip(groups, layers, strict=True):
+            self._commit(group, layer)
+        return True
+
+    def _swaps(self, active: int, n: int) -> int:
+        if isinstance(self.method, Magnitude) or active == n:
+            return 0
+        return self.schedule.swap_count(active, self.t + 1)
+
+    def _gradients(self, groups: Sequence[dict[str, Any]], scaler: Any) -> list[Tensor] | None:
+        """Dense gradients, unscaled and the same on all ranks; [] when the method needs none, None when not finite."""
+        for group in groups:
+            check_level(f"sparsity_level of {group['tensor_fqn']}", group["sparsity_level"])
+            check_parameter(group["tensor_fqn"], self._original(group))
+            _checks.check_round(self.state[group["tensor_fqn"]]["round"])
+        if not self.method.needs_gradients:
+            return []
+        found = [self._mask_module(group).dense_grad for group in groups]
+        missing = [g["tensor_fqn"] for g, grad in zip(groups, found, strict=True) if grad is None]
+        if missing:
+            raise RuntimeError(
+                f"a mask update is due, but no gradient came by these weights since the last step(): {', '.join(missing)}. "
+                "Call step() once after each backward; freeze or leave out layers that the loss does not reach"
+            )
+        grads = [grad for grad in found if grad is not None]
+        if scaler is not None and scaler.is_enabled():
+            grads = [grad.float() / scaler.get_scale() for grad in grads]
+            if not all(bool(grad.isfinite().all()) for grad in grads):
+                return None
+        return average_over_ranks(grads)
+
+    def _layer(self, group: dict[str, Any]) -> _uneven.Layer:
+        original, module = self._original(group), self._mask_module(group)
+        mask, state = module.mask, self.state[group["tensor_fqn"]]
+        off = ~mask.bool()  # four times as fast as mask == 0
+        original.masked_fill_(off, 0)  # momentum and weight decay may have moved it
+        bits = ops.pack_mask(off.contiguous().logical_not_())
+        marker = None if self.optimizer is None else torch.ones_like(original, memory_format=torch.contiguous_format).view(-1)
+        counts = state.get("counts")
+        if counts is not None and counts.device != original.device:
+            counts = state["counts"] = counts.to(original.device)
+        return _uneven.Layer(original.detach().contiguous().view(-1), bits, 0, 0, counts=counts, marker=marker)
+
+    def _commit(self, group: dict[str, Any], layer: _uneven.Layer) -> None:
+        """Writes mask and weights back where they were copies, and zeroes the optimizer's state with the weights."""
+        original, module, state = self._original(group), self._mask_module(group), self.state[group["tensor_fqn"]]
+        if layer.weight.data_ptr() != original.data_ptr():
+            original.copy_(layer.weight.view(original.shape))
+        new = layer.bools().view(original.shape)
+        if self.optimizer is not None and layer.marker is not None:
+            fresh = ~new | (module.mask == 0) | (layer.marker.view(original.shape) == 0)
+            _hosts.zero_state(self.optimizer, original, fresh)
+        module.mask.copy_(new)
+        state["mask"] = module.mask
+        state["round"] += 1
+
+    def _arm(self) -> None:
+        """Forgets the recorded gradients, and records in the step that carries the next update."""
+        recording = self.method.needs_gradients and self.method.updates and self.schedule.is_due(self.t + 1)
+        for group in self.groups:
+            module = None if self._squashed else self._mask_module(group)
+            if module is not None:
+                module.recording, module.dense_grad = recording, None
+
+    # --- ending ----------------------------------------------------------------------------------------------------------
+
+    def squash_mask(
+        self,
+        params_to_keep: tuple[str, ...] | None = None,
+        params_to_keep_per_layer: dict[str, tuple[str, ...]] | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> None:
+        """Makes the masked weights plain parameters again, as ``BaseSparsifier`` does; no ``step()`` after it."""
+        super().squash_mask(params_to_keep, params_to_keep_per_layer, *args, **kwargs)
+        self._squashed = True
+
+    def state_dict(self) -> dict[str, Any]:
+        """``BaseSparsifier``'s ``state`` and ``groups``, and what DST-EE counts; loads under ``weights_only=True``."""
+        return _torch_ao_state.encode(self)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> None:
+        """Resumes from :meth:`state_dict`, or takes the masks of another sparsifier's (counters then start anew).
+
+        Weights come from the model's own state. Needs ``prepare`` with the same layers first; ``state_dict`` stays as it is.
+
+        Raises:
+            RuntimeError: listing all that does not fit. Nothing has changed then.
+        """
+        _torch_ao_state.restore(self, state_dict, strict)
+        self._arm()
+
+
+# --- arguments -----------------------------------------------------------------------------------------------------------
+
+
+def check_level(name: str, level: Any) -> None:
+    if isinstance(level, bool) or not isinstance(level, (int, float)):
+        raise TypeError(f"{name} must be a number in [0, 1], got {type(level).__name__}")
+    if not 0 <= level <= 1:
+        raise ValueError(f"{name} must be in [0, 1], got {level}")
+
+
+def active_weights(n: int, level: float) -> int:
+    """Active weights of a layer of n at a sparsity level, as ``WeightNormSparsifier`` with blocks of one weight counts."""
+    return 0 if level >= 1 else n - min(round(level * n), n - 1)
+
+
+def average_over_ranks(tensors: list[Tensor]) -> list[Tensor]:
+    """The mean over all processes, where there are several: hooks see local gradients."""
+    dist = torch.distributed
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return tensors
+    averaged = [t.clone(memory_format=torch.contiguous_format) for t in tensors]
+    for t in averaged:
+        dist.all_reduce(t)
+        t.div_(dist.get_world_size())
+    return averaged
+
+
+def _method(method: str | Method) -> Method:
+    if isinstance(method, str):
+        if method not in METHODS:
+            raise ValueError(f"unknown method {method!r}, expected one of {', '.join(METHODS)}")
+        return METHODS[method](order="after")
+    if not isinstance(method, Method):
+        raise TypeError(f"method must be a name or a dstee Method, got {type(method).__name__}")
+    if method.updates and method.order == "replace":
+        raise ValueError(
+            f"{method.name} with order='replace' must own the optimizer's step, which a sparsifier does not: pass "
+            "order='after', and to update instead of stepping call `if not sparsifier.step(): optimizer.step()`"
+        )
+    return method
+
+
+def _check_config(model: nn.Module, entry: Mapping[str, Any]) -> None:
+    fqn = entry["tensor_fqn"].lstrip(".")
+    info = get_arg_info_from_tensor_fqn(model, fqn)
+    weight = getattr(info["module"], info["tensor_name"], None)
+    if not isinstance(weight, Tensor):
+        raise ValueError(f"tensor_fqn {fqn!r}: the model has no such parameter")
+    if parametrize.is_parametrized(info["module"], info["tensor_name"]):
+        raise ValueError(f"{fqn} is parametrized already: squash or remove that first")
+    check_parameter(fqn, weight)
+    for key in ("sparse_block_shape", "zeros_per_block", "parametrization", "nearliness", "sparsity"):
+        if key in entry:
+            raise ValueError(f"{fqn}: {key} is not supported; the share of zeros is sparsity_level")
+    if "sparsity_level" in entry:
+        check_level(f"sparsity_level of {fqn}", entry["sparsity_level"])
+    if entry.get("mask") is not None:
+        _torch_ao_state.check_mask(fqn, entry["mask"], weight.shape)
