@@ -93,6 +93,11 @@ class PatchedUpdate(Update):
         super().__init__(setting)
         compat.patch(self.scheduler)
 
+    def restore(self) -> None:
+        super().restore()
+        for hook, g in zip(self.scheduler.backward_hook_objects[1:], self.setting.before.grads, strict=True):
+            hook.dense_grad = g.clone()  # the patched update lets go of it
+
 
 def expected(setting: Setting, fraction: float) -> list[Expected]:
     b = setting.before
