@@ -6,6 +6,8 @@ only, so convolutions are given as matrices of their output channels.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -19,15 +21,18 @@ from ._model import model_of
 class Magnitude(Session):
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)
-        from torch.ao.pruning import WeightNormSparsifier
-
         self.level = 1 - setting.density * (1 - setting.swap)
         self.model = model_of(setting.before, flat=True)
-        self.sparsifier = WeightNormSparsifier(sparsity_level=self.level, sparse_block_shape=(1, 1), zeros_per_block=1)
+        self.sparsifier = self.make()
         self.sparsifier.prepare(self.model, [{"tensor_fqn": f"{i}.weight"} for i in range(len(setting.before.params))])
         lists = [module.parametrizations["weight"] for module in self.model]
         self.originals = [one.original for one in lists]
         self.hooks = [one[0] for one in lists]
+
+    def make(self) -> Any:
+        from torch.ao.pruning import WeightNormSparsifier
+
+        return WeightNormSparsifier(sparsity_level=self.level, sparse_block_shape=(1, 1), zeros_per_block=1)
 
     @torch.no_grad()
     def restore(self) -> None:
@@ -59,6 +64,15 @@ class Magnitude(Session):
         del self.model, self.sparsifier, self.originals, self.hooks
 
 
+class SwappedIn(Magnitude):
+    """``dstee.compat.torch_ao.DSTEESparsifier`` in its place."""
+
+    def make(self) -> Any:
+        from dstee.compat.torch_ao import DSTEESparsifier
+
+        return DSTEESparsifier(self.level, "magnitude")
+
+
 def why_not(device: str, dtype: str) -> str | None:
     try:
         from torch.ao.pruning import WeightNormSparsifier  # noqa: F401
@@ -70,4 +84,5 @@ def why_not(device: str, dtype: str) -> str | None:
 CONTENDERS = [
     Contender("torch.ao.pruning", "drop_grow", "magnitude: drops only, by w², over all n weights; grows nothing", Magnitude,
               step="SGD foreach + masks", why_not=why_not),
+    Contender("torch.ao, swapped in", "drop_grow", "the same by dstee.compat.torch_ao.DSTEESparsifier", SwappedIn, why_not=why_not),
 ]  # fmt: skip
