@@ -84,5 +84,6 @@ def why_not(device: str, dtype: str) -> str | None:
 CONTENDERS = [
     Contender("torch.ao.pruning", "drop_grow", "magnitude: drops only, by w², over all n weights; grows nothing", Magnitude,
               step="SGD foreach + masks", why_not=why_not),
-    Contender("torch.ao, swapped in", "drop_grow", "the same by dstee.compat.torch_ao.DSTEESparsifier", SwappedIn, why_not=why_not),
+    Contender("torch.ao, swapped in", "drop_grow", "the same by dstee.compat.torch_ao.DSTEESparsifier", SwappedIn,
+              why_not=why_not),
 ]  # fmt: skip
