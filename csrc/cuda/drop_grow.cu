@@ -81,6 +81,7 @@ void drop_grow_(const Tensors& params, const Tensors& grads, const Tensors& mome
                 const std::optional<Tensor>& found_inf) {
   const auto layers = read_layers(kDevice, params, grads, momenta, mask_bits, counts, drop_scores, grow_signal);
   if (layers.empty()) return;
+  check_alignment(layers);
   check_update(kDevice, params, grads, momenta, counts, k, k_tensor, bonus, round, round_tensor, grow_signal, grow_seeds, sgd,
                momentum);
   for (size_t i = 0; i < k.size() && !k_tensor; ++i)

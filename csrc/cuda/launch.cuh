@@ -52,7 +52,7 @@ __device__ __forceinline__ char* dynamic_shared() {
 
 #if defined(DSTEE_CUDA_HOST)
 template <class T>
-void check_alignment(const T* p) {
+void require_aligned(const T* p) {
   if (reinterpret_cast<uintptr_t>(p) % alignof(T)) cuda_host::report("an access to a misaligned address");
 }
 #endif
@@ -62,7 +62,7 @@ void check_alignment(const T* p) {
 template <class T>
 __device__ __forceinline__ T load(const T* p) {
 #if defined(DSTEE_CUDA_HOST)
-  check_alignment(p);
+  require_aligned(p);
   cuda_host::note_load(p, sizeof(T));
 #else
   __builtin_assume(__isGlobal(p));
@@ -72,7 +72,7 @@ __device__ __forceinline__ T load(const T* p) {
 template <class T>
 __device__ __forceinline__ T gather(const T* p) {
 #if defined(DSTEE_CUDA_HOST)
-  check_alignment(p);
+  require_aligned(p);
   cuda_host::note_gather(p, sizeof(T));
 #else
   __builtin_assume(__isGlobal(p));
@@ -82,7 +82,7 @@ __device__ __forceinline__ T gather(const T* p) {
 template <class T>
 __device__ __forceinline__ void store(T* p, std::common_type_t<T> value) {
 #if defined(DSTEE_CUDA_HOST)
-  check_alignment(p);
+  require_aligned(p);
   cuda_host::note_store(p, sizeof(T));
 #else
   __builtin_assume(__isGlobal(p));
@@ -92,7 +92,7 @@ __device__ __forceinline__ void store(T* p, std::common_type_t<T> value) {
 template <class T>
 __device__ __forceinline__ void scatter(T* p, std::common_type_t<T> value) {
 #if defined(DSTEE_CUDA_HOST)
-  check_alignment(p);
+  require_aligned(p);
   cuda_host::note_scatter(p, sizeof(T));
 #else
   __builtin_assume(__isGlobal(p));

@@ -10,6 +10,7 @@ void masked_sgd_(const Tensors& params, const Tensors& grads, const Tensors& mom
                  const std::optional<Tensor>& found_inf) {
   const auto layers = read_layers(kDevice, params, grads, momenta, mask_bits, {}, {}, {});
   if (layers.empty()) return;
+  check_alignment(layers);
   STD_TORCH_CHECK(!grads.empty(), "dstee: masked_sgd_ needs grads");
   STD_TORCH_CHECK(momentum == 0 || !momenta.empty(), "dstee: momentum needs momenta");
   const DeviceGuard guard(params[0]);

@@ -34,6 +34,14 @@ void forget_oldest() {
 
 }  // namespace
 
+void check_alignment(const std::vector<Layer>& layers) {
+  auto fits = [](const void* p, Dtype dtype) { return reinterpret_cast<uintptr_t>(p) % (dtype == kF32 ? 4 : 2) == 0; };
+  for (const Layer& l : layers)
+    STD_TORCH_CHECK(fits(l.w, l.dtype) && fits(l.g, l.dtype) && fits(l.m, l.dtype) && fits(l.counts, kF16) &&
+                        fits(l.drop, l.drop_dtype) && fits(l.grow, l.grow_dtype),
+                    "dstee: the memory of a tensor does not start at a multiple of its element size: clone it");
+}
+
 Tensor upload_rows(const std::vector<Row>& rows, const Tensor& like, cudaStream_t stream) {
   const size_t bytes = rows.size() * sizeof(Row);
   std::vector<char> key(bytes + sizeof(int32_t));

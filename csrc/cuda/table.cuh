@@ -62,6 +62,9 @@ DSTEE_HD int layer_of_tile(const Table& t, int64_t tile) {
 
 DSTEE_HD int64_t tiles_of(int64_t n) { return (n + kTile - 1) / kTile; }
 
+// Refuses tensors that a GPU cannot read, before anything is queued.
+void check_alignment(const std::vector<Layer>& layers);
+
 // Uploads the rows of the layers, or finds them uploaded by an earlier call with the same list. Hold the tensor until the
 // launches are queued.
 Tensor upload_rows(const std::vector<Row>& rows, const Tensor& like, cudaStream_t stream);
