@@ -34,15 +34,10 @@ struct Work {
 
 Work plan(const std::vector<Layer>& layers, const std::vector<int64_t>& k, bool k_on_device) {
   Work work;
-  work.rows.resize(layers.size());
   for (size_t i = 0; i < layers.size(); ++i) {
-    Row& row = work.rows[i];
-    row.layer = layers[i];
-    if (row.layer.grow == row.layer.g && row.layer.grow_dtype == row.layer.dtype) row.layer.grow = nullptr;
-    work.by_gradient &= row.layer.grow == nullptr;
-    row.layer.g = nullptr;  // changes from call to call, and each would upload a table of its own
-    row.first_tile = work.tiles;
-    const int64_t n = row.layer.n;
+    const int64_t n = layers[i].n;
+    work.rows.push_back(row_of(layers[i], work.tiles));
+    work.by_gradient &= work.rows.back().layer.grow == nullptr;
     STD_TORCH_CHECK(n < (int64_t{1} << 32) - 2 * kTile, "dstee: a layer of 2^32 weights; split it");
     work.largest = n > work.largest ? n : work.largest;
     if (n <= kSmallLayer) continue;

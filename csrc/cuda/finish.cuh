@@ -7,15 +7,11 @@
 
 namespace dstee::cuda {
 
-struct FinishStorage {
-  SelectStorage select;
-};
-
 // The plain exact way: each digit of the keys is one look at the whole layer.
-__device__ __forceinline__ void update_by_scans(FinishStorage& s, const Weights& x, uint32_t k) {
+__device__ __forceinline__ void update_by_scans(SelectStorage& s, const Weights& x, uint32_t k) {
   const int64_t n = x.l.n;
   const int index_bits = 32 - __clz(static_cast<int>(static_cast<uint32_t>(n - 1)));
-  const Cut drop = block_select(s.select, k, false, index_bits, 0, [&](auto visit) {
+  const Cut drop = block_select(s, k, false, index_bits, 0, [&](auto visit) {
     for (int64_t i = threadIdx.x * kGroup; i < n; i += blockDim.x * kGroup) {
       const int count = group_size(n, i);
       const uint32_t active = active_lanes(x.l, i, count);
@@ -38,7 +34,7 @@ __device__ __forceinline__ void update_by_scans(FinishStorage& s, const Weights&
   auto candidates = [&](int count, uint32_t active, uint32_t dropped) {
     return (~active & ((1u << count) - 1)) | (x.pass.regrow ? dropped : 0);
   };
-  const Cut grow = block_select(s.select, k, x.pass.bonus != nullptr, index_bits, 0, [&](auto visit) {
+  const Cut grow = block_select(s, k, x.pass.bonus != nullptr, index_bits, 0, [&](auto visit) {
     for (int64_t i = threadIdx.x * kGroup; i < n; i += blockDim.x * kGroup) {
       const int count = group_size(n, i);
       const uint32_t active = active_lanes(x.l, i, count);
@@ -69,7 +65,7 @@ __device__ __forceinline__ void update_by_scans(FinishStorage& s, const Weights&
 
 __global__ void __launch_bounds__(2 * kThreads)
     finish_kernel(const Table table, const Pass pass, State* states, const Pool pool) {
-  auto& s = shared<FinishStorage>();
+  auto& s = shared<SelectStorage>();
   const Row& row = table.rows[blockIdx.x];
   if (row.layer.n <= kSmallLayer) return;
   State& state = states[blockIdx.x];
@@ -81,7 +77,7 @@ __global__ void __launch_bounds__(2 * kThreads)
   }
   const uint32_t count = state.grow.finalist_count;
   const Finalist* finalists = pool.finalists(state.grow);
-  const Cut cut = block_select(s.select, state.grow.left, pass.bonus != nullptr, 32, 0, [&](auto visit) {
+  const Cut cut = block_select(s, state.grow.left, pass.bonus != nullptr, 32, 0, [&](auto visit) {
     for (uint32_t f = threadIdx.x; f < count; f += blockDim.x) {
       const Finalist finalist = load(&finalists[f]);
       visit(static_cast<uint32_t>(finalist.key >> 32), [&] { return static_cast<uint32_t>(finalist.key); }, finalist.index);

@@ -20,13 +20,14 @@ struct Row {
 };
 static_assert(std::has_unique_object_representations_v<Row>, "padding would make equal tables look different");
 
-// All layers of one launch; at most kMaxLayers.
+// All layers of one launch.
 struct Table {
   const Row* rows;
   int layers;
   int64_t tiles;
 };
 
+// What changes from call to call.
 struct Gradients {
   const void* g[kMaxLayers];
 };
@@ -62,6 +63,15 @@ DSTEE_HD int layer_of_tile(const Table& t, int64_t tile) {
 
 DSTEE_HD int64_t tiles_of(int64_t n) { return (n + kTile - 1) / kTile; }
 
+// A layer's row. Gradients stay out of it, or each call would upload a table of its own: a layer that grows by its gradient has
+// a null `grow`.
+inline Row row_of(const Layer& layer, int64_t first_tile) {
+  Row row{layer, first_tile};
+  if (layer.grow == layer.g && layer.grow_dtype == layer.dtype) row.layer.grow = nullptr;
+  row.layer.g = nullptr;
+  return row;
+}
+
 // Refuses tensors that a GPU cannot read, before anything is queued.
 void check_alignment(const std::vector<Layer>& layers);
 
@@ -79,17 +89,14 @@ template <class Body>
 void for_chunks(const std::vector<Layer>& layers, const Tensor& like, cudaStream_t stream, const Body& body) {
   for (size_t first = 0; first < layers.size(); first += kMaxLayers) {
     const size_t count = layers.size() - first < kMaxLayers ? layers.size() - first : kMaxLayers;
-    std::vector<Row> rows(count);
+    std::vector<Row> rows;
     Gradients gradients{};
     int64_t tiles = 0;
     for (size_t i = 0; i < count; ++i) {
-      Row& row = rows[i];
-      row.layer = layers[first + i];
-      row.first_tile = tiles;
-      tiles += tiles_of(row.layer.n);
-      gradients.g[i] = row.layer.g;
-      if (row.layer.grow == row.layer.g && row.layer.grow_dtype == row.layer.dtype) row.layer.grow = nullptr;
-      row.layer.g = nullptr;  // or each call would upload a table of its own
+      const Layer& layer = layers[first + i];
+      rows.push_back(row_of(layer, tiles));
+      gradients.g[i] = layer.g;
+      tiles += tiles_of(layer.n);
     }
     if (tiles == 0) continue;
     const Tensor memory = upload_rows(rows, like, stream);

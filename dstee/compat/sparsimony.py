@@ -232,32 +232,35 @@ def _parametrization(group: dict[str, Any]) -> Any:
     return getattr(group["module"].parametrizations, group["tensor_name"])[0]
 
 
-def _rigl_step(self: Any) -> bool:
+def _due(self: Any) -> bool:
+    """Counts the step; at an update, each layer's share to prune stands in its group."""
     self._step_count += 1
     prune_ratio = self.scheduler(self._step_count)
-    if prune_ratio is not None:
-        self._distribute_sparsity(self.sparsity)
+    if prune_ratio is None:
+        return False
+    self._distribute_sparsity(self.sparsity)
+    for group in self.groups:
+        group["prune_ratio"] = prune_ratio
+    return True
+
+
+def _rigl_step(self: Any) -> bool:
+    if due := _due(self):
         for group in self.groups:
-            group["prune_ratio"] = prune_ratio
             group["dense_grads"] = self._get_dense_grads(**group)
         _update(self, self.groups, grow_by_gradient=True)
         self._broadcast_masks()
     if self.scheduler.next_step_update(self._step_count):
         for group in self.groups:
             _parametrization(group).accumulate = True
-    return prune_ratio is not None
+    return due
 
 
 def _set_step(self: Any) -> bool:
-    self._step_count += 1
-    prune_ratio = self.scheduler(self._step_count)
-    if prune_ratio is not None:
-        self._distribute_sparsity(self.sparsity)
-        for group in self.groups:
-            group["prune_ratio"] = prune_ratio
+    if due := _due(self):
         _update(self, self.groups, grow_by_gradient=False)
         self._broadcast_masks()
-    return prune_ratio is not None
+    return due
 
 
 def _update_one(self: Any, module: torch.nn.Module, tensor_name: str, **config: Any) -> None:
