@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import argparse
 import functools
-import importlib
 import math
-import sys
-import types
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,23 +12,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from bench.peers import rigl_torch
+
 
 def original_rigl() -> Any:
-    """rigl-torch's module; the test skips where it is not installed.
-
-    It imports torchvision for the names of two classes alone; where torchvision is missing or does not load, empty ones do.
-    """
+    """rigl-torch's module; the test skips where it is not installed."""
     pytest.importorskip("rigl_torch", reason="rigl-torch is not installed: pip install --no-deps rigl-torch==0.5.2")
-    try:
-        importlib.import_module("torchvision")
-    except Exception:
-        for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
-            del sys.modules[name]
-        stand_in: Any = types.ModuleType("torchvision")
-        blocks = {"Bottleneck": type("Bottleneck", (), {}), "BasicBlock": type("BasicBlock", (), {})}
-        stand_in.models = types.SimpleNamespace(resnet=types.SimpleNamespace(**blocks))
-        sys.modules["torchvision"] = stand_in
-    return importlib.import_module("rigl_torch.RigL")
+    return rigl_torch.load()
 
 
 @pytest.fixture(autouse=True)

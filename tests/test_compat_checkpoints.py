@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
-import sys
-import types
 from collections import defaultdict
 
 import pytest
 import torch
+from compat_originals import original_rigl
 from digits_batches import batches, loss, mlp, one_thread  # noqa: F401
 from torch import Tensor, nn
 from torch.ao.pruning import WeightNormSparsifier
@@ -223,17 +222,8 @@ def test_rigl_layers_are_those_of_its_util():
 
 
 @pytest.fixture
-def rigl_torch(monkeypatch):
-    if importlib.util.find_spec("rigl_torch") is None:
-        pytest.skip("rigl-torch is not installed")
-    blocks = type("Bottleneck", (nn.Module,), {}), type("BasicBlock", (nn.Module,), {})  # all it wants of torchvision
-    resnet = types.SimpleNamespace(Bottleneck=blocks[0], BasicBlock=blocks[1])
-    stub = types.ModuleType("torchvision")
-    stub.models = types.SimpleNamespace(resnet=resnet)
-    monkeypatch.setitem(sys.modules, "torchvision", stub)
-    from rigl_torch.RigL import RigLScheduler
-
-    return RigLScheduler
+def rigl_torch():
+    return original_rigl().RigLScheduler
 
 
 def test_rigl_torch_in_and_out(rigl_torch, tmp_path):
