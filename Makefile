@@ -30,10 +30,10 @@ check: .venv/built
 	$(BIN)/mypy
 
 cuda-check: .venv/ready
-	$(BIN)/python tests/cuda_check.py
+	$(BIN)/python tests/compile_checks/cuda_check.py
 
 triton-check: .venv/ready
-	$(BIN)/python tests/triton_check.py
+	$(BIN)/python tests/compile_checks/triton_check.py
 
 BENCH := --shapes resnet50 --density 0.1 0.05 0.02
 STEPS := --op step --shapes mlp gnn vgg19 resnet50 --density 0.1 --repeats 12

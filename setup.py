@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parent
 MODE = os.environ.get("DSTEE_BUILD", "auto")
 STABLE_ABI = "0x020b000000000000"  # torch 2.11
 FLAGS = ["-O3", "-std=c++17", "-ffp-contract=off", "-fvisibility=hidden"]
-# tests/cuda_check.py reads these too. Fused multiply-adds would round other than the CPU does.
+# tests/compile_checks/cuda_check.py reads these too. Fused multiply-adds would round other than the CPU does.
 NVCC_FLAGS = ["-O3", "-std=c++17", "-fmad=false", "-Xcompiler=-ffp-contract=off,-fvisibility=hidden"]
 ARCHS = "8.0;9.0+PTX"
 WARNINGS = ["-Wall", "-Wextra", "-Wno-psabi", "-Wno-unused-parameter"]

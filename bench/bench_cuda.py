@@ -25,8 +25,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dstee import _native, backends, ops
-from dstee.state import bonus_table
+from dstee import backends, ops
+from dstee.backends import native
+from dstee.encoding import bonus_table
 
 from . import harness, traffic
 from .shapes import SHAPES
@@ -305,7 +306,7 @@ def main() -> None:
     if reason:
         raise SystemExit(reason)
 
-    result: dict[str, Any] = {"gpu": torch.cuda.get_device_name(), "build": _native.build_info(), "rows": []}
+    result: dict[str, Any] = {"gpu": torch.cuda.get_device_name(), "build": native.build_info(), "rows": []}
     for name in options.lists:
         for density in options.densities:
             for bench in (bench_step, bench_update):

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from dstee import backends, ops
-from dstee.state import bonus_table
+from dstee.encoding import bonus_table
 from dstee.testing import assert_same_bits
 
 from . import rules

@@ -142,7 +142,7 @@ def sanitizer_stages(tool: str | None) -> Iterator[Stage]:
         return
     check = [tool, "--error-exitcode", "9", "--tool"]
     yield Stage("sanitizer", [*check, "memcheck", sys.executable, "-c", ADD_ONE], 45, ("build",), optional=True)
-    small = [*PYTEST, "tests/test_cuda.py", "-k", "small"]
+    small = [*PYTEST, "tests/ops/test_cuda.py", "-k", "small"]
     for kind in ("memcheck", "racecheck"):
         # Without torch's cache each tensor is an allocation of its own, whose ends memcheck knows.
         environment = {"DSTEE_REQUIRE_GPU": "1", "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
@@ -152,11 +152,12 @@ def sanitizer_stages(tool: str | None) -> Iterator[Stage]:
 def stages(figures: Path) -> list[Stage]:
     forbid = {"DSTEE_REQUIRE_GPU": "1"}
     build = [sys.executable, "setup.py", "build_ext", "--inplace"]
-    suite = [f"tests/test_{name}.py" for name in OP_SUITE]
+    suite = [f"tests/ops/test_{name}.py" for name in OP_SUITE]
+    on_gpu = ["tests/ops/test_cuda.py", "tests/ops/test_cuda_training.py"]
     return [
         Stage("build", build, 200, environment={"DSTEE_BUILD": "cuda"}),
         Stage("info", [sys.executable, "-m", "dstee", "info"], 60, ("build",), optional=True),
-        Stage("tests", [*PYTEST, "tests/test_cuda.py", "tests/test_cuda_training.py"], 100, ("build",), environment=forbid),
+        Stage("tests", [*PYTEST, *on_gpu], 100, ("build",), environment=forbid),
         Stage("op suite", [*PYTEST, *suite, "-k", "native-cuda"], 120, ("build",), environment=forbid),
         *sanitizer_stages(find_tool("compute-sanitizer")),
         Stage(

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from dstee import ops
-from dstee.state import pack_bits, unpack_bits
+from dstee.encoding import pack_bits, unpack_bits
 
 from .shapes import SHAPES, Shape
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 import dstee
-from dstee import _native
+from dstee.backends import native
 
 PEERS = ("rigl-torch", "sparsimony")
 
@@ -64,7 +64,7 @@ def stamp(threads: int | None = None, device: str = "cpu") -> dict[str, Any]:
         "torch": torch.__version__,
         "dstee": dstee.__version__,
         "peers": {package: found for package in PEERS if (found := _version(package))},
-        "build": _native.build_info(),
+        "build": native.build_info(),
         "commit": _git("rev-parse", "HEAD"),
         "dirty": bool(_git(*clean)),
         "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,

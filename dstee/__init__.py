@@ -3,6 +3,7 @@
 from dstee import metrics as metrics
 from dstee import ops as ops
 from dstee.backends import use_backend as use_backend
+from dstee.encoding import bonus_table as bonus_table
 from dstee.methods import DSTEE as DSTEE
 from dstee.methods import SET as SET
 from dstee.methods import RigL as RigL
@@ -15,6 +16,5 @@ from dstee.schedule import LinearDrop as LinearDrop
 from dstee.schedule import UpdateSchedule as UpdateSchedule
 from dstee.sparse_model import SparseModel as SparseModel
 from dstee.sparse_model import sparsify as sparsify
-from dstee.state import bonus_table as bonus_table
 
 __version__ = "0.1.0"

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dstee.state import MAX_ROUNDS, mask_bytes
+from dstee.encoding import MAX_ROUNDS, mask_bytes
 
 PARAM_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from dstee import ops
-from dstee._checkpoint_state import digest
-from dstee._layers import reorder_bits, row_major
+from dstee._state_dict import digest
 from dstee.checkpoint import CheckpointError, write_atomic
-from dstee.state import mask_bytes
+from dstee.encoding import mask_bytes
+from dstee.sparse_layer import reorder_bits, row_major
 
 if TYPE_CHECKING:
     from dstee.sparse_model import SparseModel

@@ -200,13 +200,14 @@ def _command_verify(args: argparse.Namespace) -> int:
 def _command_info(args: argparse.Namespace) -> int:
     import platform
 
-    from dstee import _native, backends
+    from dstee import backends
+    from dstee.backends import native
 
     print(f"python {platform.python_version()} on {platform.platform()}")
     for package, version in _versions().items():
         print(f"{package} {version}")
     print("\nbuild of dstee._C")
-    for key, value in _native.build_info().items():
+    for key, value in native.build_info().items():
         shown = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else value
         print(f"  {key}: {report.one_line(shown) or 'none'}")
     print(f"\nbackends (forced: {backends.forced() or 'none, the first that can run'})")

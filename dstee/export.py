@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from dstee import ops
 from dstee._checks import _check_no_overlap
 from dstee._export import read_safetensors
-from dstee._layers import SparseLayer, check_parameter
-from dstee._selection import Candidate, candidates
 from dstee.methods import DSTEE, Method
 from dstee.schedule import UpdateSchedule
+from dstee.selection import Candidate, candidates
+from dstee.sparse_layer import SparseLayer, check_parameter
 from dstee.sparse_model import SparseModel
 
 
@@ -144,7 +144,7 @@ def from_export(
 
 
 def _default_names(model: nn.Module) -> list[str]:
-    from dstee._selection import select
+    from dstee.selection import select
 
     return [c.name for c in select(model, None, None)]
 

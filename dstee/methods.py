@@ -9,8 +9,8 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from dstee.distribution import seed64
-from dstee.state import bonus_table
+from dstee.encoding import bonus_table
+from dstee.sparsity_distribution import seed64
 
 Order = Literal["after", "replace"]
 

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from dstee import ops
-from dstee._layers import SparseLayer
 from dstee.methods import Method
 from dstee.schedule import UpdateSchedule
+from dstee.sparse_layer import SparseLayer
 from dstee.sparse_model import SparseModel
 
 Counted = nn.Linear | _ConvNd | nn.MultiheadAttention

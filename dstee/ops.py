@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dstee import _checks, backends, reference, state
-from dstee.state import bonus_table as bonus_table
+from dstee import _checks, backends, encoding, reference
+from dstee.encoding import bonus_table as bonus_table
 
 _library = torch.library.Library("dstee", "DEF")
 
@@ -244,7 +244,7 @@ def drop_grow_(
 
 _declare(
     "pack_mask(Tensor mask) -> Tensor",
-    lambda mask: mask.new_empty(state.mask_bytes(mask.numel()), dtype=torch.uint8),
+    lambda mask: mask.new_empty(encoding.mask_bytes(mask.numel()), dtype=torch.uint8),
 )
 _declare(
     "unpack_mask(Tensor mask_bits, SymInt[] shape) -> Tensor",
@@ -275,7 +275,7 @@ def unpack_mask(mask_bits: Tensor, shape: Sequence[int]) -> Tensor:
     shape = _shape(shape)
     if not isinstance(mask_bits, Tensor):
         raise TypeError(f"mask_bits must be a tensor, got {type(mask_bits).__name__}")
-    _checks.check_flat("mask_bits", 0, mask_bits, torch.uint8, state.mask_bytes(shape.numel()), mask_bits.device)
+    _checks.check_flat("mask_bits", 0, mask_bits, torch.uint8, encoding.mask_bytes(shape.numel()), mask_bits.device)
     return _call("unpack_mask", mask_bits.device, lambda: None, mask_bits, list(shape))
 
 
@@ -343,15 +343,15 @@ def decode_counts(counts: Tensor, mask_bits: Tensor, round: int, shape: Sequence
             raise TypeError(f"{name} must be a tensor, got {type(t).__name__}")
     _check_count_round(round)
     _checks.check_flat("counts", 0, counts, torch.int16, shape.numel(), counts.device)
-    _checks.check_flat("mask_bits", 0, mask_bits, torch.uint8, state.mask_bytes(shape.numel()), counts.device)
+    _checks.check_flat("mask_bits", 0, mask_bits, torch.uint8, encoding.mask_bytes(shape.numel()), counts.device)
     return _call("decode_counts", counts.device, lambda: None, counts, mask_bits, round, list(shape))
 
 
 def _check_count_round(round: int) -> None:
     if isinstance(round, bool) or not isinstance(round, int):
         raise TypeError(f"round must be an int (mask updates done so far), got {type(round).__name__}")
-    if not 0 <= round <= state.MAX_ROUNDS - 1:
-        raise ValueError(f"round must be in 0..{state.MAX_ROUNDS - 1}, got {round}")
+    if not 0 <= round <= encoding.MAX_ROUNDS - 1:
+        raise ValueError(f"round must be in 0..{encoding.MAX_ROUNDS - 1}, got {round}")
 
 
 # --- count_active, count_explored ----------------------------------------------------------------------------------------
@@ -383,5 +383,5 @@ def count_explored(counts: Sequence[Tensor], mask_bits: Sequence[Tensor]) -> Ten
     device = mask_bits[0].device
     for i, (c, b) in enumerate(zip(counts, mask_bits, strict=True)):
         _checks.check_flat("counts", i, c, torch.int16, c.numel(), device)
-        _checks.check_flat("mask_bits", i, b, torch.uint8, state.mask_bytes(c.numel()), device)
+        _checks.check_flat("mask_bits", i, b, torch.uint8, encoding.mask_bytes(c.numel()), device)
     return _call("count_explored", device, lambda: None, counts, mask_bits)

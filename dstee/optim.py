@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.optim.sgd import sgd as dense_sgd
 
 from dstee import ops
-from dstee._layers import SparseLayer
-from dstee._mask_update import MaskUpdate
+from dstee.mask_update import MaskUpdate
+from dstee.sparse_layer import SparseLayer
 
 if TYPE_CHECKING:
     from dstee.sparse_model import SparseModel

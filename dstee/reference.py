@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dstee.state import flat, flip_counts, pack_bits, unpack_bits
+from dstee.encoding import flat, flip_counts, pack_bits, unpack_bits
 
 LARGEST = 0x7F80_0002  # above every rank: rank(+Inf) is 0x7F80_0001
 

@@ -13,15 +13,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from dstee import _checkpoint_state, _checks, _export, _hosts, ops
-from dstee import distribution as distributions
-from dstee._layers import SparseLayer, check_parameter, make_layer
-from dstee._mask_update import MaskUpdate
-from dstee._selection import Rules, select
-from dstee._summary import Summary, summarize
+from dstee import _checks, _export, _optimizer_step, _state_dict, ops, sparsity_distribution
+from dstee.mask_update import MaskUpdate
 from dstee.methods import DSTEE, Method
 from dstee.optim import SparseSGD
 from dstee.schedule import UpdateSchedule
+from dstee.selection import Rules, select
+from dstee.sparse_layer import SparseLayer, check_parameter, make_layer
+from dstee.summary import Summary, summarize
 
 Distribution = Literal["erk", "uniform", "uniform-dense-first"]
 
@@ -81,13 +80,13 @@ def sparsify(
 
 def _budget(shapes: dict[str, Sequence[int]], sparsity: float | Mapping[str, float], kind: str) -> dict[str, int]:
     if isinstance(sparsity, Mapping):
-        return distributions.explicit(shapes, sparsity)
+        return sparsity_distribution.explicit(shapes, sparsity)
     if isinstance(sparsity, bool) or not isinstance(sparsity, Real):
         raise TypeError(f"sparsity must be a number or a dict from parameter name to number, got {type(sparsity).__name__}")
     if kind == "erk":
-        return distributions.erk(shapes, float(sparsity))
+        return sparsity_distribution.erk(shapes, float(sparsity))
     if kind in ("uniform", "uniform-dense-first"):
-        return distributions.uniform(shapes, float(sparsity), dense_first=kind != "uniform")
+        return sparsity_distribution.uniform(shapes, float(sparsity), dense_first=kind != "uniform")
     raise ValueError(f"unknown distribution {kind!r}, expected erk, uniform or uniform-dense-first")
 
 
@@ -211,9 +210,9 @@ class SparseModel:
             else:
                 self._admit(core)
                 if update is not None:
-                    closure = _hosts.before_step(closure, partial(update.check_gradients, self.layers.values()))
+                    closure = _optimizer_step.before_step(closure, partial(update.check_gradients, self.layers.values()))
             try:
-                performed = _hosts.run_step(optimizer, core, closure, scaler)
+                performed = _optimizer_step.run_step(optimizer, core, closure, scaler)
             finally:
                 if isinstance(core, SparseSGD):
                     core._update = None
@@ -271,7 +270,7 @@ class SparseModel:
         self._optimizer = weakref.ref(optimizer)
 
     def _core(self, optimizer: Any) -> torch.optim.Optimizer:
-        core = _hosts.core_optimizer(optimizer)
+        core = _optimizer_step.core_optimizer(optimizer)
         if isinstance(core, SparseSGD) and core.sparse is not self:
             raise ValueError("this SparseSGD belongs to another SparseModel: make it with the one that steps")
         return core
@@ -301,7 +300,7 @@ class SparseModel:
                 "from the same checkpoint. Load both, or call sparse.apply_masks() to zero those weights"
             )
         for layer, off in inactive.items():
-            _hosts.zero_state(optimizer, layer.param, off)
+            _optimizer_step.zero_state(optimizer, layer.param, off)
         self._restored = False
 
     def _replace(self, optimizer: Any, core: torch.optim.Optimizer, update: MaskUpdate, closure, scaler) -> bool:
@@ -309,11 +308,11 @@ class SparseModel:
         if closure is not None:
             with torch.enable_grad():
                 closure()
-        if _hosts.accumulates(optimizer):
+        if _optimizer_step.accumulates(optimizer):
             return False
         self._admit(core)
         update.check_gradients(self.layers.values())
-        if scaler is not None and not _hosts.unscale(scaler, optimizer):
+        if scaler is not None and not _optimizer_step.unscale(scaler, optimizer):
             return False
         return self._finish(core, update)
 
@@ -324,7 +323,7 @@ class SparseModel:
             for layer in self.layers.values():
                 p, off = layer.follow(), layer.inactive()
                 p.masked_fill_(off, 0)
-                _hosts.zero_state(core, p, off)
+                _optimizer_step.zero_state(core, p, off)
         if update is not None:
             self._swap(core, update)
             for name, layer in self.layers.items():
@@ -351,7 +350,7 @@ class SparseModel:
             update.apply(layers, params, grads, None if without else momenta)
             if not isinstance(core, SparseSGD):
                 for p, marker in zip(params, momenta, strict=True):
-                    _hosts.zero_state(core, p, marker == 0)
+                    _optimizer_step.zero_state(core, p, marker == 0)
 
     # --- checkpoints -----------------------------------------------------------------------------------------------------
 
@@ -360,7 +359,7 @@ class SparseModel:
 
         Loads under ``torch.load(weights_only=True)``; masks and counters are in row-major order, with a digest per tensor.
         """
-        return _checkpoint_state.encode(self.t, self.round, self.seed, self.method, self.schedule, self.layers)
+        return _state_dict.encode(self.t, self.round, self.seed, self.method, self.schedule, self.layers)
 
     def export(self, format: str = "dense", path: Any = None, *, blocksize: _export.Blocks = None) -> dict[str, Tensor]:
         """The model's state for others, as copies: ``format`` "dense", "csr", "bsr" (with ``blocksize``), or "safetensors".
@@ -384,8 +383,8 @@ class SparseModel:
         Raises:
             ValueError: listing all that is wrong (names, shapes, numbers, digests). Nothing has changed then.
         """
-        restored = _checkpoint_state.decode(state_dict, self.layers, strict)
-        tensors = {name: _checkpoint_state.restore_layer(layer, restored) for name, layer in self.layers.items()}
+        restored = _state_dict.decode(state_dict, self.layers, strict)
+        tensors = {name: _state_dict.restore_layer(layer, restored) for name, layer in self.layers.items()}
         for name, (bits, counts, previous) in tensors.items():
             layer = self.layers[name]
             layer.mask_bits, layer.counts, layer.previous_bits = bits, counts, previous

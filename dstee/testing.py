@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dstee import _native, backends, ops, state
+from dstee import backends, encoding, ops
+from dstee.backends import native
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 FAMILIES = (
@@ -98,7 +99,7 @@ class Configuration:
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:
         """Forces this configuration inside the block and restores what was before."""
-        threads, module = torch.get_num_threads(), _native.load()[0]
+        threads, module = torch.get_num_threads(), native.load()[0]
         with backends.use_backend(self.backend):
             try:
                 torch.set_num_threads(self.threads)
@@ -115,7 +116,7 @@ class Configuration:
 
 def native_isas() -> list[str]:
     """Instruction sets that the compiled module can use on this machine; empty when it does not load."""
-    module, _ = _native.load()
+    module, _ = native.load()
     found: list[str] = []
     if module is None:
         return found
@@ -296,7 +297,7 @@ class Case:
 
     def masks(self) -> list[Tensor]:
         """bool [n] per layer, storage order."""
-        return [state.unpack_bits(b, p.numel()) for b, p in zip(self.mask_bits, self.params, strict=True)]
+        return [encoding.unpack_bits(b, p.numel()) for b, p in zip(self.mask_bits, self.params, strict=True)]
 
     def lists(self) -> dict[str, list[Tensor]]:
         """The per-layer lists that are present, by argument name."""
@@ -345,17 +346,17 @@ def make_case(
         ):
             assert tensors is not None
             tensors.append(place(x.to(dtype), like, _odd(odd, rng)))
-        case.mask_bits.append(place(state.pack_bits(mask), odd=_odd(odd, rng)))
+        case.mask_bits.append(place(encoding.pack_bits(mask), odd=_odd(odd, rng)))
         case.N.append(random_counters(mask, round, rng))
         if case.counts is not None:
-            stored = state.flip_counts(case.N[-1], mask, round).to(torch.int16)
+            stored = encoding.flip_counts(case.N[-1], mask, round).to(torch.int16)
             case.counts.append(place(stored, odd=_odd(odd, rng)))
         assert isinstance(case.k, list)
         case.k.append(math.ceil(swap * active))
     if counted:
         # "absorbed": c*ln(t)/eps a thousand to a billion times the gradients, so that the sums swallow them and tie
         choices, eps = ([1.5e-6, 1.5], 1e-6) if family == "absorbed" else ([1e-5, 1e-3, 0.1], 1.0)
-        case.bonus = state.bonus_table(float(rng.choice(choices)), eps, 1000, round)
+        case.bonus = encoding.bonus_table(float(rng.choice(choices)), eps, 1000, round)
     return case
 
 

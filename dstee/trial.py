@@ -17,9 +17,9 @@ from dstee import backends, checkpoint, metrics
 from dstee.checkpoint import CheckpointError
 from dstee.config import Config, UsageError, differences
 from dstee.data import Dataset, Order
+from dstee.encoding import MAX_ROUNDS
 from dstee.methods import METHODS
 from dstee.schedule import DROPS, UpdateSchedule
-from dstee.state import MAX_ROUNDS
 
 NAMES = {"dense": "dense", **{key: method.name for key, method in METHODS.items()}}
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
-import on_gpu
 import pytest
 import torch
 from cuda_host import backend as cuda_host
+from support import on_gpu
 
-from dstee import _native, _triton
+from dstee.backends import native
+from dstee.backends import triton as triton_backend
 from dstee.testing import Configuration, configurations
 
 if not torch.cuda.is_available():
@@ -19,13 +20,13 @@ if not torch.cuda.is_available():
 
 def _parameters(thorough: bool) -> list:
     found = [pytest.param(c, id=str(c)) for c in configurations(thorough)]
-    reason = _native.load()[1]
+    reason = native.load()[1]
     return found + ([pytest.param(Configuration("native"), id="native", marks=pytest.mark.skip(reason))] if reason else [])
 
 
 def _triton_parameters() -> list:
     """The Triton kernels, interpreted."""
-    reason = _triton.why_not("drop_grow_", torch.device("cpu"))
+    reason = triton_backend.why_not("drop_grow_", torch.device("cpu"))
     marks = [pytest.mark.skip(reason)] if reason else []
     return [pytest.param(Configuration("triton", threads=1), id="triton", marks=marks)]
 

@@ -17,7 +17,7 @@ from dstee.compat._masking_init import draw, shared_seed
 from dstee.compat._masking_rules import DEATH_MODES, GROWTH_MODES, Rule, check_gradients, momentum_signal, update_arguments
 from dstee.compat._masks import Masks
 from dstee.compat._state import drop_grow, keep_largest
-from dstee.distribution import seed64
+from dstee.sparsity_distribution import seed64
 
 
 class Masking:

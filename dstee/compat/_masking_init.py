@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from dstee import distribution
+from dstee import sparsity_distribution as distributions
 from dstee.compat import _masking_legacy as legacy
 from dstee.compat._state import keep_largest
 
@@ -52,5 +52,5 @@ def draw(mode: str, params: dict[str, Tensor], density: float, power: float, see
         erk = mode == "ERK"
         densities = legacy.density_init(shapes, density, power) if erk else dict.fromkeys(params, density)
         return {name: legacy.bernoulli(shape, densities[name]) for name, shape in shapes.items()}
-    nnz = distribution.erk(shapes, 1 - density, power=power) if mode == "ERK" else distribution.uniform(shapes, 1 - density)
-    return {name: distribution.random_mask(shape.numel(), nnz[name], seed, name).view(shape) for name, shape in shapes.items()}
+    nnz = distributions.erk(shapes, 1 - density, power=power) if mode == "ERK" else distributions.uniform(shapes, 1 - density)
+    return {name: distributions.random_mask(shape.numel(), nnz[name], seed, name).view(shape) for name, shape in shapes.items()}

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dstee.encoding import bonus_table, flat, unflat
 from dstee.reference import random_signal
-from dstee.state import bonus_table, flat, unflat
 
 DEATH_MODES = ("magnitude", "SET", "Taylor_FO", "threshold")
 GROWTH_MODES = ("random", "random_unfired", "momentum", "gradient", "dst_ee")

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from dstee import ops
-from dstee._layers import SparseLayer, check_parameter
 from dstee.compat._state import find_owner, pack
-from dstee.state import flat, flip_counts
+from dstee.encoding import flat, flip_counts
+from dstee.sparse_layer import SparseLayer, check_parameter
 
 
 class MaskView(Tensor):

@@ -11,7 +11,7 @@ from torch import Tensor
 from dstee.compat._masking_rules import DEATH_MODES, GROWTH_MODES, Rule, check_gradients, update_arguments
 from dstee.compat._rigl_update import rigl_update
 from dstee.compat._state import count_active, swap_
-from dstee.distribution import seed64
+from dstee.sparsity_distribution import seed64
 
 _MARK = "_dstee_patched"
 

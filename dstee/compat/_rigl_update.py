@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from dstee.compat._state import count_bits, drop_grow, pack, unpack
-from dstee.state import bonus_table
+from dstee.encoding import bonus_table
 
 
 def parameter_state(optimizer: torch.optim.Optimizer, p: Tensor) -> list[Tensor]:

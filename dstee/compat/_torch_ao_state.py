@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from dstee.encoding import MAX_ROUNDS
 from dstee.methods import method_from_dict
 from dstee.schedule import UpdateSchedule
-from dstee.state import MAX_ROUNDS
 
 if TYPE_CHECKING:
     from dstee.compat.torch_ao import DSTEESparsifier

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from dstee import ops
+from dstee.encoding import mask_bytes
 from dstee.reference import random_signal
-from dstee.state import mask_bytes
 
 
 @dataclass

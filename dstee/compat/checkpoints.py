@@ -18,12 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from dstee import ops
-from dstee._layers import reorder, row_major
+from dstee.encoding import MAX_ROUNDS
 from dstee.export import check_state, fit_masks, from_masks
 from dstee.methods import DSTEE, Method, RigL, Static, method_from_dict
 from dstee.schedule import CosineDrop, UpdateSchedule
+from dstee.sparse_layer import reorder, row_major
 from dstee.sparse_model import SparseModel
-from dstee.state import MAX_ROUNDS
 
 _PARAMETRIZATIONS = ".parametrizations."
 

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from dstee import distribution, ops
+from dstee import ops, sparsity_distribution
 from dstee.compat._rigl_update import legacy_rigl_update, rigl_update
 from dstee.compat._state import pack
 
@@ -174,7 +174,7 @@ class RigLScheduler:
             dense[0] = dense[0] or len(self.W) > 1
             return [0 if d else 1 - self.dense_allocation for d in dense]
         shapes = {str(i): w.shape for i, w in enumerate(self.W) if not dense[i]}
-        nnz = distribution.erk(shapes, 1 - self.dense_allocation)
+        nnz = sparsity_distribution.erk(shapes, 1 - self.dense_allocation)
         return [0 if d else 1 - nnz[str(i)] / self.N[i] for i, d in enumerate(dense)]
 
     @torch.no_grad()

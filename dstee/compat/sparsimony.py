@@ -17,8 +17,8 @@ from dstee import _checks, ops
 from dstee.compat import _uneven
 from dstee.compat._torch_ao_state import check_mask
 from dstee.compat.torch_ao import average_over_ranks
+from dstee.encoding import bonus_table
 from dstee.methods import DSTEE, Method
-from dstee.state import bonus_table
 
 
 class _Pruner:

@@ -18,12 +18,12 @@ from torch.ao.pruning import BaseSparsifier, FakeSparsity
 from torch.ao.pruning.sparsifier.utils import get_arg_info_from_tensor_fqn
 from torch.nn.utils import parametrize
 
-from dstee import _checks, _hosts, ops
-from dstee._layers import check_parameter
+from dstee import _checks, _optimizer_step, ops
 from dstee.compat import _torch_ao_state, _uneven
-from dstee.distribution import random_mask
 from dstee.methods import DSTEE, SET, Method, RigL
 from dstee.schedule import UpdateSchedule
+from dstee.sparse_layer import check_parameter
+from dstee.sparsity_distribution import random_mask
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ class DSTEESparsifier(BaseSparsifier):
         self.schedule = schedule
         self.init = init or ("dense" if isinstance(self.method, Magnitude) else "random")
         self.seed = seed
-        self.optimizer = None if optimizer is None else _hosts.core_optimizer(optimizer)
+        self.optimizer = None if optimizer is None else _optimizer_step.core_optimizer(optimizer)
         self.t = 0
         self._squashed = False
         super().__init__(defaults={"sparsity_level": sparsity_level})
@@ -294,7 +294,7 @@ class DSTEESparsifier(BaseSparsifier):
         new = layer.bools().view(original.shape)
         if self.optimizer is not None and layer.marker is not None:
             fresh = ~new | (module.mask == 0) | (layer.marker.view(original.shape) == 0)
-            _hosts.zero_state(self.optimizer, original, fresh)
+            _optimizer_step.zero_state(self.optimizer, original, fresh)
         module.mask.copy_(new)
         state["mask"] = module.mask
         state["round"] += 1

@@ -1,0 +1,233 @@
+"""``SparseModel.state_dict``: how masks and counters are written down, and everything that is checked when they come back.
+
+    {"format_version": 1, "t": int, "round": int, "seed": int, "method": dict, "schedule": dict, "digest": str,
+     "layers": {name: {"shape": [int], "nnz": int,
+                       "mask": uint8 [ceil(n/8)], "mask_digest": str,            the packed mask
+                       "counts": int16 [n], "counts_digest": str,                only with counters
+                       "previous": uint8 [ceil(n/8)], "previous_digest": str}}}  only after an update
+
+Tensors are in logical (row-major) order, whatever the memory format of the weight, and on the CPU. ``digest`` covers all that
+is not a tensor. Nothing here is pickled code: the dict loads under ``torch.load(weights_only=True)``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dstee import ops
+from dstee.encoding import MAX_ROUNDS, mask_bytes
+from dstee.methods import Method, method_from_dict
+from dstee.schedule import UpdateSchedule
+from dstee.sparse_layer import SparseLayer, reorder, reorder_bits, row_major
+
+FORMAT_VERSION = 1
+_TENSORS = {"mask": torch.uint8, "counts": torch.int16, "previous": torch.uint8}
+_HEAD = ("format_version", "t", "round", "seed", "method", "schedule", "digest", "layers")
+
+
+@dataclass(frozen=True)
+class Restored:
+    """A state that has passed every check. ``tensors[name]``: mask, counts and previous, the absent ones None."""
+
+    t: int
+    round: int
+    seed: int
+    method: Method
+    schedule: UpdateSchedule
+    nnz: dict[str, int]
+    tensors: dict[str, dict[str, Tensor | None]]
+
+
+def digest(t: Tensor) -> str:
+    """blake2b over the bytes of a contiguous tensor."""
+    return hashlib.blake2b(t.cpu().numpy().data, digest_size=16).hexdigest()
+
+
+def _head_digest(state: Mapping[str, Any]) -> str:
+    layers = {
+        name: {key: value for key, value in layer.items() if key not in _TENSORS} for name, layer in state["layers"].items()
+    }
+    plain = {**{key: state[key] for key in _HEAD if key != "digest"}, "layers": layers}
+    return hashlib.blake2b(json.dumps(plain, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def _same_digest(state: Mapping[str, Any]) -> bool:
+    try:
+        return isinstance(state["digest"], str) and state["digest"] == _head_digest(state)
+    except (TypeError, ValueError, AttributeError, RecursionError):  # something in it is not plain: not ours
+        return False
+
+
+def encode_layer(layer: SparseLayer) -> dict[str, Any]:
+    layer.follow()
+    order = layer.shape, layer.strides, row_major(layer.shape)
+    state: dict[str, Any] = {"shape": list(layer.shape), "nnz": layer.nnz}
+    tensors = {
+        "mask": reorder_bits(layer.mask_bits, *order),
+        "counts": None if layer.counts is None else reorder(layer.counts, *order),
+        "previous": None if layer.previous_bits is None else reorder_bits(layer.previous_bits, *order),
+    }
+    for key, t in tensors.items():
+        if t is not None:
+            t = t.to("cpu", copy=True)
+            state |= {key: t, f"{key}_digest": digest(t)}
+    return state
+
+
+def restore_layer(layer: SparseLayer, restored: Restored) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """mask_bits, counts and previous_bits for ``layer``. One that the state does not have keeps its mask and starts anew."""
+    layer.follow()
+    saved = restored.tensors.get(layer.name)
+    if saved is None:
+        active = layer.bools(layer.mask_bits)
+        counted = restored.method.needs_counter or layer.counts is not None
+        return layer.mask_bits, ops.encode_counts(active.int(), active, restored.round) if counted else None, None
+    order = layer.shape, row_major(layer.shape), layer.strides
+    device = layer.mask_bits.device
+    mask, counts, previous = saved["mask"], saved["counts"], saved["previous"]
+    assert mask is not None  # decode() has looked
+    return (
+        reorder_bits(mask, *order).to(device, copy=True),
+        None if counts is None else reorder(counts, *order).to(device, copy=True),
+        None if previous is None else reorder_bits(previous, *order).to(device, copy=True),
+    )
+
+
+def encode(
+    t: int, round: int, seed: int, method: Method, schedule: UpdateSchedule, layers: Mapping[str, SparseLayer]
+) -> dict[str, Any]:
+    state: dict[str, Any] = {
+        "format_version": FORMAT_VERSION,
+        "t": t,
+        "round": round,
+        "seed": seed,
+        "method": method.to_dict(),
+        "schedule": schedule.to_dict(),
+        "layers": {name: encode_layer(layer) for name, layer in layers.items()},
+    }
+    return state | {"digest": _head_digest(state)}
+
+
+def _is_int(value: Any, low: int, high: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+
+
+def decode(state: Any, layers: Mapping[str, SparseLayer], strict: bool) -> Restored:
+    """Checks all of ``state`` against the model and returns it; touches nothing.
+
+    Raises:
+        ValueError: listing everything that is wrong, at once.
+    """
+    if not isinstance(state, Mapping):
+        raise ValueError(f"the sparse state must be a dict made by SparseModel.state_dict, got {type(state).__name__}")
+    if not _is_int(state.get("format_version"), FORMAT_VERSION, FORMAT_VERSION):
+        raise ValueError(
+            f"the sparse state has format version {state.get('format_version')!r}, this dstee reads {FORMAT_VERSION}: "
+            "was it made by SparseModel.state_dict?"
+        )
+    problems = [f"{key} is missing" for key in _HEAD if key not in state]
+    problems += [f"unknown entry {key!r}" for key in state if key not in _HEAD]
+    if not isinstance(state.get("layers"), dict):
+        problems.append("layers is no dict")
+    if problems:
+        raise _error(problems)
+
+    t, round, seed = state["t"], state["round"], state["seed"]
+    if not _is_int(t, 0, 2**63 - 1):
+        problems.append(f"t must be a step number, got {t!r}")
+    if not _is_int(round, 0, MAX_ROUNDS - 1):
+        problems.append(f"round must be in 0..{MAX_ROUNDS - 1}, got {round!r}")
+    elif _is_int(t, 0, 2**63 - 1) and round > t:
+        problems.append(f"round is {round}, more than the {t} steps taken")
+    if not _is_int(seed, -(2**63), 2**64 - 1):
+        problems.append(f"seed must be an int of 64 bits, got {seed!r}")
+    method = _read("method", method_from_dict, state["method"], problems)
+    schedule = _read("schedule", UpdateSchedule.from_dict, state["schedule"], problems)
+
+    names = set(map(str, state["layers"]))
+    if strict or not names & set(layers):
+        problems += [f"{name}: in the model, not in the state" for name in layers if name not in names]
+        problems += [f"{name!r}: in the state, no sparse layer of the model" for name in state["layers"] if name not in layers]
+    tensors: dict[str, dict[str, Tensor | None]] = {}
+    nnz: dict[str, int] = {}
+    for name, layer in layers.items():
+        if name in state["layers"]:
+            saved = state["layers"][name]
+            wrong = _check_layer(saved, layer, round, strict, method)
+            problems += [f"{name}: {text}" for text in wrong]
+            if not wrong:
+                tensors[name] = {key: saved.get(key) for key in _TENSORS}
+                nnz[name] = saved["nnz"]
+    if not problems and not _same_digest(state):
+        problems.append("digest does not match: the numbers in the state were damaged or edited")
+    if problems or method is None or schedule is None:
+        raise _error(problems)
+    return Restored(t, round, seed, method, schedule, nnz, tensors)
+
+
+def _error(problems: list[str]) -> ValueError:
+    return ValueError("cannot load the sparse state, nothing was changed:\n  " + "\n  ".join(problems))
+
+
+def _read(key: str, from_dict, value: Any, problems: list[str]):
+    if not isinstance(value, dict) or not all(isinstance(v, (str, int, float, bool)) for v in (*value, *value.values())):
+        problems.append(f"{key} is no dict of plain values")
+        return None
+    try:
+        return from_dict(value)
+    except (ValueError, TypeError, OverflowError) as error:
+        problems.append(f"{key}: {error}")
+        return None
+
+
+def _check_layer(saved: Any, layer: SparseLayer, round: Any, strict: bool, method: Method | None) -> list[str]:
+    if not isinstance(saved, dict):
+        return [f"expected a dict, got {type(saved).__name__}"]
+    known = {"shape", "nnz", *_TENSORS, *(f"{key}_digest" for key in _TENSORS)}
+    wrong = [f"unknown entry {key!r}" for key in saved if key not in known]
+    shape, nnz, n = saved.get("shape"), saved.get("nnz"), layer.numel
+    if not isinstance(shape, list) or not all(type(d) is int for d in shape) or shape != list(layer.shape):
+        return [*wrong, f"shape {shape!r}, the model has {list(layer.shape)}"]
+    if not _is_int(nnz, 0, n):
+        return [*wrong, f"nnz must be in 0..{n}, got {nnz!r}"]
+    if strict and nnz != layer.nnz:
+        wrong.append(f"{nnz} active weights, the model has {layer.nnz} (strict=False takes over the saved number)")
+    if "mask" not in saved:
+        wrong.append("the mask is missing")
+    if "counts" not in saved and method is not None and method.needs_counter:
+        wrong.append(f"counts are missing, {method.name} needs them")
+    for key, dtype in _TENSORS.items():
+        if key in saved:
+            wrong += _check_tensor(key, saved[key], saved.get(f"{key}_digest"), dtype, n if key == "counts" else mask_bytes(n))
+    if wrong:
+        return wrong
+    for key in ("mask", "previous"):
+        if key in saved:
+            active = int(ops.count_active([saved[key]]))
+            if active != nnz:
+                wrong.append(f"{key} has {active} active weights, nnz says {nnz}")
+            if n % 8 and int(saved[key][-1]) >> n % 8:
+                wrong.append(f"{key} has bits beyond its {n} weights")
+    if "counts" in saved and _is_int(round, 0, MAX_ROUNDS):
+        low, high = (int(x) for x in saved["counts"].aminmax())
+        if low < 0 or high > round:
+            wrong.append(f"counts lie in {low}..{high}, expected 0..{round}")
+    return wrong
+
+
+def _check_tensor(key: str, t: Any, saved_digest: Any, dtype: torch.dtype, size: int) -> list[str]:
+    """Sizes come before contents, so that a small file cannot declare a huge tensor."""
+    if not isinstance(t, Tensor) or t.layout is not torch.strided or t.is_meta:
+        return [f"{key} must be a dense tensor, got {type(t).__name__}"]
+    if t.dtype != dtype or t.shape != (size,) or not t.is_contiguous():
+        return [f"{key} is {t.dtype} {list(t.shape)} stride {t.stride()}, expected {dtype} [{size}], contiguous"]
+    if not isinstance(saved_digest, str) or saved_digest != digest(t):
+        return [f"{key} is damaged: its digest does not match"]
+    return []

@@ -1,0 +1,11 @@
+"""Which code runs an op (``registry``), and how each way to run it is reached (``native``, ``triton``)."""
+
+from dstee.backends.registry import BACKENDS as BACKENDS
+from dstee.backends.registry import Backend as Backend
+from dstee.backends.registry import KernelTime as KernelTime
+from dstee.backends.registry import forced as forced
+from dstee.backends.registry import kernel_time as kernel_time
+from dstee.backends.registry import native_function as native_function
+from dstee.backends.registry import resolve as resolve
+from dstee.backends.registry import run as run
+from dstee.backends.registry import use_backend as use_backend

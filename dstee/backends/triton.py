@@ -1,0 +1,74 @@
+"""Finds the Triton kernels, ``dstee.kernels``, and imports them when an op first asks; remembers why it could not."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import torch
+
+_MODULES = {
+    "masked_sgd_": "masked_sgd", "drop_grow_": "drop_grow", "pack_mask": "pack_mask", "unpack_mask": "pack_mask",
+    "encode_counts": "counts", "decode_counts": "counts", "count_active": "counts", "count_explored": "counts",
+}  # fmt: skip
+DEVICES = ("cuda", "xpu")  # torch calls ROCm cuda
+
+
+def interpreted() -> bool:
+    """Whether kernels run in Triton's interpreter, which the environment decides when they are imported."""
+    return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
+
+
+def why_not(op: str, device: torch.device) -> str | None:
+    if device.type == "cpu" and not interpreted():
+        return "Triton has no CPU kernels; TRITON_INTERPRET=1, set before Python starts, interprets them (slow, for tests)"
+    if device.type != "cpu" and interpreted():
+        return f"TRITON_INTERPRET is set, and the interpreter cannot read the memory of {device.type} devices: unset it"
+    if device.type not in (*DEVICES, "cpu"):
+        return f"the Triton kernels are written for {' and '.join(DEVICES)} devices, not for {device.type}"
+    return missing()
+
+
+@functools.cache
+def missing() -> str | None:
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed: pip install triton"
+    return None
+
+
+def function(op: str) -> Callable:
+    return getattr(module(_MODULES[op]), op)
+
+
+@functools.cache
+def module(name: str) -> ModuleType:
+    """``dstee.kernels.<name>``.
+
+    Raises:
+        RuntimeError: it cannot be imported.
+    """
+    if importlib.util.find_spec("dstee.kernels") is None:
+        _from_checkout()
+    try:
+        return importlib.import_module(f"dstee.kernels.{name}")
+    except ImportError as error:
+        raise RuntimeError(f"the Triton kernels could not be imported ({error}): install another triton") from error
+
+
+def _from_checkout() -> None:
+    """In a source tree that is not installed the kernels lie beside the package, not in it."""
+    folder = Path(__file__).resolve().parents[2] / "kernels"
+    spec = importlib.util.spec_from_file_location(
+        "dstee.kernels", folder / "__init__.py", submodule_search_locations=[str(folder)]
+    )
+    if spec is None or spec.loader is None or not folder.is_dir():
+        raise RuntimeError("dstee.kernels is not installed: reinstall dstee")
+    package = importlib.util.module_from_spec(spec)
+    sys.modules["dstee.kernels"] = package
+    spec.loader.exec_module(package)

@@ -1,0 +1,148 @@
+"""One sparse layer: a parameter of the model, its mask and its counters."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from dstee import _checks, ops
+from dstee.encoding import flat
+from dstee.selection import Candidate, is_lazy
+from dstee.sparsity_distribution import random_mask
+
+Strides = tuple[int, ...]
+
+
+def check_parameter(name: str, p: Tensor) -> None:
+    """A sparse weight is a plain floating-point tensor that fills its memory exactly once.
+
+    Raises:
+        TypeError, ValueError: naming the parameter and what to do.
+    """
+    if is_lazy(p):
+        raise ValueError(f"{name} is not initialised yet: run one batch through the model first")
+    if type(p) is not nn.Parameter:
+        raise TypeError(
+            f"{name} is a {type(p).__name__}, expected a plain torch.nn.Parameter: sharded weights are not supported"
+        )
+    if p.is_meta:
+        raise ValueError(f"{name} is on the meta device and has no values: give it memory (model.to_empty) first")
+    if p.dtype not in _checks.PARAM_DTYPES:
+        raise TypeError(f"{name} has dtype {p.dtype}, expected float32, bfloat16 or float16: call model.float() or exclude it")
+    if not _checks.is_dense(p):
+        raise ValueError(
+            f"{name} {list(p.shape)} with strides {p.stride()} is a view with gaps or overlaps: pass a whole tensor"
+        )
+
+
+def row_major(shape: torch.Size) -> tuple[int, ...]:
+    """Strides of a contiguous tensor of this shape."""
+    return torch.empty(shape, device="meta").stride()
+
+
+def reorder(values: Tensor, shape: Sequence[int], old: Strides, new: Strides) -> Tensor:
+    """1-D ``values`` in the memory order of ``old`` strides, put into that of ``new``."""
+    if old == new:
+        return values
+    target = values.new_empty_strided(tuple(shape), new)
+    return flat(target.copy_(values.as_strided(tuple(shape), old)))
+
+
+def reorder_bits(bits: Tensor, shape: Sequence[int], old: Strides, new: Strides) -> Tensor:
+    """As :func:`reorder`, for a packed mask."""
+    if old == new:
+        return bits
+    return ops.pack_mask(reorder(ops.unpack_mask(bits, (torch.Size(shape).numel(),)), shape, old, new))
+
+
+@dataclass(eq=False)
+class SparseLayer:
+    """A weight of the model, found by name each time it is used, with its mask and counters in the weight's memory order.
+
+    ``nnz``: active weights. ``mask_bits``: uint8 [ceil(n/8)]. ``counts``: int16 [n] in lazy form, None without counters.
+    ``previous_bits``: the mask before the last update, None before the first.
+    """
+
+    name: str
+    module: nn.Module
+    attribute: str
+    nnz: int
+    mask_bits: Tensor
+    counts: Tensor | None
+    shape: torch.Size
+    strides: Strides
+    dtype: torch.dtype
+    previous_bits: Tensor | None = None
+
+    @property
+    def numel(self) -> int:
+        return self.shape.numel()
+
+    @property
+    def param(self) -> nn.Parameter:
+        """The parameter that the module holds now; wrappers replace it.
+
+        Raises:
+            RuntimeError: the module has none under this name any more.
+        """
+        p = self.module._parameters.get(self.attribute)
+        if p is None:
+            raise RuntimeError(f"{self.name} is no parameter of its module any more: sparsify after changing the model")
+        return p
+
+    def follow(self) -> nn.Parameter:
+        """The parameter, after mask and counters have gone where it went: another device or memory format."""
+        p = self.param
+        if (
+            p.stride() != self.strides
+            or p.device != self.mask_bits.device
+            or p.dtype is not self.dtype
+            or type(p) is not nn.Parameter
+        ):
+            self._move(p)
+        return p
+
+    def _move(self, p: nn.Parameter) -> None:
+        check_parameter(self.name, p)
+        if p.shape != self.shape:
+            raise RuntimeError(f"{self.name} has shape {list(p.shape)}, it was {list(self.shape)} when it was made sparse")
+        order = self.shape, self.strides, p.stride()
+        self.mask_bits = reorder_bits(self.mask_bits, *order).to(p.device)
+        if self.previous_bits is not None:
+            self.previous_bits = reorder_bits(self.previous_bits, *order).to(p.device)
+        if self.counts is not None:
+            self.counts = reorder(self.counts, *order).to(p.device)
+        self.strides, self.dtype = p.stride(), p.dtype
+
+    def fit(self, t: Tensor) -> Tensor:
+        """A gradient or momentum with the dtype, device and memory order of the weight: itself if it has them, else a copy."""
+        if t.layout is not torch.strided:
+            t = t.to_dense()
+        if t.stride() == self.strides and t.dtype is self.dtype and t.device == self.mask_bits.device:
+            return t
+        p = self.param
+        if t.dtype is p.dtype and t.device == p.device and _checks._layout(t) == _checks._layout(p):
+            return t  # strides of dimensions of size 1 mean nothing
+        return torch.empty_like(p, requires_grad=False).copy_(t)
+
+    def bools(self, bits: Tensor) -> Tensor:
+        """A packed mask as a bool tensor with the shape and strides of the weight; :meth:`follow` first."""
+        return ops.unpack_mask(bits, (self.numel,)).as_strided(self.shape, self.strides)
+
+    def inactive(self) -> Tensor:
+        """The weights outside the mask: bool, shape and strides of the weight."""
+        self.follow()
+        return self.bools(self.mask_bits).logical_not_()
+
+
+def make_layer(c: Candidate, nnz: int, seed: int, counted: bool) -> SparseLayer:
+    """A layer with a random mask of ``nnz`` weights; the weights are not touched."""
+    p, (_, module, attribute) = c.param, c.owners[0]
+    mask = random_mask(p.numel(), nnz, seed, c.name)  # row-major: the same whatever the memory format
+    bits = ops.pack_mask(reorder(mask, p.shape, row_major(p.shape), p.stride()).to(p.device))
+    # The initial mask is the first round: N = M, whose stored form is 0 everywhere.
+    counts = torch.zeros(p.numel(), dtype=torch.int16, device=p.device) if counted else None
+    return SparseLayer(c.name, module, attribute, nnz, bits, counts, p.shape, p.stride(), p.dtype)

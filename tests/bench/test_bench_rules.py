@@ -1,0 +1,136 @@
+"""The rules that the benchmark holds contenders to, against the reference and against sorting; every peer's adapter."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import numpy as np
+import pytest
+import torch
+
+from bench import rules
+from bench.contenders import Setting, registry, update
+from bench.layers import make_layers
+from bench.rules import array
+from dstee import backends
+from dstee.testing import assert_same_bits
+
+SHAPES = [(40, 30), (16, 8, 3, 3), (9,)]
+MATRICES = SHAPES[:2]
+
+
+def by_sort(key: np.ndarray, among: np.ndarray, k: int) -> np.ndarray:
+    order = np.lexsort((np.arange(key.size), -key, ~among))[: min(k, int(among.sum()))]
+    taken = np.zeros(key.size, bool)
+    taken[order] = True
+    return taken
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_largest_is_the_head_of_a_sort(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    n = int(rng.integers(1, 60))
+    key, among = rng.integers(0, rng.integers(1, 40), n).astype(np.int64), rng.random(n) < 0.7
+    for k in (0, 1, n // 2, n):
+        choice = rules.largest(key, among, k)
+        assert np.array_equal(choice.taken, by_sort(key, among, k))
+        assert not choice.taken.any() or set(key[choice.tied]) == {choice.threshold}
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_rule_in_numpy_is_the_reference(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With ties: gradients and weights of few values."""
+    layers = make_layers(SHAPES, 0.2, 0.4, seed)
+    for tensors in (layers.params, layers.grads):
+        scale = tensors[0].abs().max() / 3
+        tensors[:] = [(t / scale).round() * scale for t in tensors]
+    setting = Setting("drop_grow", layers, 0.2, 0.4)
+    monkeypatch.setattr("bench.contenders.MOST_FOR_REFERENCE", 0)
+    by_numpy = setting.expected
+    assert setting.gate == "the rule in numpy"
+    with backends.use_backend("reference"):
+        state = layers.clone()
+        update(state, setting.bonus)
+    for name in ("params", "mask_bits", "counts"):
+        assert_same_bits(getattr(by_numpy, name), getattr(state, name), name)
+
+
+def test_what_ties_may_fall_either_way_and_nothing_else() -> None:
+    mask = np.array([1, 1, 1, 0, 0, 0, 0], bool)
+    w = rules.rank(np.array([3.0, 1.0, 1.0, 0, 0, 0, 0], np.float32))
+    g = rules.rank(np.array([0.0, 0.1, 0.1, 5.0, 4.0, 4.0, 1.0], np.float32))
+    expected = rules.update(mask, w, g, 1)
+    right = np.array([1, 0, 1, 1, 0, 0, 0], bool)
+    assert rules.disagreement(right, expected) is None
+    assert rules.disagreement(np.array([1, 1, 0, 1, 0, 0, 0], bool), expected) is None, "the other of two equal weights"
+    assert "positions" in str(rules.disagreement(np.array([1, 0, 1, 0, 0, 0, 1], bool), expected))
+    assert "expected 3" in str(rules.disagreement(np.array([1, 1, 1, 1, 0, 0, 0], bool), expected))
+    kept = np.where(right, [3.0, 1, 1, 0, 0, 0, 0], 0)
+    assert rules.wrong_weights(kept, np.array([3.0, 1, 1, 0, 0, 0, 0]), mask, right, expected) is None
+    assert rules.wrong_weights(kept * 2, np.array([3.0, 1, 1, 0, 0, 0, 0]), mask, right, expected) is not None
+
+
+def test_thresholds_take_all_that_tie() -> None:
+    mask = np.array([1, 1, 1, 0, 0, 0], bool)
+    w, g = np.array([1, 1, 2, 0, 0, 0], np.float32), np.array([0, 0, 0, 7, 7, 1], np.float32)
+    found = rules.by_threshold(mask, w, rules.rank(g), 1, grow_ties=True)
+    assert found.mask.tolist() == [False, False, True, True, True, False]
+
+
+# --- contenders --------------------------------------------------------------------------------------------------------------
+
+REAL = [c for c in registry() if not c.ours and c.name != "torch.compile"]
+
+
+@pytest.mark.parametrize("contender", REAL, ids=lambda c: f"{c.name}-{c.op}")
+def test_a_contender_does_what_it_says_and_is_found_out_else(contender) -> None:
+    reason = contender.why_not("cpu", "float32")
+    if reason is not None:
+        pytest.skip(reason)
+    setting = Setting(contender.op, make_layers(MATRICES, 0.2, 0.3), 0.2, 0.3)
+    session = contender.open(setting)
+    for _ in range(2):
+        session.restore()
+        session.call()
+        assert session.check() is None
+    session.restore()
+    assert session.check() is not None, "a call that did nothing passes for right"
+    session.call()
+    with torch.no_grad():
+        first = session.outputs()[0].view(-1)
+        at = int(((first != 0) & setting.before.masks[0].view(-1)).nonzero()[0])
+        first[at] = 0 if first.dtype == torch.bool or contender.op == "drop_grow" else first[at] * 1.5
+    assert session.check() is not None, "one wrong weight passes for right"
+    session.close()
+
+
+def test_every_peer_has_a_reason_when_it_is_absent(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr("importlib.metadata.version", absent)
+    told = {c.name: c.why_not("cpu", "float32") for c in registry() if c.name in ("rigl-torch", "sparsimony")}
+    assert told.keys() == {"rigl-torch", "sparsimony"} and all("is not installed" in str(t) for t in told.values())
+
+
+def test_rigl_torch_loads_without_torchvision() -> None:
+    if importlib.util.find_spec("rigl_torch") is None:
+        pytest.skip("rigl-torch is not installed")
+    from bench.peers import rigl_torch
+
+    assert rigl_torch.load().RigLScheduler
+
+
+def test_names_are_unique(monkeypatch: pytest.MonkeyPatch) -> None:
+    from support import bench_plugin
+
+    monkeypatch.setattr(bench_plugin, "CONTENDERS", [bench_plugin._one("native", bench_plugin.Lazy)])
+    with pytest.raises(ValueError, match="native"):
+        registry(["bench_plugin"])
+
+
+def test_our_rule_table_keys_are_integers() -> None:
+    keys = rules.dst_ee_keys(
+        array(torch.tensor([1.0, -2.0, float("nan")])), np.array([0, 1, 0]), np.array([0.5, 0.25], np.float32)
+    )
+    assert keys.dtype == np.int64 and keys.argmax() == 1 and keys.argmin() == 2

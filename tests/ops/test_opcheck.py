@@ -1,0 +1,96 @@
+"""torch.library.opcheck of every op: schema, mutation marks, shapes for the compiler, functionalisation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from dstee import backends, encoding, ops, reference
+from dstee.backends import native
+from dstee.testing import assert_same_bits, make_case
+
+OPS = (
+    "masked_sgd_", "drop_grow_", "pack_mask", "unpack_mask", "encode_counts", "decode_counts", "count_active",
+    "count_explored",
+)  # fmt: skip
+
+
+def calls(name: str) -> list[Callable[[], object]]:
+    rule = ops.SGDRule(lr=torch.tensor(0.1), momentum=0.9)
+    case = make_case(0, [17, 64], density=0.3, round=2, sgd=rule)
+    plain = make_case(1, [33], density=0.3, sgd=ops.SGDRule(0.1), counted=False, found_inf=torch.zeros(1))
+    assert case.counts is not None
+    counts, bits = case.counts, case.mask_bits
+    mask, N = case.masks()[1], case.N[1]
+    table: dict[str, list[Callable[[], object]]] = {
+        "masked_sgd_": [case.masked_sgd_, plain.masked_sgd_],
+        "drop_grow_": [case.drop_grow_, plain.drop_grow_],
+        "pack_mask": [lambda: ops.pack_mask(mask)],
+        "unpack_mask": [lambda: ops.unpack_mask(bits[1], [8, 8])],
+        "encode_counts": [lambda: ops.encode_counts(N, mask, 2)],
+        "decode_counts": [lambda: ops.decode_counts(counts[1], bits[1], 2, [8, 8])],
+        "count_active": [lambda: ops.count_active(bits)],
+        "count_explored": [lambda: ops.count_explored(counts, bits)],
+    }
+    return table[name]
+
+
+def schema_arguments(name: str, call: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> tuple:
+    """What the public function hands to a backend."""
+    seen: list[tuple] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(backends, "run", lambda backend, op, args: seen.append((op, args)))
+        call()
+    ((op, args),) = [s for s in seen if s[0] == name]
+    assert op == name
+    return args
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_opcheck(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    native.load()
+    for call in calls(name):
+        torch.library.opcheck(getattr(torch.ops.dstee, name).default, schema_arguments(name, call, monkeypatch))
+
+
+def test_the_catalogue_is_complete() -> None:
+    """Every op of the library is checked here, and has a reference with the parameters of its schema, in order."""
+    names = {key.split("::")[1].split(".")[0] for key in torch._C._dispatch_get_all_op_names() if key.startswith("dstee::")}
+    assert names == set(OPS)
+    for name in OPS:
+        schema = [a.name for a in getattr(torch.ops.dstee, name).default._schema.arguments]
+        code = getattr(reference, name).__code__
+        assert list(code.co_varnames[: code.co_argcount]) == schema
+
+
+def test_only_what_is_marked_is_written() -> None:
+    marked = {
+        name: [a.name for a in getattr(torch.ops.dstee, name).default._schema.arguments if a.alias_info is not None]
+        for name in OPS
+    }
+    assert marked.pop("masked_sgd_") == ["params", "momenta"]
+    assert marked.pop("drop_grow_") == ["params", "momenta", "mask_bits", "counts"]
+    assert not any(marked.values())
+
+
+def test_the_raw_op_runs_inside_a_compiled_function(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Traced with fake tensors and functionalised, the op leaves the same bits as called directly."""
+    case = make_case(4, [65, 40], density=0.3, round=1, sgd=ops.SGDRule(0.1, 0.9))
+    args = schema_arguments("drop_grow_", case.clone().drop_grow_, monkeypatch)
+    expected = case.clone()
+    expected.drop_grow_()
+
+    @torch.compile(backend="aot_eager", fullgraph=True)
+    def update(params, grads, momenta, mask_bits, counts, bonus):
+        torch.ops.dstee.drop_grow_(params, grads, momenta, mask_bits, counts, *args[5:7], bonus, *args[8:])
+        return params[0] + 1
+
+    with torch.no_grad():
+        moved = update(*(*args[:5], args[7]))
+    assert_same_bits(args[0], expected.params, "params")
+    assert_same_bits(args[3], expected.mask_bits, "mask_bits")
+    assert_same_bits(
+        moved, encoding.unflat(encoding.flat(expected.params[0]) + 1, expected.params[0]), "what is read afterwards"
+    )
