@@ -2,10 +2,9 @@
 
 from dstee.backends.registry import BACKENDS as BACKENDS
 from dstee.backends.registry import Backend as Backend
-from dstee.backends.registry import KernelTime as KernelTime
 from dstee.backends.registry import forced as forced
-from dstee.backends.registry import kernel_time as kernel_time
-from dstee.backends.registry import native_function as native_function
 from dstee.backends.registry import resolve as resolve
-from dstee.backends.registry import run as run
 from dstee.backends.registry import use_backend as use_backend
+from dstee.backends.timing import KernelTime as KernelTime
+from dstee.backends.timing import kernel_time as kernel_time
+from dstee.backends.timing import run as run

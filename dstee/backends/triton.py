@@ -13,6 +13,8 @@ from types import ModuleType
 
 import torch
 
+from dstee.backends import version_counters
+
 _MODULES = {
     "masked_sgd_": "masked_sgd", "drop_grow_": "drop_grow", "pack_mask": "pack_mask", "unpack_mask": "pack_mask",
     "encode_counts": "counts", "decode_counts": "counts", "count_active": "counts", "count_explored": "counts",
@@ -42,8 +44,17 @@ def missing() -> str | None:
     return None
 
 
+@functools.cache
 def function(op: str) -> Callable:
-    return getattr(module(_MODULES[op]), op)
+    kernel, written = getattr(module(_MODULES[op]), op), version_counters.written(op)
+
+    def call(*args):
+        result = kernel(*args)
+        for i in written:  # as for native kernels
+            version_counters.bump(args[i])
+        return result
+
+    return call
 
 
 @functools.cache

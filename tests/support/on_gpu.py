@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from dstee import backends
+from dstee.backends import native, version_counters
 from dstee.backends import triton as triton_backend
 from dstee.testing import Configuration
 
@@ -96,7 +97,7 @@ def mirrored(op: str, kernel: Callable, device: str = "cuda") -> Callable:
         finally:  # what a refused call has written shows too
             mirror.bring_back()
         for i in written:
-            backends._bump_versions(args[i])
+            version_counters.bump(args[i])
         return result.cpu() if isinstance(result, Tensor) else result
 
     return call
@@ -115,7 +116,7 @@ def parameters() -> list:
     if not REQUIRED and why_no_gpu():
         return []
     backends.BACKENDS[NAME] = backends.Backend(
-        NAME, _why_not, lambda op: mirrored(op, backends.native_function(op, "cuda")), guards_itself=True
+        NAME, _why_not, lambda op: mirrored(op, native.function(op, "cuda")), guards_itself=True
     )
     backends.BACKENDS[TRITON] = backends.Backend(
         TRITON, _why_not_triton, lambda op: mirrored(op, lambda *args: triton_backend.function(op)(*args))
