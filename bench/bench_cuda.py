@@ -7,7 +7,7 @@ time is taken, the result is compared bit for bit: with the reference for ResNet
 which the tests hold to the reference, everywhere.
 
 Two sums of bytes (fp32; in sectors of the 32 bytes that a GPU's memory moves):
-  modelled      what the kernels move by their own plan, see traffic.py; the rate printed is of these
+  modelled      what the kernels move by their own plan, see cuda_traffic.py; the rate printed is of these
   floor         what any implementation must move: for masked_sgd_ the same; for drop_grow_ gradient 4 n, counters 2 n,
                 mask n/8, the sectors of w with an active weight; written: the sectors of counters, w and mask that change
 """
@@ -29,7 +29,7 @@ from dstee import backends, ops
 from dstee.backends import native
 from dstee.encoding import bonus_table
 
-from . import harness, traffic
+from . import cuda_traffic, harness
 from .shapes import SHAPES
 
 DEVICE = "cuda"
@@ -166,17 +166,17 @@ def graphed(call: Callable[[], None]) -> Callable[[], None]:
 
 def sectors(masks: list[Tensor], item: int) -> int:
     """32-byte sectors of tensors of ``item``-byte elements that hold a position of the masks."""
-    return sum(traffic.runs_of(mask, traffic.SECTOR // item) for mask in masks)
+    return sum(cuda_traffic.runs_of(mask, cuda_traffic.SECTOR // item) for mask in masks)
 
 
 def row(
-    operation: str, name: str, density: float, layers: harness.Layers, kernels: dict[str, traffic.Bytes], floor: float,
+    operation: str, name: str, density: float, layers: harness.Layers, kernels: dict[str, cuda_traffic.Bytes], floor: float,
     times: dict, copied: int,
 ) -> dict:  # fmt: skip
     """The figures of one operation on one list. ``kernels``: modelled bytes; ``floor``: bytes that must move."""
     median = {contender: statistics.median(values) for contender, values in times.items()}
     copy = copied / median["copy"] * 1e-6
-    modelled = traffic.total(kernels).moved
+    modelled = cuda_traffic.total(kernels).moved
     reached, over_floor = modelled / median["native"] * 1e-6, median["native"] * 1e6 * copy / floor
     result = {
         "op": operation, "list": name, "density": density, "n": layers.n, "layers": len(layers.params),
@@ -221,7 +221,7 @@ def bench_step(name: str, density: float, oracles: list[str]) -> dict:
         "torch fused + masks": (nothing, masked, REPEATS),
         "torch fused, dense": (nothing, lambda: optimizer.step(), REPEATS),
     })  # fmt: skip
-    kernels = {"step": traffic.masked_sgd([traffic.of_masks(mask) for mask in layers.masks])}
+    kernels = {"step": cuda_traffic.masked_sgd([cuda_traffic.of_masks(mask) for mask in layers.masks])}
     floor = layers.n / 8 + 5 * 32 * sectors(layers.masks, 4)
     return row("masked_sgd_", name, density, layers, kernels, floor, times, copied)
 
@@ -239,11 +239,11 @@ def topk_update(layers: harness.Layers, N: list[Tensor], bonus: Tensor) -> None:
         count.add_(mask)
 
 
-def modelled_update(layers: harness.Layers, masks: list[Tensor]) -> dict[str, traffic.Bytes]:
+def modelled_update(layers: harness.Layers, masks: list[Tensor]) -> dict[str, cuda_traffic.Bytes]:
     """``masks``: those after the update."""
-    facts = [traffic.of_masks(*layer) for layer in zip(layers.masks, masks, layers.k, strict=True)]
+    facts = [cuda_traffic.of_masks(*layer) for layer in zip(layers.masks, masks, layers.k, strict=True)]
     blocks = 4 * torch.cuda.get_device_properties(0).multi_processor_count if DEVICE == "cuda" else 1
-    return traffic.drop_grow(facts, step=False, momenta=False, blocks=blocks)
+    return cuda_traffic.drop_grow(facts, step=False, momenta=False, blocks=blocks)
 
 
 def bench_update(name: str, density: float, oracles: list[str]) -> dict:

@@ -125,9 +125,9 @@ def _dispatch(args: argparse.Namespace) -> int:
 
         return compare.run(Path(words[1]), Path(words[2]), args.margin, args.all, sys.stdout)
     if words[0] == "report" and len(words) == 2:
-        from . import document
+        from . import results_file
 
-        loaded = document.read(Path(words[1]))
+        loaded = results_file.read(Path(words[1]))
         _show(loaded, args)
         return 0
     raise UsageError(f"{' '.join(words)!r} is no command: expected compare A.json B.json, report A.json, or nothing to measure")
@@ -155,14 +155,13 @@ def _show(document: dict[str, Any], args: argparse.Namespace) -> None:
 def _measure(args: argparse.Namespace) -> int:
     from dstee.report import complain, make_console
 
-    from . import document as documents
-    from . import plan, report, scaling, stamp, sweep, table
+    from . import environment, plan, report, results_file, scaling, sweep, table
 
     tasks = plan.tasks(args)
     path = args.resume or args.json
     if args.resume and args.json and args.resume != args.json:
         raise plan.UsageError("--resume FILE writes to that file: leave out --json")
-    document = documents.new(stamp.stamp(plan.threads(args), args.device), plan.options(args))
+    document = results_file.new(environment.describe(plan.threads(args), args.device), plan.options(args))
     kept = sweep.resume_from(path) if args.resume else []
     busy = document["stamp"]["load"]
     if busy is not None and busy > 0.5:

@@ -20,8 +20,8 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from . import document as documents
-from .document import Document, Row
+from . import results_file
+from .results_file import Document, Row
 
 Z = 2.5758  # two-sided 99 %
 SAME, FASTER, SLOWER, UNKNOWN = "same", "faster", "slower", "cannot tell"
@@ -102,7 +102,7 @@ def compare(a: Document, b: Document, margin: float = 0.05) -> list[Verdict]:
     found = []
     for row in b["rows"]:
         for old in a["rows"]:
-            if not documents.same_key(old, row):
+            if not results_file.same_key(old, row):
                 continue
             machine = drift(old, row)
             for name, one in row.get("contenders", {}).items():
@@ -110,7 +110,7 @@ def compare(a: Document, b: Document, margin: float = 0.05) -> list[Verdict]:
                 if other is None or "skipped" in (one["status"], other["status"]):
                     continue
                 what, r, why = verdict(other, one, machine, margin)
-                found.append(Verdict(documents.title(row), name, bool(one.get("ours") or other.get("ours")), what, r, why))
+                found.append(Verdict(results_file.title(row), name, bool(one.get("ours") or other.get("ours")), what, r, why))
     return found
 
 
@@ -139,7 +139,7 @@ def run(first: Path, second: Path, margin: float, everyone: bool, stream: TextIO
     """Prints the verdicts; returns the exit status."""
     from dstee.report import make_console, one_line
 
-    a, b = documents.read(first), documents.read(second)
+    a, b = results_file.read(first), results_file.read(second)
     verdicts = compare(a, b, margin)
     console = make_console(stream)
 

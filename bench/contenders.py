@@ -20,12 +20,12 @@ from dstee import backends, ops
 from dstee.encoding import bonus_table
 from dstee.testing import assert_same_bits
 
-from . import rules
+from . import expected
+from .expected import Expected, array
 from .layers import ROUND, Layers, masks_of
-from .rules import Expected, array
 
 STEP: dict[str, Any] = {"lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4}
-MOST_FOR_REFERENCE = 40_000_000  # weights; above, the gate compares with bench.rules, which needs less time and memory
+MOST_FOR_REFERENCE = 40_000_000  # weights; above, the gate compares with bench.expected, which needs less time and memory
 
 
 @dataclass
@@ -77,7 +77,7 @@ class Setting:
         return state
 
     def outcome(self, rule: str) -> list[Expected]:
-        """Every layer after an update by ``rule``, by the code in :mod:`rules`."""
+        """Every layer after an update by ``rule``, by the code in :mod:`expected`."""
         if rule not in self.by_rule:
             b, bonus = self.before, self.bonus.cpu().numpy()
             layers = zip(b.masks, b.params, b.grads, self.N, b.k, strict=True)
@@ -88,12 +88,12 @@ class Setting:
 
 
 RULES: dict[str, Callable[..., Expected]] = {
-    "DST-EE": rules.dst_ee,
-    "DST-EE, ties to chance": rules.score_only,
-    "DST-EE by thresholds": lambda mask, w, g, N, bonus, k: rules.by_threshold(
-        mask, w, rules.dst_ee_keys(g, N, bonus) >> 32, k, grow_ties=True
+    "DST-EE": expected.dst_ee,
+    "DST-EE, ties to chance": expected.score_only,
+    "DST-EE by thresholds": lambda mask, w, g, N, bonus, k: expected.by_threshold(
+        mask, w, expected.dst_ee_keys(g, N, bonus) >> 32, k, grow_ties=True
     ),
-    "RigL by threshold": lambda mask, w, g, N, bonus, k: rules.by_threshold(mask, w, rules.rank(g), k, grow_ties=False),
+    "RigL by threshold": lambda mask, w, g, N, bonus, k: expected.by_threshold(mask, w, expected.rank(g), k, grow_ties=False),
 }
 
 
@@ -259,13 +259,13 @@ class TorchUpdate(Session):
         self.masks, self.N = [], []
 
 
-def check_update(setting: Setting, expected: list[Expected], masks: Sequence[Tensor], params: Sequence[Tensor]) -> str | None:
+def check_update(setting: Setting, outcome: list[Expected], masks: Sequence[Tensor], params: Sequence[Tensor]) -> str | None:
     """Masks by the rule, weights as they were where they stayed and 0 (or kept, if regrown) elsewhere."""
     before = setting.before
-    for i, layer in enumerate(expected):
+    for i, layer in enumerate(outcome):
         mask, was = array(masks[i]).astype(bool), array(before.masks[i])
         weights = np.where(mask, array(params[i]), 0)
-        wrong = rules.disagreement(mask, layer) or rules.wrong_weights(weights, array(before.params[i]), was, mask, layer)
+        wrong = expected.disagreement(mask, layer) or expected.wrong_weights(weights, array(before.params[i]), was, mask, layer)
         if wrong:
             return f"layer {i}: {wrong}"
     return None

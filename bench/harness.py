@@ -5,9 +5,9 @@ from __future__ import annotations
 from dstee.testing import assert_same_bits
 
 from .cost import lines_touched
+from .environment import describe
 from .layers import Layers, make_layers
 from .measure import summary
-from .stamp import stamp
 
 
 def quantiles(samples: list[float]) -> dict[str, float]:
@@ -22,4 +22,4 @@ def require_same(name: str, actual: Layers, expected: Layers) -> None:
         assert_same_bits(getattr(actual, field), getattr(expected, field), f"{name}: {field}")
 
 
-__all__ = ["Layers", "lines_touched", "make_layers", "quantiles", "require_same", "stamp"]
+__all__ = ["Layers", "describe", "lines_touched", "make_layers", "quantiles", "require_same"]

@@ -2,7 +2,7 @@
 
 Order for each contender: open, one call for its first time and memory, a check, then in turns (forwards, backwards, forwards:
 ABBA) restore, cold cache, the timed call, a digest of its result at some repeats; the result of the last timed call is compared
-with what the rule demands. The copy and read of :mod:`roof` take part in the turns.
+with what the rule demands. The copy and read of :mod:`bandwidth` take part in the turns.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .bandwidth import Bandwidth
 from .clock import Clock, CudaClock
 from .contenders import Contender, Session, Setting
-from .roof import Roof
 
 ROOF_REPEATS = 15
 DIGESTS = 4  # of the first repeats, and of the last
@@ -98,7 +98,7 @@ def measure(
         else:
             entry.session.close()
     emit(None, "roof")
-    roof = Roof(setting.device, roof_bytes)
+    roof = Bandwidth(setting.device, roof_bytes)
     roof_samples: dict[str, list[float]] = {name: [] for name in roof.calls()}
     for call, _ in roof.calls().values():
         call()

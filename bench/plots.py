@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from .document import Document, Row, best_of_ours, find, title
+from .results_file import Document, Row, best_of_ours, find, title
 from .scaling import SWEEPS, curves
 from .table import milliseconds, ratio
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from . import document as documents
-from .document import Document, best_of_ours, find
+from . import results_file
+from .results_file import Document, best_of_ours, find
 from .table import milliseconds, ratio
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -51,10 +51,10 @@ def step_table(document: Document) -> list[str]:
 
 
 def table(results: Path = RESULTS) -> str:
-    ops = documents.read(results / "cpu.json")
+    ops = results_file.read(results / "cpu.json")
     parts = [update_table(ops, "drop_grow"), update_table(ops, "masked_sgd")]
     if (results / "cpu-steps.json").exists():
-        parts.append(step_table(documents.read(results / "cpu-steps.json")))
+        parts.append(step_table(results_file.read(results / "cpu-steps.json")))
     return "\n\n".join("\n".join(lines) for lines in parts) + "\n"
 
 

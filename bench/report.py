@@ -10,7 +10,7 @@ from typing import Any
 from dstee.checkpoint import write_atomic
 
 from . import plots, scaling
-from .document import Document, Row
+from .results_file import Document, Row
 from .table import caption, cells
 
 STYLE = """

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from .contenders import Contender
-from .document import Document, Row, find
+from .results_file import Document, Row, find
 from .table import milliseconds
 
 LAYERS = (1, 5, 20, 100, 500)

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import rules
+from . import expected
 from .contenders import STEP, Contender, Ours, Session, Setting, _backend_why_not, copy_into
-from .rules import array
+from .expected import array
 
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 1.6e-2, torch.float16: 2e-3}
 
@@ -58,7 +58,7 @@ class TorchSGD(Session):
             mask = array(before.masks[i])
             values = (array(before.params[i]), array(before.grads[i]), array(before.momenta[i]))
             for name, actual, exact in zip(
-                ("weights", "momenta"), (array(p), array(m)), rules.sgd(*values, **STEP), strict=True
+                ("weights", "momenta"), (array(p), array(m)), expected.sgd(*values, **STEP), strict=True
             ):
                 want = np.where(mask, exact, 0) if self.masked else exact
                 allowed = TOLERANCE[p.dtype] * (np.abs(want) + np.abs(values[0]) + np.abs(values[2]))

@@ -15,9 +15,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
-from . import document as documents
-from .document import Document, Row
+from . import results_file
 from .layers import UsageError
+from .results_file import Document, Row
 
 START = 120.0  # seconds that a worker may take to import torch
 Say = Callable[[str], None]
@@ -44,19 +44,19 @@ def run(
         old = [r for r in kept or [] if r["key"] == task["key"]]
         if old and old[0].get("made_by") == mine and "error" not in old[0]:
             row = old[0]
-            say(f"kept: {documents.title(row)}")
+            say(f"kept: {results_file.title(row)}")
         else:
             if old:
-                say(f"measured again, since code, machine or options differ: {documents.title(old[0])}")
+                say(f"measured again, since code, machine or options differ: {results_file.title(old[0])}")
             row = {"key": task["key"], "made_by": mine, **run_row(task, limit, advance)}
         document["rows"].append(row)
-        documents.amortised(document, document["options"].get("every", 100))
+        results_file.amortised(document, document["options"].get("every", 100))
         if path is not None:
-            documents.write(path, document)
+            results_file.write(path, document)
         show(row)
     document["complete"] = True
     if path is not None:
-        documents.write(path, document)
+        results_file.write(path, document)
 
 
 def run_row(task: Task, limit: float, advance: Callable[[str], None] = lambda text: None) -> Row:
@@ -147,7 +147,7 @@ def resume_from(path: Path) -> list[Row]:
     """Rows of an earlier run; none if there is no such file yet."""
     if not path.exists():
         return []
-    rows: list[Row] = documents.read(path)["rows"]
+    rows: list[Row] = results_file.read(path)["rows"]
     if not rows:
         return []
     return rows

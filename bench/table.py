@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .document import Document, Row, best_of_ours, title
+from .results_file import Document, Row, best_of_ours, title
 
 
 def milliseconds(value: float | None) -> str:

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from dstee import compat
 
-from .. import rules
+from .. import expected
 from ..contenders import STEP, Contender, Session, Setting, check_update, copy_into
-from ..rules import Expected, array
+from ..expected import Expected, array
 from ..steppers import TorchSGD
 from ._model import backward, installed, model_of
 
@@ -80,7 +80,7 @@ class Update(Session):
 
     def check(self) -> str | None:
         fraction = self.scheduler.cosine_annealing()
-        return check_update(self.setting, expected(self.setting, fraction), self.outputs()[: len(self.weights)], self.weights)
+        return check_update(self.setting, outcome(self.setting, fraction), self.outputs()[: len(self.weights)], self.weights)
 
     def close(self) -> None:
         del self.model, self.optimizer, self.scheduler, self.weights, self.grads
@@ -99,13 +99,13 @@ class PatchedUpdate(Update):
             hook.dense_grad = g.clone()  # the patched update lets go of it
 
 
-def expected(setting: Setting, fraction: float) -> list[Expected]:
+def outcome(setting: Setting, fraction: float) -> list[Expected]:
     b = setting.before
     found = []
     for mask_t, w, g in zip(b.masks, b.params, b.grads, strict=True):
         mask = array(mask_t)
         k = int(int(mask.sum()) * fraction)
-        found.append(rules.update(mask, rules.rank(array(w)), rules.rank(array(g)), k, whole=True))
+        found.append(expected.update(mask, expected.rank(array(w)), expected.rank(array(g)), k, whole=True))
     return found
 
 

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from dstee.compat.sparsimony import accelerate
 
-from .. import rules
+from .. import expected
 from ..contenders import STEP, Contender, Session, Setting, check_update, copy_into
-from ..rules import Expected, array
+from ..expected import Expected, array
 from ..steppers import TorchSGD
 from ._model import backward, installed, model_of
 
@@ -78,7 +78,7 @@ class Update(Prepared):
 
     def check(self) -> str | None:
         fraction = self.sparsifier.scheduler(DELTA)
-        return check_update(self.setting, expected(self.setting, fraction), self.masks, self.originals)
+        return check_update(self.setting, outcome(self.setting, fraction), self.masks, self.originals)
 
 
 class AcceleratedUpdate(Update):
@@ -89,7 +89,7 @@ class AcceleratedUpdate(Update):
         accelerate(self.sparsifier)
 
 
-def expected(setting: Setting, fraction: float) -> list[Expected]:
+def outcome(setting: Setting, fraction: float) -> list[Expected]:
     b = setting.before
     found = []
     for mask_t, w, g in zip(b.masks, b.params, b.grads, strict=True):
@@ -97,7 +97,7 @@ def expected(setting: Setting, fraction: float) -> list[Expected]:
         active = int(mask.sum())
         k = int(torch.tensor(float(active)) * fraction)  # its mask, and so the product, is float32
         grow = int(mask.size * (1 - (1 - setting.density))) - (active - k)
-        found.append(rules.update(mask, rules.rank(array(w)), rules.rank(array(g)), k, grow))
+        found.append(expected.update(mask, expected.rank(array(w)), expected.rank(array(g)), k, grow))
     return found
 
 

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import rules
+from .. import expected
 from ..contenders import Contender, Session, Setting, copy_into
-from ..rules import array
+from ..expected import array
 from ._model import model_of
 
 
@@ -53,9 +53,11 @@ class Magnitude(Session):
         for i, (mask, w) in enumerate(zip(self.outputs(), self.setting.before.params, strict=True)):
             values = array(w)
             zeros = max(0, min(values.size - 1, round(self.level * values.size)))
-            drop = rules.smallest(rules.rank(values * values), np.ones(values.size, bool), zeros)
+            drop = expected.smallest(expected.rank(values * values), np.ones(values.size, bool), zeros)
             loose = drop.tied if int(drop.tied.sum()) > 1 else np.zeros_like(drop.tied)
-            wrong = rules.disagreement(array(mask).astype(bool), rules.Expected(~drop.taken, drop.taken, drop.tied, loose))
+            wrong = expected.disagreement(
+                array(mask).astype(bool), expected.Expected(~drop.taken, drop.taken, drop.tied, loose)
+            )
             if wrong:
                 return f"layer {i}: {wrong}"
         return None

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from bench import cli, cost, document, harness, layers, measure, plan, sweep
+from bench import cli, cost, harness, layers, measure, plan, results_file, sweep
 from bench.layers import UsageError, make_layers
 from dstee import ops
 from dstee.backends import native
@@ -23,7 +23,7 @@ def task(op: str, contenders: list[str], **extra: Any) -> dict[str, Any]:
         "key": {"op": op, "case": "tiny", "density": 0.2, "dtype": "float32", "threads": 1, "device": "cpu"},
         "op": op, "shapes": [[30, 20], [7, 3]], "density": 0.2, "dtype": "float32", "swap": 0.3, "device": "cpu",
         "threads": 1, "contenders": contenders, "skipped": {}, "flush_bytes": 1 << 16, "roof_bytes": 1 << 22,
-        "plugins": ["bench_plugin"], "plan": {"repeats": 6, "budget": 5.0, "least": 3}, **extra,
+        "plugins": ["support.bench_plugin"], "plan": {"repeats": 6, "budget": 5.0, "least": 3}, **extra,
     }  # fmt: skip
 
 
@@ -101,16 +101,16 @@ def test_an_interrupted_sweep_goes_on(tmp_path: Path, monkeypatch: pytest.Monkey
 
     def go(limit: float, stamp: dict[str, Any], kept: list[dict[str, Any]]) -> None:
         shown.clear()
-        fresh = document.new(stamp, {"every": 100})
+        fresh = results_file.new(stamp, {"every": 100})
         sweep.run(
             tasks, fresh, path, limit=limit, say=said.append, show=lambda row: shown.append(row["key"]["case"]), kept=kept
         )
 
     with pytest.raises(KeyboardInterrupt):
         go(1, STAMP, [])
-    assert [r["key"]["case"] for r in document.read(path)["rows"]] == ["a"] and not document.read(path)["complete"]
+    assert [r["key"]["case"] for r in results_file.read(path)["rows"]] == ["a"] and not results_file.read(path)["complete"]
     go(2, STAMP, sweep.resume_from(path))
-    assert document.read(path)["complete"] and said == ["kept: drop_grow  a"] and shown == ["a", "b", "c"]
+    assert results_file.read(path)["complete"] and said == ["kept: drop_grow  a"] and shown == ["a", "b", "c"]
     said.clear()
     go(2, STAMP | {"commit": "def"}, sweep.resume_from(path))
     assert len(said) == 3 and all(text.startswith("measured again") for text in said)
@@ -131,7 +131,7 @@ def test_shapes_by_name_and_number() -> None:
 
 def test_the_users_own_layers(tmp_path: Path) -> None:
     expected = {"1.weight": (16, 8), "2.weight": (5, 3, 3, 3)}
-    assert layers.of_model("bench_plugin:factory") == expected
+    assert layers.of_model("support.bench_plugin:factory") == expected
     state = {
         "1.weight": torch.zeros(16, 8),
         "2.weight": torch.zeros(5, 3, 3, 3),
@@ -158,7 +158,7 @@ def test_damaged_model_files_are_told(tmp_path: Path, name: str, content: bytes 
 
 
 @pytest.mark.parametrize(
-    "source", ["nothing", "no_such_module:f", "bench_plugin:absent", "math:pi", "bench_plugin:Lazy.__name__"]
+    "source", ["nothing", "no_such_module:f", "support.bench_plugin:absent", "math:pi", "support.bench_plugin:Lazy.__name__"]
 )
 def test_factories_that_are_none(source: str) -> None:
     with pytest.raises((UsageError, TypeError)):

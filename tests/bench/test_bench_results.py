@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bench import compare, document, readme_table, report, scaling, stamp
+from bench import compare, environment, readme_table, report, results_file, scaling
 from bench.layers import UsageError
 
 pytest.importorskip("matplotlib")
@@ -39,7 +39,7 @@ def a_document(contenders: dict[str, Any], copy_gb_s: float = 20.0, **key: Any) 
         "key": {"op": "drop_grow", "case": "tiny", "density": 0.1, "threads": 2, **key}, "n": 1000, "layers": 1, "bytes": 9000,
         "roof_ms": 0.5, "roof": {"copy_gb_s": copy_gb_s, "read_gb_s": 20.0, "samples_ms": {}}, "contenders": contenders,
     }  # fmt: skip
-    return document.new({"commit": "c", "dirty": False, "cpu": "x", "torch": "2"}, {"every": 100}) | {"rows": [row]}
+    return results_file.new({"commit": "c", "dirty": False, "cpu": "x", "torch": "2"}, {"every": 100}) | {"rows": [row]}
 
 
 # --- compare -----------------------------------------------------------------------------------------------------------------
@@ -91,7 +91,7 @@ def test_who_counts_for_the_exit_status() -> None:
 def test_compare_prints_and_returns(tmp_path: Path) -> None:
     paths = [tmp_path / "a.json", tmp_path / "b.json"]
     for path, middle in zip(paths, (10, 13), strict=True):
-        document.write(path, a_document({"native": contender(samples(middle))}))
+        results_file.write(path, a_document({"native": contender(samples(middle))}))
     out = io.StringIO()
     assert compare.run(*paths, 0.05, False, out) == 1
     text = out.getvalue()
@@ -103,9 +103,9 @@ def test_compare_prints_and_returns(tmp_path: Path) -> None:
 
 def test_a_document_comes_back_as_it_went(tmp_path: Path) -> None:
     made = a_document({"native": contender(samples(1)), "peer": {"status": "skipped", "reason": "absent"}})
-    made["stamp"] = stamp.stamp()
-    document.write(tmp_path / "x" / "a.json", made)
-    assert document.read(tmp_path / "x" / "a.json") == json.loads(json.dumps(made))
+    made["stamp"] = environment.describe()
+    results_file.write(tmp_path / "x" / "a.json", made)
+    assert results_file.read(tmp_path / "x" / "a.json") == json.loads(json.dumps(made))
     assert {"commit", "dirty", "cpu", "torch", "date", "build"} <= made["stamp"].keys()
 
 
@@ -125,14 +125,14 @@ def test_a_document_of_another_form_is_refused(tmp_path: Path, change: Any, told
     change(made)
     (tmp_path / "a.json").write_text(json.dumps(made))
     with pytest.raises(UsageError, match=told):
-        document.read(tmp_path / "a.json")
+        results_file.read(tmp_path / "a.json")
 
 
 @pytest.mark.parametrize("text", ["", "{", '{"a": 1, "a": 2}', "[NaN]", "[" * 100_000])
 def test_what_is_no_json_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "a.json").write_text(text)
     with pytest.raises(UsageError, match="proper JSON"):
-        document.read(tmp_path / "a.json")
+        results_file.read(tmp_path / "a.json")
 
 
 def test_cost_per_step() -> None:
@@ -140,7 +140,7 @@ def test_cost_per_step() -> None:
     step = copy.deepcopy(made["rows"][0])
     step["key"]["op"], step["contenders"] = "masked_sgd", {"native": contender([2.0]), "by hand": contender([5.0])}
     made["rows"].append(step)
-    document.amortised(made, 100)
+    results_file.amortised(made, 100)
     found = made["rows"][0]["contenders"]
     assert math.isclose(found["native"]["amortised_ms"], 2.1) and math.isclose(found["topk"]["amortised_ms"], 8.0)
 
@@ -226,6 +226,6 @@ def test_an_unfinished_sweep_says_so(hostile: tuple[dict[str, Any], str]) -> Non
 
 def test_the_readme_table_is_made_of_the_document(tmp_path: Path) -> None:
     made = a_document({"native": contender([10.0]), "torch.topk": contender([305.0], ours=False)})
-    document.write(tmp_path / "cpu.json", made)
+    results_file.write(tmp_path / "cpu.json", made)
     text = readme_table.table(tmp_path)
     assert "| 10% | 10.0 ms | 50% | 30x |" in text and "torch.topk" in text

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from bench import cli, clock, compare, document, measure, models, plan, scaling, steps, sweep
+from bench import cli, clock, compare, measure, models, plan, results_file, scaling, steps, sweep
 from bench.contenders import Setting, registry
 from bench.layers import make_layers
 from dstee import cli as dstee_cli
@@ -76,7 +76,7 @@ def test_the_command_makes_all_three(
     words = ["bench", "--shapes", "3000", "--backends", "reference", "--against", "torch.topk", "SGD foreach + masks",
              "--repeats", "7", "--threads", "1", "--json", str(tmp_path / "a.json")]  # fmt: skip
     assert dstee_cli.main([*words, "--html", str(tmp_path / "a.html")]) == 0
-    made = document.read(tmp_path / "a.json")
+    made = results_file.read(tmp_path / "a.json")
     assert made["complete"] and [r["key"]["op"] for r in made["rows"]] == ["masked_sgd", "drop_grow"]
     assert made["rows"][1]["contenders"]["torch.topk"]["amortised_ms"] > 0
     assert "<svg" in (tmp_path / "a.html").read_text()
@@ -85,7 +85,7 @@ def test_the_command_makes_all_three(
 
     words[-1] = str(tmp_path / "b.json")
     assert dstee_cli.main([*words, "--op", "drop_grow"]) == 0
-    verdicts = compare.compare(made, document.read(tmp_path / "b.json"), margin=1.0)
+    verdicts = compare.compare(made, results_file.read(tmp_path / "b.json"), margin=1.0)
     assert len(verdicts) == 2 and {v.verdict for v in verdicts} <= {"same", "cannot tell"}, verdicts
     assert dstee_cli.main(["bench", "compare", str(tmp_path / "a.json"), str(tmp_path / "b.json"), "--margin", "1"]) in (0, 2)
     assert dstee_cli.main(["bench", "report", str(tmp_path / "a.json")]) == 0

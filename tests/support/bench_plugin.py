@@ -1,4 +1,4 @@
-"""Contenders that a benchmark must survive, given to it by ``--plugin bench_plugin``; and layers of a user."""
+"""Contenders that a benchmark must survive, given to it by ``--plugin support.bench_plugin``; and layers of a user."""
 
 from __future__ import annotations
 

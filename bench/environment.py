@@ -43,7 +43,7 @@ def _version(package: str) -> str | None:
         return None
 
 
-def stamp(threads: int | None = None, device: str = "cpu") -> dict[str, Any]:
+def describe(threads: int | None = None, device: str = "cpu") -> dict[str, Any]:
     """``commit`` is empty outside a checkout; results that have changed do not make the tree dirty."""
     clean = (
         "status",

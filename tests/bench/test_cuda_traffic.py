@@ -11,7 +11,7 @@ import torch
 from cuda_host import build
 from cuda_host.backend import HostConfiguration
 
-from bench import traffic
+from bench import cuda_traffic
 from dstee import ops
 from dstee.encoding import bonus_table, pack_bits, unpack_bits
 from dstee.testing import DTYPES, Case, random_counters, random_mask, values
@@ -63,10 +63,10 @@ def test_drop_grow_moves_what_the_model_says(density: float, step: bool, dtype: 
         found = counted(module)
     assert isinstance(case.k, list)
     item = case.params[0].element_size()
-    layers = [traffic.of_masks(*masks, item=item) for masks in zip(before, case.masks(), case.k, strict=True)]
-    expected = traffic.drop_grow(layers, step=step, blocks=RESIDENT)
+    layers = [cuda_traffic.of_masks(*masks, item=item) for masks in zip(before, case.masks(), case.k, strict=True)]
+    expected = cuda_traffic.drop_grow(layers, step=step, blocks=RESIDENT)
     assert expected.keys() == found.keys()
-    whole, n = traffic.total(expected), sum(p.numel() for p in case.params)
+    whole, n = cuda_traffic.total(expected), sum(p.numel() for p in case.params)
     text = "; ".join(f"{name} {asked(row) / n:.3f}, model {expected[name].asked / n:.3f}" for name, row in found.items())
     assert sum(map(asked, found.values())) == pytest.approx(whole.asked, rel=WITHIN), text
     assert asked(found["sweep"]) == pytest.approx(expected["sweep"].asked, rel=WITHIN), text
@@ -88,7 +88,7 @@ def test_masked_sgd_moves_what_the_model_says(density: float, dtype: torch.dtype
         module.clear_traffic()
         case.masked_sgd_()
         found = counted(module)
-    model = traffic.masked_sgd([traffic.of_masks(mask, item=case.params[0].element_size()) for mask in case.masks()])
+    model = cuda_traffic.masked_sgd([cuda_traffic.of_masks(mask, item=case.params[0].element_size()) for mask in case.masks()])
     assert list(found) == ["step"] and asked(found["step"]) == pytest.approx(model.asked, rel=0.01)
 
 
@@ -102,8 +102,8 @@ def test_small_layers_move_what_the_model_says(step: bool) -> None:
         module.clear_traffic()
         case.drop_grow_()
         found = counted(module)
-    layers = [traffic.of_masks(*masks) for masks in zip(before, case.masks(), case.k, strict=True)]
-    model = traffic.drop_grow(layers, step=step, blocks=RESIDENT)
+    layers = [cuda_traffic.of_masks(*masks) for masks in zip(before, case.masks(), case.k, strict=True)]
+    model = cuda_traffic.drop_grow(layers, step=step, blocks=RESIDENT)
     assert list(found) == list(model) == ["prepare"]
     assert asked(found["prepare"]) == pytest.approx(model["prepare"].asked, rel=0.02)
 
@@ -113,7 +113,7 @@ def test_the_expectation_is_that_of_random_masks(density: float) -> None:
     n = 400_000
     mask = random_mask(n, math.ceil(density * n), np.random.default_rng(4))
     for item in (2, 4):
-        expected, found = traffic.scattered(n, density, item=item), traffic.of_masks(mask, item=item)
+        expected, found = cuda_traffic.scattered(n, density, item=item), cuda_traffic.of_masks(mask, item=item)
         for name in ("n", "active", "groups", "sectors"):
             assert getattr(found, name) == pytest.approx(getattr(expected, name), rel=0.02), name
 
@@ -122,16 +122,16 @@ def test_facts_of_masks() -> None:
     before, after = torch.zeros(2, 50, dtype=torch.bool), torch.zeros(2, 50, dtype=torch.bool)
     before[0, [0, 7, 8, 49]] = True
     after[0, [0, 7]] = after[1, [48, 49]] = True
-    assert traffic.of_masks(before, after, 3) == traffic.Layer(100, 4, 3, 3, 3, 2, 4)
-    assert traffic.of_masks(before, item=2).sectors == 2
+    assert cuda_traffic.of_masks(before, after, 3) == cuda_traffic.Layer(100, 4, 3, 3, 3, 2, 4)
+    assert cuda_traffic.of_masks(before, item=2).sectors == 2
 
 
 def test_nothing_swapped_costs_one_look_and_a_dense_layer_everything() -> None:
     n = 1 << 20
-    idle = traffic.drop_grow([traffic.scattered(n, 0.05, swap=0.0)], step=True)
+    idle = cuda_traffic.drop_grow([cuda_traffic.scattered(n, 0.05, swap=0.0)], step=True)
     assert idle["apply"].moved == 0 and idle["finish"].moved == 0 and idle["resolve"].moved == 0
-    dense = traffic.masked_sgd([traffic.scattered(n, 1.0)])
+    dense = cuda_traffic.masked_sgd([cuda_traffic.scattered(n, 1.0)])
     assert dense.moved == dense.asked == n * (20 + 1 / 8)
-    update = traffic.drop_grow([traffic.scattered(n, 1.0, swap=0.0)], step=True)["sweep"]
+    update = cuda_traffic.drop_grow([cuda_traffic.scattered(n, 1.0, swap=0.0)], step=True)["sweep"]
     assert update.moved == dense.moved
-    assert traffic.drop_grow([traffic.scattered(n, 0.05, swap=0.0)], step=False)["sweep"].moved == n / 8
+    assert cuda_traffic.drop_grow([cuda_traffic.scattered(n, 0.05, swap=0.0)], step=False)["sweep"].moved == n / 8

@@ -9,7 +9,7 @@ import torch
 BYTES = {"cpu": 1 << 28, "cuda": 1 << 29}
 
 
-class Roof:
+class Bandwidth:
     """``copy`` reads ``bytes`` and writes as many, ``read`` reads them: torch's sum, which runs at the speed of memory."""
 
     def __init__(self, device: str = "cpu", n_bytes: int | None = None) -> None:

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from bench import rules
+from bench import expected
 from bench.contenders import Setting, registry, update
+from bench.expected import array
 from bench.layers import make_layers
-from bench.rules import array
 from dstee import backends
 from dstee.testing import assert_same_bits
 
@@ -32,7 +32,7 @@ def test_largest_is_the_head_of_a_sort(seed: int) -> None:
     n = int(rng.integers(1, 60))
     key, among = rng.integers(0, rng.integers(1, 40), n).astype(np.int64), rng.random(n) < 0.7
     for k in (0, 1, n // 2, n):
-        choice = rules.largest(key, among, k)
+        choice = expected.largest(key, among, k)
         assert np.array_equal(choice.taken, by_sort(key, among, k))
         assert not choice.taken.any() or set(key[choice.tied]) == {choice.threshold}
 
@@ -57,23 +57,23 @@ def test_the_rule_in_numpy_is_the_reference(seed: int, monkeypatch: pytest.Monke
 
 def test_what_ties_may_fall_either_way_and_nothing_else() -> None:
     mask = np.array([1, 1, 1, 0, 0, 0, 0], bool)
-    w = rules.rank(np.array([3.0, 1.0, 1.0, 0, 0, 0, 0], np.float32))
-    g = rules.rank(np.array([0.0, 0.1, 0.1, 5.0, 4.0, 4.0, 1.0], np.float32))
-    expected = rules.update(mask, w, g, 1)
+    w = expected.rank(np.array([3.0, 1.0, 1.0, 0, 0, 0, 0], np.float32))
+    g = expected.rank(np.array([0.0, 0.1, 0.1, 5.0, 4.0, 4.0, 1.0], np.float32))
+    outcome = expected.update(mask, w, g, 1)
     right = np.array([1, 0, 1, 1, 0, 0, 0], bool)
-    assert rules.disagreement(right, expected) is None
-    assert rules.disagreement(np.array([1, 1, 0, 1, 0, 0, 0], bool), expected) is None, "the other of two equal weights"
-    assert "positions" in str(rules.disagreement(np.array([1, 0, 1, 0, 0, 0, 1], bool), expected))
-    assert "expected 3" in str(rules.disagreement(np.array([1, 1, 1, 1, 0, 0, 0], bool), expected))
+    assert expected.disagreement(right, outcome) is None
+    assert expected.disagreement(np.array([1, 1, 0, 1, 0, 0, 0], bool), outcome) is None, "the other of two equal weights"
+    assert "positions" in str(expected.disagreement(np.array([1, 0, 1, 0, 0, 0, 1], bool), outcome))
+    assert "expected 3" in str(expected.disagreement(np.array([1, 1, 1, 1, 0, 0, 0], bool), outcome))
     kept = np.where(right, [3.0, 1, 1, 0, 0, 0, 0], 0)
-    assert rules.wrong_weights(kept, np.array([3.0, 1, 1, 0, 0, 0, 0]), mask, right, expected) is None
-    assert rules.wrong_weights(kept * 2, np.array([3.0, 1, 1, 0, 0, 0, 0]), mask, right, expected) is not None
+    assert expected.wrong_weights(kept, np.array([3.0, 1, 1, 0, 0, 0, 0]), mask, right, outcome) is None
+    assert expected.wrong_weights(kept * 2, np.array([3.0, 1, 1, 0, 0, 0, 0]), mask, right, outcome) is not None
 
 
 def test_thresholds_take_all_that_tie() -> None:
     mask = np.array([1, 1, 1, 0, 0, 0], bool)
     w, g = np.array([1, 1, 2, 0, 0, 0], np.float32), np.array([0, 0, 0, 7, 7, 1], np.float32)
-    found = rules.by_threshold(mask, w, rules.rank(g), 1, grow_ties=True)
+    found = expected.by_threshold(mask, w, expected.rank(g), 1, grow_ties=True)
     assert found.mask.tolist() == [False, False, True, True, True, False]
 
 
@@ -126,11 +126,11 @@ def test_names_are_unique(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(bench_plugin, "CONTENDERS", [bench_plugin._one("native", bench_plugin.Lazy)])
     with pytest.raises(ValueError, match="native"):
-        registry(["bench_plugin"])
+        registry(["support.bench_plugin"])
 
 
 def test_our_rule_table_keys_are_integers() -> None:
-    keys = rules.dst_ee_keys(
+    keys = expected.dst_ee_keys(
         array(torch.tensor([1.0, -2.0, float("nan")])), np.array([0, 1, 0]), np.array([0.5, 0.25], np.float32)
     )
     assert keys.dtype == np.int64 and keys.argmax() == 1 and keys.argmin() == 2
