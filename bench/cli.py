@@ -98,7 +98,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m bench") -> in
 
 
 def run(args: argparse.Namespace) -> int:
-    from dstee.report import complain
+    from dstee._console import complain
 
     from .layers import UsageError
 
@@ -141,7 +141,7 @@ def _wide(console: Any) -> Any:
 
 
 def _show(document: dict[str, Any], args: argparse.Namespace) -> None:
-    from dstee.report import make_console
+    from dstee._console import make_console
 
     from . import report, scaling, table
 
@@ -153,7 +153,7 @@ def _show(document: dict[str, Any], args: argparse.Namespace) -> None:
 
 
 def _measure(args: argparse.Namespace) -> int:
-    from dstee.report import complain, make_console
+    from dstee._console import complain, make_console
 
     from . import environment, plan, report, results_file, scaling, sweep, table
 
@@ -193,7 +193,7 @@ class _Bar:
     """Progress on a terminal; without one, nothing (each row is printed as it is done)."""
 
     def __init__(self, rows: int) -> None:
-        from dstee.report import make_console
+        from dstee._console import make_console
 
         self.console = make_console(sys.stderr)
         self.progress: Any = None

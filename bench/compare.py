@@ -137,7 +137,7 @@ def differences(a: Document, b: Document) -> list[str]:
 
 def run(first: Path, second: Path, margin: float, everyone: bool, stream: TextIO) -> int:
     """Prints the verdicts; returns the exit status."""
-    from dstee.report import make_console, one_line
+    from dstee._console import make_console, one_line
 
     a, b = results_file.read(first), results_file.read(second)
     verdicts = compare(a, b, margin)

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from dstee.checkpoint import write_atomic
+from dstee._files import write_atomic
 
 from . import plots, scaling
 from .results_file import Document, Row

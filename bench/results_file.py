@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from dstee.checkpoint import parse_json, write_atomic
+from dstee._files import parse_json, write_atomic
 
 from .layers import UsageError
 

@@ -2,6 +2,7 @@
 
 from dstee import metrics as metrics
 from dstee import ops as ops
+from dstee._files import CheckpointError as CheckpointError
 from dstee.backends import use_backend as use_backend
 from dstee.encoding import bonus_table as bonus_table
 from dstee.methods import DSTEE as DSTEE

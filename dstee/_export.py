@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from dstee import ops
+from dstee._files import CheckpointError, write_atomic
 from dstee._state_dict import digest
-from dstee.checkpoint import CheckpointError, write_atomic
 from dstee.encoding import mask_bytes
 from dstee.sparse_layer import reorder_bits, row_major
 

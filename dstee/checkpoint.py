@@ -7,19 +7,20 @@ tensors follow in that order without gaps, so offsets cannot lie and every byte 
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import math
 import os
 import stat
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from dstee._files import CheckpointError, parse_json, write_atomic
 
 MAGIC = b"DSTEECK1"
 FORMAT_VERSION = 1
@@ -36,10 +37,6 @@ DTYPES: dict[str, torch.dtype] = {
     )
 }  # fmt: skip
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
-
-
-class CheckpointError(ValueError):
-    """A checkpoint cannot be used; the text names the file and what is wrong with it."""
 
 
 # --- trees <-> JSON ------------------------------------------------------------------------------------------------------
@@ -97,30 +94,6 @@ def _is_item(item: Any) -> bool:
     return isinstance(item, list) and len(item) == 2 and isinstance(item[0], (str, int))
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        raise ValueError("duplicate key")
-    return result
-
-
-def _refuse_constant(text: str) -> Any:
-    raise ValueError(f"{text} is not JSON")
-
-
-def _finite(text: str) -> float:
-    number = float(text)
-    return number if math.isfinite(number) else _refuse_constant(text)
-
-
-def parse_json(text: str | bytes) -> Any:
-    """Strict JSON: no NaN, no Infinity, no duplicate keys; whatever is wrong is a ValueError."""
-    try:
-        return json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse_constant, parse_float=_finite)
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
-
-
 def _bytes(tensor: Tensor) -> memoryview:
     """The elements in logical (contiguous) order."""
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
@@ -148,42 +121,6 @@ def digest(tree: Any) -> str:
 
 
 # --- one file ------------------------------------------------------------------------------------------------------------
-
-
-def write_atomic(path: Path, parts: Iterable[bytes | memoryview]) -> None:
-    """Replaces ``path`` by ``parts``, all or nothing: temporary file beside it, fsync, rename, fsync of the folder.
-
-    Raises:
-        OSError: the old file, if any, is untouched (or, if only the last fsync failed, the new one is complete), and no
-        temporary file is left.
-    """
-    buffers = [memoryview(part).cast("B") for part in parts if len(part)]
-    temporary = path.with_name(f".{path.name}.tmp")
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_CLOEXEC", 0), 0o644)
-    try:
-        try:
-            for buffer in buffers:
-                while buffer:
-                    buffer = buffer[os.write(fd, buffer) :]
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name != "posix":
-        return
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def save(path: Path, tree: Any) -> None:

@@ -14,8 +14,9 @@ from typing import Any
 
 import dstee
 from dstee import report
-from dstee.checkpoint import CheckpointError
-from dstee.config import BY_DATA, Config, UsageError
+from dstee._console import UsageError, complain, make_console, one_line
+from dstee._files import CheckpointError, parse_json, write_atomic
+from dstee.config import BY_DATA, Config
 from dstee.runs import WriteError
 
 
@@ -82,11 +83,9 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def _settings(args: argparse.Namespace, base: dict[str, Any]) -> Config:
-    from dstee import checkpoint
-
     if args.config is not None:
         try:
-            loaded = checkpoint.parse_json(Path(args.config).read_bytes())
+            loaded = parse_json(Path(args.config).read_bytes())
             loaded = loaded.get("config", loaded)
             base = {**base, **loaded}
         except OSError as error:
@@ -113,7 +112,7 @@ def _command_train(args: argparse.Namespace) -> int:
     path = Path(args.out) if args.out is not None else _default_folder(config)
     mode = "resume" if args.resume else "overwrite" if args.overwrite else "new"
     if held and (made_by := {k: held.get(k) for k in ("dstee", "torch")}) != (here := {k: _versions()[k] for k in made_by}):
-        report.complain("warning", f"the run was started with {made_by}, this is {here}: its bits may differ from here on")
+        complain("warning", f"the run was started with {made_by}, this is {here}: its bits may differ from here on")
     train(config, path, args.data_dir, mode, args.kill_at_step)
     return 0
 
@@ -132,7 +131,7 @@ def train(
     from dstee.trial import Trial
 
     dataset = data.load(config.data, data_dir)
-    console = report.make_console(sys.stdout)
+    console = make_console(sys.stdout)
     try:
         backend = backends.resolve("drop_grow_", torch.device("cpu")).name
     except (ValueError, RuntimeError) as error:
@@ -159,11 +158,11 @@ def train(
         ]
         console.print("\n".join(head), markup=False, soft_wrap=True)
         kill = None if kill_at_step is None else partial(_kill, kill_at_step)
-        with report.Progress(config, partial(report.complain, "warning")) as progress:
+        with report.Progress(config, partial(complain, "warning")) as progress:
             results = run(config, dataset, path, progress, after_step=kill)
-        patience = runs.Patience("the results", partial(report.complain, "warning"))
+        patience = runs.Patience("the results", partial(complain, "warning"))
         content = runs.json_file({"results": [dataclasses.asdict(result) for result in results]})
-        patience.insist(lambda: runs.checkpoint.write_atomic(path / "results.json", [content]))
+        patience.insist(lambda: write_atomic(path / "results.json", [content]))
         patience.insist(lambda: plot.plot_runs([path], path / "curves.png"))
         console.print("", report.results_table(results), sep="\n")
         if show_paths:
@@ -209,7 +208,7 @@ def _command_info(args: argparse.Namespace) -> int:
     print("\nbuild of dstee._C")
     for key, value in native.build_info().items():
         shown = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else value
-        print(f"  {key}: {report.one_line(shown) or 'none'}")
+        print(f"  {key}: {one_line(shown) or 'none'}")
     print(f"\nbackends (forced: {backends.forced() or 'none, the first that can run'})")
     for line in report.backend_lines():
         print(f"  {line}")
@@ -233,8 +232,8 @@ def _command_plot(args: argparse.Namespace) -> int:
     if args.output is None and len(args.run) > 1:
         raise UsageError("several runs make one picture: pass --output FILE")
     output = args.output or args.run[0] / "curves.png"
-    plot_runs(args.run, output, partial(report.complain, "warning"))
-    print(f"picture  {report.one_line(output)}")
+    plot_runs(args.run, output, partial(complain, "warning"))
+    print(f"picture  {one_line(output)}")
     return 0
 
 
@@ -251,19 +250,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _COMMANDS[args.command](args)
     except (UsageError, CheckpointError, WriteError) as error:
-        report.complain("error", error)
+        complain("error", error)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
-        report.complain("error", f"{error.filename}: {error.strerror}" if error.filename else error)
+        complain("error", f"{error.filename}: {error.strerror}" if error.filename else error)
     except KeyboardInterrupt:
-        report.complain("stopped", "interrupted")
+        complain("stopped", "interrupted")
         return 128 + signal.SIGINT
     except Exception as error:
         from dstee.train import Interrupted
 
         if not isinstance(error, Interrupted):
             raise
-        report.complain("stopped", f"{error}; the state is saved, continue with --resume")
+        complain("stopped", f"{error}; the state is saved, continue with --resume")
         return 128 + error.signum
     return 2

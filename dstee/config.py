@@ -14,6 +14,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from dstee._console import UsageError
+
 METHODS = ("dst-ee", "rigl", "set", "static", "dense")
 COMPARED = ("dense", "static", "set", "rigl", "dst-ee")
 
@@ -22,10 +24,6 @@ BY_DATA: dict[str, dict[str, Any]] = {
     "digits": {"hidden": (512, 256), "epochs": 60, "batch_size": 64, "every": 20, "checkpoint_every": 400},
     "mnist": {"hidden": (512, 256), "epochs": 5, "batch_size": 128, "every": 40, "checkpoint_every": 1000},
 }
-
-
-class UsageError(ValueError):
-    """What was asked for cannot be done; the text is the one line that the user sees."""
 
 
 def _field(

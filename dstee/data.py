@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dstee.config import UsageError
+from dstee._console import UsageError
 
 _MNIST = {
     "x_train": (60_000, 28, 28),

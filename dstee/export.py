@@ -117,7 +117,7 @@ def from_export(
 
     Raises:
         ValueError: it does not fit the model, or has no masks; a file that cannot be used is a
-            :class:`dstee.checkpoint.CheckpointError`. The model has not changed then.
+            :class:`dstee.CheckpointError`. The model has not changed then.
     """
     if isinstance(source, (str, Path)):
         state, own = read_safetensors(Path(source))

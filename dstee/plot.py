@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dstee import checkpoint
-from dstee.config import UsageError, differences
+from dstee._console import UsageError
+from dstee._files import parse_json, write_atomic
+from dstee.config import differences
 from dstee.runs import read_manifest
 from dstee.trial import NAMES
 
@@ -55,7 +56,7 @@ def read_run(folder: Path, warn: Any = lambda text: None) -> tuple[dict[str, Any
             warn(f"{file}: the last line is incomplete and left out")
         for number, line in enumerate(lines, 1):
             try:
-                record = checkpoint.parse_json(line)
+                record = parse_json(line)
                 method = record["method"]
                 if method not in NAMES:
                     raise ValueError(f"unknown method {method!r}")
@@ -98,7 +99,7 @@ def plot_runs(folders: Sequence[Path], output: Path, warn: Any = lambda text: No
                 Curves(f"{curve.label} ({suffix})" if suffix else curve.label, curve.method, curve.updates, curve.epochs)
             )
     title = ", ".join(f"{key} {first[key]}" for key in ("data", "sparsity") if key in shared).replace("$", r"\$")
-    checkpoint.write_atomic(output, [draw(lines, title)])
+    write_atomic(output, [draw(lines, title)])
 
 
 def draw(lines: Sequence[Curves], title: str) -> bytes:

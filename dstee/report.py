@@ -6,37 +6,11 @@ import dataclasses
 import statistics
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TextIO
+from typing import Any
 
-from dstee.config import Config, UsageError
+from dstee._console import make_console, one_line
+from dstee.config import Config
 from dstee.trial import NAMES, Result, Trial
-
-
-def one_line(text: object) -> str:
-    """``text`` without line breaks and control characters, which file names may hold."""
-    return "".join(c if c.isprintable() else " " for c in " ".join(str(text).split()))
-
-
-def complain(kind: str, text: object) -> None:
-    """One line on stderr."""
-    print(f"dstee: {kind}: {one_line(text)}", file=sys.stderr, flush=True)
-
-
-def make_console(stream: TextIO) -> Any:
-    """A rich console for ``stream`` that sends control characters to a terminal only, whatever the environment says."""
-    try:
-        from rich.console import Console
-    except ImportError as error:
-        raise UsageError("the command line needs rich: pip install rich") from error
-    terminal = stream.isatty()
-    return Console(
-        file=stream,
-        force_terminal=terminal,
-        force_interactive=terminal,
-        color_system="auto" if terminal else None,
-        width=None if terminal else 120,
-        highlight=False,
-    )
 
 
 class Progress:

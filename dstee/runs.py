@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from dstee import checkpoint
-from dstee.checkpoint import CheckpointError
-from dstee.config import UsageError, differences
+from dstee._console import UsageError
+from dstee._files import CheckpointError, parse_json, write_atomic
+from dstee.config import differences
 
 FORMAT = "dstee-run"
 PAUSE = 0.5
@@ -97,7 +98,7 @@ class RunFolder:
                 )
             if mode == "overwrite":
                 self._remove_run()
-            checkpoint.write_atomic(path / "config.json", [json_file({"format": FORMAT, "version": 1, **manifest})])
+            write_atomic(path / "config.json", [json_file({"format": FORMAT, "version": 1, **manifest})])
         except BaseException:
             self.close()
             if made:
@@ -149,7 +150,7 @@ def read_manifest(path: Path) -> dict[str, Any] | None:
     if not file.exists():
         return None
     try:
-        manifest = checkpoint.parse_json(file.read_bytes())
+        manifest = parse_json(file.read_bytes())
         if not (isinstance(manifest, dict) and manifest.get("format") == FORMAT and isinstance(manifest.get("config"), dict)):
             raise ValueError("it is not the configuration of a dstee run")
     except (OSError, ValueError) as error:
@@ -242,7 +243,7 @@ class MetricsLog:
             OSError: it could not be written; the next call repairs it.
         """
         if self._behind:
-            checkpoint.write_atomic(self.path, [json_line(record) for record in self.records])
+            write_atomic(self.path, [json_line(record) for record in self.records])
         elif new:
             self._behind = True
             fd = os.open(self.path, os.O_WRONLY | os.O_APPEND)

@@ -14,8 +14,9 @@ from torch.nn.functional import cross_entropy
 
 import dstee
 from dstee import backends, checkpoint, metrics
-from dstee.checkpoint import CheckpointError
-from dstee.config import Config, UsageError, differences
+from dstee._console import UsageError
+from dstee._files import CheckpointError
+from dstee.config import Config, differences
 from dstee.data import Dataset, Order
 from dstee.encoding import MAX_ROUNDS
 from dstee.methods import METHODS

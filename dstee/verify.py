@@ -10,8 +10,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from dstee import checkpoint, cli, data
-from dstee.config import Config, UsageError
+from dstee import cli, data
+from dstee._console import UsageError
+from dstee._files import parse_json, write_atomic
+from dstee.config import Config
 from dstee.data import Order
 from dstee.runs import json_file
 
@@ -34,7 +36,7 @@ def verify_resume(config: Config, data_dir: str | None, out: Path | None) -> int
         print(f"straight: {len(config.trials())} x {steps} steps")
         cli.train(config, base / "straight", data_dir, "new", show_paths=out is not None)
         settings = base / "settings.json"
-        checkpoint.write_atomic(settings, [json_file(config.to_dict())])
+        write_atomic(settings, [json_file(config.to_dict())])
         command = ["train", "--config", str(settings), "--out", str(base / "killed")]
         if data_dir is not None:
             command += ["--data-dir", data_dir]
@@ -67,7 +69,7 @@ def _last_line(process: subprocess.CompletedProcess[str]) -> str:
 
 
 def _digests(folder: Path) -> dict[str, Any]:
-    results = checkpoint.parse_json((folder / "results.json").read_bytes())["results"]
+    results = parse_json((folder / "results.json").read_bytes())["results"]
     return {f"{r['method']}-seed{r['seed']}": r["digest"] for r in results}
 
 

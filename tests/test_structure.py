@@ -177,6 +177,6 @@ def test_the_public_names_are_there() -> None:
 
     names = (
         "sparsify SparseModel SparseSGD SGDRule DSTEE RigL SET Static UpdateSchedule ConstantDrop CosineDrop LinearDrop "
-        "bonus_table use_backend ops metrics __version__"
+        "bonus_table use_backend ops metrics CheckpointError __version__"
     )
     assert [name for name in names.split() if not hasattr(dstee, name)] == []

@@ -10,8 +10,7 @@ import pytest
 import torch
 from support.faults import Crash, FaultyOS
 
-from dstee import checkpoint, runs
-from dstee.checkpoint import CheckpointError
+from dstee import CheckpointError, _files, checkpoint, runs
 
 
 def make_tree(step=7):
@@ -206,7 +205,7 @@ def test_newer_format_says_what_to_do(tmp_path):
 
 
 def test_short_writes_are_continued(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint, "os", FaultyOS(short=True))
+    monkeypatch.setattr(_files, "os", FaultyOS(short=True))
     checkpoint.save(tmp_path / "x", make_tree())
     assert same(checkpoint.load(tmp_path / "x"), make_tree())
 
@@ -220,20 +219,20 @@ def test_a_full_disk_at_any_call_leaves_the_old_or_the_new_file(tmp_path, monkey
         faulty = FaultyOS(
             n, OSError(28, "No space left on device"), short, calls=("open", "write", "fsync", "close", "replace")
         )
-        monkeypatch.setattr(checkpoint, "os", faulty)
+        monkeypatch.setattr(_files, "os", faulty)
         try:
             checkpoint.save(path, make_tree(2))
         except OSError as error:
             assert error.errno == 28
             failed += 1
         finally:
-            monkeypatch.setattr(checkpoint, "os", os)
+            monkeypatch.setattr(_files, "os", os)
         assert checkpoint.load(path)["step"] in (1, 2)
         assert os.listdir(tmp_path) == ["x"], "a temporary file was left"
         if faulty.count <= n:
             break
         if short and n == 40:  # the many equal writes in the middle need no trial each
-            monkeypatch.setattr(checkpoint, "os", os)
+            monkeypatch.setattr(_files, "os", os)
             break
     assert failed == n or short
     assert failed > 8
@@ -248,7 +247,7 @@ def test_a_crash_at_any_call_leaves_a_whole_newest_checkpoint(tmp_path, monkeypa
         for step in (1, 2):
             checkpoints.save(step, make_tree(step))
         dead = FaultyOS(n, Crash(), dead=True)
-        monkeypatch.setattr(checkpoint, "os", dead)
+        monkeypatch.setattr(_files, "os", dead)
         monkeypatch.setattr(runs, "os", dead)
         try:
             checkpoints.save(3, make_tree(3))
@@ -256,7 +255,7 @@ def test_a_crash_at_any_call_leaves_a_whole_newest_checkpoint(tmp_path, monkeypa
             finished = False
         else:
             finished = True
-        monkeypatch.setattr(checkpoint, "os", os)
+        monkeypatch.setattr(_files, "os", os)
         monkeypatch.setattr(runs, "os", os)
         _, tree = runs.CheckpointFolder(folder, 2, warn=pytest.fail).newest()
         assert tree["step"] in (2, 3) and same(tree, make_tree(tree["step"]))
@@ -284,7 +283,7 @@ def test_mutation_of_the_order_is_seen(tmp_path, monkeypatch):
 
             return call
 
-    monkeypatch.setattr(checkpoint, "os", Recorder())
+    monkeypatch.setattr(_files, "os", Recorder())
     checkpoint.save(tmp_path / "x", {"a": 1})
     assert calls == ["fsync", "replace", "folder"]
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from support.command_server import TINY, digests, shared_server
 
-from dstee import checkpoint, cli, plot, report, runs
+from dstee import _files, checkpoint, cli, plot, report, runs
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +73,7 @@ def test_piped_output_has_no_control_characters(compared):
 def test_metrics_are_strict_json_lines(compared):
     out, *_ = compared
     for file in out.glob("*/metrics.jsonl"):
-        records = [checkpoint.parse_json(line) for line in file.read_bytes().splitlines()]
+        records = [_files.parse_json(line) for line in file.read_bytes().splitlines()]
         assert [r["epoch"] for r in records if r["kind"] == "epoch"] == [1, 2]
         updates = [r for r in records if r["kind"] == "update"]
         if file.parent.name.startswith(("dense", "static")):
@@ -290,7 +290,7 @@ def test_a_run_without_a_whole_checkpoint_cannot_be_resumed(tmp_path, capsys, da
 
 
 def test_a_full_disk_has_status_2(tmp_path, capsys, monkeypatch):
-    real = checkpoint.write_atomic
+    real = _files.write_atomic
 
     def full(path, parts):
         if path.suffix == ".dst":
@@ -308,7 +308,7 @@ def test_a_disk_that_is_full_at_the_start_leaves_no_folder(tmp_path, capsys, mon
     def full(path, parts):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "write_atomic", full)
+    monkeypatch.setattr(runs, "write_atomic", full)
     assert cli.main(["train", "--out", "a", *TINY]) == 2
     assert capsys.readouterr().err == "dstee: error: the run folder a (--out) cannot be written: No space left on device\n"
     assert os.listdir(tmp_path) == []

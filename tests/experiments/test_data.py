@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from dstee import cli
-from dstee.config import Config, UsageError
+from dstee._console import UsageError
+from dstee.config import Config
 from dstee.data import Order, load
 
 

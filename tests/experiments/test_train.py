@@ -10,8 +10,7 @@ import pytest
 import torch
 from support.faults import Crash, FaultyOS
 
-from dstee import checkpoint, runs, train
-from dstee.checkpoint import CheckpointError
+from dstee import CheckpointError, _files, checkpoint, runs, train
 from dstee.config import COMPARED, Config
 from dstee.data import Dataset
 from dstee.trial import Trial
@@ -193,7 +192,7 @@ WRITING = ("open", "write", "fsync", "replace")
 
 
 def patch_os(monkeypatch, faulty):
-    for module in (checkpoint, runs):
+    for module in (_files, checkpoint, runs):
         monkeypatch.setattr(module, "os", faulty)
 
 

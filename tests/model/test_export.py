@@ -14,7 +14,6 @@ from support.small_models import EVERY_STEP, convnet, mlp, set_gradients
 from torch import Tensor, nn
 
 import dstee
-from dstee.checkpoint import CheckpointError
 from dstee.export import from_export, from_masks
 
 
@@ -168,11 +167,11 @@ def test_damaged_and_foreign_files(tmp_path):
         assert all(torch.equal(before[name], t) for name, t in model.state_dict().items())
 
     bad.write_bytes(path.read_bytes()[:-5])
-    refused(CheckpointError, "cannot be read")
+    refused(dstee.CheckpointError, "cannot be read")
     bad.unlink()
-    refused(CheckpointError, "cannot be read")
+    refused(dstee.CheckpointError, "cannot be read")
     save_file({"0.weight": torch.zeros(2)}, bad)
-    refused(CheckpointError, "no dstee-sparse file")
+    refused(dstee.CheckpointError, "no dstee-sparse file")
 
     def rewrite(change=lambda t: None, **meta: str) -> None:
         changed = {name: t.clone() for name, t in tensors.items()}
@@ -180,18 +179,18 @@ def test_damaged_and_foreign_files(tmp_path):
         save_file(changed, bad, {**metadata, **meta})
 
     rewrite(version="2")
-    refused(CheckpointError, "has version 2")
+    refused(dstee.CheckpointError, "has version 2")
     rewrite(lambda t: t["0.weight.sparse_mask"].bitwise_xor_(1))
-    refused(CheckpointError, r"0\.weight does not match its digest")
+    refused(dstee.CheckpointError, r"0\.weight does not match its digest")
     rewrite(lambda t: t.update({"0.weight.sparse_values": t["0.weight.sparse_values"][1:]}))
-    refused(CheckpointError, "values and")
+    refused(dstee.CheckpointError, "values and")
     rewrite(lambda t: t.pop("3.weight.sparse_mask"))
-    refused(CheckpointError, "damaged")
+    refused(dstee.CheckpointError, "damaged")
     layers = json.loads(metadata["layers"])
     rewrite(layers=json.dumps({**layers, "0.weight": {**layers["0.weight"], "shape": [1 << 40, 1 << 20]}}))
-    refused(CheckpointError, "needs uint8")
+    refused(dstee.CheckpointError, "needs uint8")
     rewrite(layers="[")
-    refused(CheckpointError, "damaged")
+    refused(dstee.CheckpointError, "damaged")
     rewrite(lambda t: t.pop("1.bias"))
     refused(ValueError, r"1\.bias: missing")
     rewrite(lambda t: t.update(extra=torch.zeros(1)))
