@@ -13,10 +13,11 @@ from dstee.compat import _masking_checkpoint as checkpoint
 from dstee.compat import _masking_legacy as legacy
 from dstee.compat._decay import next_rate
 from dstee.compat._masked_step import masked_step
-from dstee.compat._masking_init import draw, shared_seed
+from dstee.compat._masking_init import draw
 from dstee.compat._masking_rules import DEATH_MODES, GROWTH_MODES, Rule, check_gradients, momentum_signal, update_arguments
 from dstee.compat._masks import Masks
 from dstee.compat._state import drop_grow, keep_largest
+from dstee.distributed.ranks import shared_seed
 from dstee.sparsity_distribution import seed64
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from dstee import sparsity_distribution as distributions
@@ -11,15 +10,6 @@ from dstee.compat import _masking_legacy as legacy
 from dstee.compat._state import keep_largest
 
 MODES = ("ERK", "uniform", "GMP", "lottery_ticket")
-
-
-def shared_seed(device: torch.device) -> int:
-    """A seed from torch's CPU generator, the same on all ranks (the first rank's)."""
-    seed = torch.randint(0, 2**62, (1,))
-    if dist.is_available() and dist.is_initialized():
-        seed = seed.to(device)
-        dist.broadcast(seed, 0)
-    return int(seed.item())
 
 
 def draw(mode: str, params: dict[str, Tensor], density: float, power: float, seed: int, quirks: bool) -> dict[str, Tensor]:

@@ -6,25 +6,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from dstee.compat._state import count_bits, drop_grow, pack, unpack
+from dstee.distributed import ranks
 from dstee.encoding import bonus_table
 
 
 def parameter_state(optimizer: torch.optim.Optimizer, p: Tensor) -> list[Tensor]:
     """State of ``p`` in its shape: momentum buffers, exp_avg, exp_avg_sq, ..."""
     return [v for v in optimizer.state.get(p, {}).values() if isinstance(v, Tensor) and v.shape == p.shape]
-
-
-def average(grads: Sequence[Tensor]) -> None:
-    """Means over all ranks, in place; does nothing without a process group."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return
-    for work in [dist.all_reduce(g, async_op=True) for g in grads]:
-        work.wait()
-    torch._foreach_div_(list(grads), dist.get_world_size())
 
 
 @torch.no_grad()
@@ -54,7 +45,7 @@ def rigl_update(scheduler: Any, fraction: float, *, counts: Sequence[Tensor] | N
             "leave out layers that the loss does not reach"
         )
     grads = [hook.dense_grad for hook in hooks]
-    average(grads)
+    ranks.mean_(grads)
     states = [parameter_state(scheduler.optimizer, w) for w in W]
     bits = [pack(mask, w) for mask, w in zip(masks, W, strict=True)]
     drop_grow(
@@ -87,7 +78,7 @@ def legacy_rigl_update(scheduler: Any, fraction: float) -> None:
         if s <= 0:
             continue
         grow = hook.dense_grad.abs().flatten()
-        average([grow])
+        ranks.mean_([grow])
         active = int(mask.sum())
         k = int(active * fraction)
         kept = torch.zeros_like(grow, dtype=torch.bool)

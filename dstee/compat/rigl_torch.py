@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from dstee import ops, sparsity_distribution
 from dstee.compat._rigl_update import legacy_rigl_update, rigl_update
 from dstee.compat._state import pack
+from dstee.distributed import ranks
 
 DISTRIBUTIONS = ("uniform", "erk")
 METHODS = ("rigl", "dst_ee")
@@ -189,11 +189,7 @@ class RigLScheduler:
             mask = torch.ones(n, dtype=torch.bool)
             mask[torch.randperm(n)[:zeros]] = False
             mask = mask.view(w.shape).to(w.device)
-            if dist.is_available() and dist.is_initialized():
-                shared = mask.to(torch.uint8)
-                dist.broadcast(shared, 0)
-                mask = shared.bool()
-            self.backward_masks.append(mask)
+            self.backward_masks.append(ranks.broadcast(mask.to(torch.uint8)).bool())
         self.apply_mask_to_weights()
         self._restart_counts()
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from dstee import _checks, ops
 from dstee.compat import _uneven
 from dstee.compat._torch_ao_state import check_mask
-from dstee.compat.torch_ao import average_over_ranks
+from dstee.distributed import ranks
 from dstee.encoding import bonus_table
 from dstee.methods import DSTEE, Method
 
@@ -67,7 +67,7 @@ class UnstructuredRandomPruner(_Pruner):
     def calculate_mask(cls, prune_ratio: float, mask: Tensor) -> Tensor:
         """``mask`` without ``int(mask.sum() * prune_ratio)`` random active entries."""
         _check_float_mask(mask)
-        scores = _uneven.random_signal(draw_seed(mask.device), mask.numel(), mask.device).view(mask.shape)
+        scores = _uneven.random_signal(_draw_seed(mask.device), mask.numel(), mask.device).view(mask.shape)
         return cls._prune(prune_ratio, mask, weights=scores)
 
 
@@ -78,7 +78,7 @@ class UnstructuredRandomGrower(_Grower):
     def calculate_mask(cls, sparsity: float, mask: Tensor) -> Tensor:
         """``mask`` with random entries made active until ``int(mask.numel() * (1 - sparsity))`` are."""
         _check_float_mask(mask)
-        return cls._grow(sparsity, mask, seed=draw_seed(mask.device))
+        return cls._grow(sparsity, mask, seed=_draw_seed(mask.device))
 
 
 class UnstructuredGradientGrower(_Grower):
@@ -94,7 +94,7 @@ class UnstructuredGradientGrower(_Grower):
         if grads is None:
             return UnstructuredRandomGrower.calculate_mask(sparsity, mask)
         _check_like("grads", grads, mask)
-        return cls._grow(sparsity, mask, grads=average_over_ranks([grads])[0])
+        return cls._grow(sparsity, mask, grads=ranks.mean([grads])[0])
 
 
 class UnstructuredDSTEEGrower(_Grower):
@@ -118,7 +118,7 @@ class UnstructuredDSTEEGrower(_Grower):
         # The stored form of N depends on the mask; in a mask that only gains weights, inactive ones store N itself.
         highest = int(counts.max()) if counts.numel() else 0
         bonus = bonus_table(c, eps, step, highest)
-        signal = average_over_ranks([grads])[0]
+        signal = ranks.mean([grads])[0]
         stored = torch.where(mask == 0, counts, 0).to(torch.int16)
         return cls._grow(sparsity, mask, grads=signal, counts=stored, bonus=bonus, round=highest)
 
@@ -138,14 +138,8 @@ def _check_like(name: str, t: Any, mask: Tensor) -> None:
         raise ValueError(f"{name} is on {t.device}, mask on {mask.device}: move it first")
 
 
-def draw_seed(device: torch.device) -> int:
-    """A 64-bit seed from torch's CPU generator, that of rank 0 on every rank."""
-    seed = torch.randint(-(2**63), 2**63 - 1, ())
-    dist = torch.distributed
-    if dist.is_available() and dist.is_initialized():
-        seed = seed.to(device)
-        dist.broadcast(seed, 0)
-    return int(seed)
+def _draw_seed(device: torch.device) -> int:
+    return ranks.shared_seed(device, -(2**63), 2**63 - 1)
 
 
 def _select(
@@ -286,7 +280,7 @@ def _update(self: Any, groups: list[dict[str, Any]], grow_by_gradient: bool) -> 
         for o, off in zip(originals, fresh, strict=True)
     ]
     active = _uneven.count_active(layers)
-    grads = average_over_ranks([g["dense_grads"] for g in groups]) if grow_by_gradient else None
+    grads = ranks.mean([g["dense_grads"] for g in groups]) if grow_by_gradient else None
     method = self._dstee
     for i, (group, mask, layer) in enumerate(zip(groups, masks, layers, strict=True)):
         layer.drop = int(torch.tensor(float(active[i]), dtype=mask.dtype) * group["prune_ratio"])
@@ -298,7 +292,7 @@ def _update(self: Any, groups: list[dict[str, Any]], grow_by_gradient: bool) -> 
             )
         layer.grow = target - left
         layer.signal = None if grads is None else grads[i].to(layer.weight.dtype).reshape(-1)
-        layer.seed = draw_seed(mask.device) if grads is None else None
+        layer.seed = _draw_seed(mask.device) if grads is None else None
         layer.counts = None if method is None else _parametrization(group).counts
         layer.marker = torch.ones_like(layer.weight) if self.grown_weights_init != 0 else None
     rounds = {0} if method is None else {int(_parametrization(group).rounds) for group in groups}

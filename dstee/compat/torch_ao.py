@@ -20,6 +20,7 @@ from torch.nn.utils import parametrize
 
 from dstee import _checks, _optimizer_step, ops
 from dstee.compat import _torch_ao_state, _uneven
+from dstee.distributed import ranks
 from dstee.methods import DSTEE, SET, Method, RigL
 from dstee.schedule import UpdateSchedule
 from dstee.sparse_layer import check_parameter
@@ -272,7 +273,7 @@ class DSTEESparsifier(BaseSparsifier):
             grads = [grad.float() / scaler.get_scale() for grad in grads]
             if not all(bool(grad.isfinite().all()) for grad in grads):
                 return None
-        return average_over_ranks(grads)
+        return ranks.mean(grads)
 
     def _layer(self, group: dict[str, Any]) -> _uneven.Layer:
         original, module = self._original(group), self._mask_module(group)
@@ -349,18 +350,6 @@ def check_level(name: str, level: Any) -> None:
 def active_weights(n: int, level: float) -> int:
     """Active weights of a layer of n at a sparsity level, as ``WeightNormSparsifier`` with blocks of one weight counts."""
     return 0 if level >= 1 else n - min(round(level * n), n - 1)
-
-
-def average_over_ranks(tensors: list[Tensor]) -> list[Tensor]:
-    """The mean over all processes, where there are several: hooks see local gradients."""
-    dist = torch.distributed
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
-        return tensors
-    averaged = [t.clone(memory_format=torch.contiguous_format) for t in tensors]
-    for t in averaged:
-        dist.all_reduce(t)
-        t.div_(dist.get_world_size())
-    return averaged
 
 
 def _method(method: str | Method) -> Method:

@@ -14,7 +14,8 @@ import sys, torch
 from torch import nn
 import dstee
 from dstee.compat import sparsimony
-from dstee.compat.torch_ao import DSTEESparsifier, average_over_ranks
+from dstee.compat.torch_ao import DSTEESparsifier
+from dstee.distributed import ranks
 
 rank, folder = int(sys.argv[1]), sys.argv[2]
 torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
@@ -30,7 +31,7 @@ torch.manual_seed(rank)
 mask = torch.zeros(8, 16)
 grown = sparsimony.UnstructuredGradientGrower.calculate_mask(0.75, mask, x[rank])
 drawn = sparsimony.UnstructuredRandomGrower.calculate_mask(0.75, mask)
-averaged = average_over_ranks([x[rank]])[0]
+averaged = ranks.mean([x[rank]])[0]
 torch.save([model[0].parametrizations.weight[0].mask, grown, drawn, averaged], f"{folder}/{rank}")
 torch.distributed.destroy_process_group()
 """
