@@ -16,6 +16,6 @@ from dstee.schedule import CosineDrop as CosineDrop
 from dstee.schedule import LinearDrop as LinearDrop
 from dstee.schedule import UpdateSchedule as UpdateSchedule
 from dstee.sparse_model import SparseModel as SparseModel
-from dstee.sparse_model import sparsify as sparsify
+from dstee.sparsification import sparsify as sparsify
 
 __version__ = "0.1.0"

@@ -31,7 +31,7 @@ def tensor_list(name: str, value, length: int | None = None, optional: bool = Fa
     return list(value)
 
 
-def _layout(t: Tensor) -> list[tuple[int, int]]:
+def layout(t: Tensor) -> list[tuple[int, int]]:
     """(size, stride) of the dimensions that matter: strides of size-1 dimensions and of empty tensors are arbitrary."""
     if t.numel() == 0:
         return []
@@ -43,7 +43,7 @@ def is_dense(t: Tensor) -> bool:
     if t.layout is not torch.strided:
         return False
     expected = 1
-    for stride, size in sorted((stride, size) for size, stride in _layout(t)):
+    for stride, size in sorted((stride, size) for size, stride in layout(t)):
         if stride != expected:
             return False
         expected *= size
@@ -59,7 +59,7 @@ def check_like_param(name: str, i: int, t: Tensor, p: Tensor, dtypes: tuple[torc
         raise TypeError(f"{where} has dtype {t.dtype}, expected {p.dtype} as params[{i}]: convert it first")
     if t.device != p.device:
         raise ValueError(f"{where} is on {t.device}, expected {p.device} as params[{i}]: move it first")
-    if t.layout is not torch.strided or (t.numel() > 1 and _layout(t) != _layout(p)):
+    if t.layout is not torch.strided or (t.numel() > 1 and layout(t) != layout(p)):
         got = t.stride() if t.layout is torch.strided else t.layout
         raise ValueError(
             f"{where} has strides {got}, expected {p.stride()} as params[{i}]: both must lie in memory in the same order"
@@ -113,11 +113,11 @@ def check_layers(
             )
         if counts:
             check_flat("counts", i, counts[i], torch.int16, p.numel(), p.device)
-    _check_no_overlap(params=params, grads=grads, momenta=momenta, mask_bits=mask_bits, counts=counts)
+    check_no_overlap(params=params, grads=grads, momenta=momenta, mask_bits=mask_bits, counts=counts)
     _check_signals_apart(signals or {}, params=params, momenta=momenta, mask_bits=mask_bits, counts=counts)
 
 
-def _check_no_overlap(**lists: Sequence[Tensor]) -> None:
+def check_no_overlap(**lists: Sequence[Tensor]) -> None:
     """No two tensors share memory: a kernel would read what another layer just wrote."""
     spans = []
     for name, tensors in lists.items():

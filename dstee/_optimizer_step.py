@@ -1,4 +1,4 @@
-"""What the people around a step do: wrappers, GradScaler, optimizers that know nothing of masks."""
+"""An optimizer's step as its owner would make it: through wrappers, a GradScaler, a closure."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.amp.grad_scaler import OptState
 
 
@@ -74,10 +73,3 @@ def accumulates(optimizer: Any) -> bool:
             "order='replace' cannot unscale the gradients of a wrapper with its own GradScaler: use order='after'"
         )
     return not getattr(getattr(optimizer, "gradient_state", None), "sync_gradients", True)
-
-
-def zero_state(optimizer: torch.optim.Optimizer, p: Tensor, where: Tensor) -> None:
-    """Zeroes parameter-shaped state of ``p`` (momentum, exp_avg, exp_avg_sq, max_exp_avg_sq, ...) where ``where`` is True."""
-    for value in optimizer.state.get(p, {}).values():
-        if isinstance(value, Tensor) and value.shape == p.shape:
-            value.masked_fill_(where, 0)

@@ -1,4 +1,4 @@
-"""Sparse models from masks and from exported weights: the way back of ``SparseModel.export``."""
+"""The way back of ``SparseModel.export``: sparse models from exported weights, and from masks."""
 
 from __future__ import annotations
 
@@ -9,91 +9,15 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from dstee import ops
-from dstee._checks import _check_no_overlap
-from dstee._export import read_safetensors
-from dstee.methods import DSTEE, Method
+from dstee._export_formats import read_safetensors
+from dstee.methods import Method
 from dstee.schedule import UpdateSchedule
-from dstee.selection import Candidate, candidates
-from dstee.sparse_layer import SparseLayer, check_parameter
+from dstee.selection import select
 from dstee.sparse_model import SparseModel
+from dstee.sparsification import fit_masks as fit_masks
+from dstee.sparsification import from_masks as from_masks
 
-
-def from_masks(
-    model: nn.Module,
-    masks: Mapping[str, Tensor],
-    *,
-    method: Method | None = None,
-    schedule: UpdateSchedule | None = None,
-    seed: int = 0,
-    track_exploration: bool = False,
-) -> SparseModel:
-    """A SparseModel with these masks instead of random ones; counters start with them. Weights outside become 0.
-
-    Args:
-        masks: by parameter name, tensors of 0 and 1 (any dtype) in the parameter's shape. All other parameters stay dense.
-            Names may begin with "module.", as DistributedDataParallel writes them.
-        others: as in :func:`dstee.sparsify`.
-
-    Raises:
-        ValueError: listing every mask that does not fit the model. TypeError: a weight's dtype. The model has not changed then.
-    """
-    method = DSTEE() if method is None else method
-    schedule = UpdateSchedule() if schedule is None else schedule
-    for label, value, kind in (("model", model, nn.Module), ("method", method, Method), ("schedule", schedule, UpdateSchedule)):
-        if not isinstance(value, kind):
-            raise TypeError(f"{label} must be a {kind.__name__}, got {type(value).__name__}")
-    if isinstance(seed, bool) or not isinstance(seed, int):
-        raise TypeError(f"seed must be an int, got {type(seed).__name__}")
-    chosen = fit_masks(model, masks)
-    for c, _ in chosen:
-        check_parameter(c.name, c.param)
-    _check_no_overlap(**{c.name: [c.param] for c, _ in chosen})
-    counted = method.needs_counter or track_exploration
-    layers = {c.name: _layer(c, mask, counted) for c, mask in chosen}
-    sparse = SparseModel(model, layers, method, schedule, seed)
-    sparse.apply_masks()
-    return sparse
-
-
-def fit_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> list[tuple[Candidate, Tensor]]:
-    """The parameters that ``masks`` names, in the model's order, each with its mask as bool.
-
-    Raises:
-        ValueError: listing everything that does not fit.
-    """
-    found = {name: c for c in candidates(model) for name in c.names()}
-    if not isinstance(masks, Mapping) or not masks:
-        raise ValueError("masks must be a dict from parameter name to mask, with at least one")
-    if all(str(name).startswith("module.") and name not in found for name in masks):
-        masks = {name.removeprefix("module."): mask for name, mask in masks.items()}
-    problems: list[str] = []
-    chosen: dict[str, Tensor] = {}
-    for name, mask in masks.items():
-        c = found.get(name)
-        if c is None:
-            problems.append(f"{name!r}: no parameter of the model")
-        elif not isinstance(mask, Tensor):
-            problems.append(f"{name}: the mask is a {type(mask).__name__}, expected a tensor")
-        elif mask.shape != c.param.shape:
-            problems.append(f"{name}: the mask has shape {list(mask.shape)}, the parameter {list(c.param.shape)}")
-        elif mask.dtype != torch.bool and not bool(((mask == 0) | (mask == 1)).all()):
-            problems.append(f"{name}: the mask holds other values than 0 and 1")
-        elif c.name in chosen and not torch.equal(chosen[c.name], mask != 0):
-            problems.append(f"{name}: tied to {c.name}, which has another mask")
-        else:
-            chosen[c.name] = mask != 0
-    if problems:
-        raise ValueError("these masks do not fit the model, nothing was changed:\n  " + "\n  ".join(problems))
-    return [(c, chosen[c.name]) for c in candidates(model) if c.name in chosen]
-
-
-def _layer(c: Candidate, mask: Tensor, counted: bool) -> SparseLayer:
-    p, (_, module, attribute) = c.param, c.owners[0]
-    bits = ops.pack_mask(torch.empty_like(p, dtype=torch.bool, requires_grad=False).copy_(mask))
-    counts = torch.zeros(p.numel(), dtype=torch.int16, device=p.device) if counted else None
-    nnz = int(ops.count_active([bits]))
-    return SparseLayer(c.name, module, attribute, nnz, bits, counts, p.shape, p.stride(), p.dtype)
+__all__ = ["check_state", "fit_masks", "from_export", "from_masks"]
 
 
 def from_export(
@@ -138,14 +62,10 @@ def from_export(
         if bool((state[c.name].ne(0) & ~mask.to(state[c.name].device)).any()):
             raise ValueError(f"{c.name} has weights outside its mask that are not 0: the masks belong to other weights")
     model.load_state_dict(state)
-    return from_masks(
-        model, given, method=method, schedule=schedule, seed=seed, track_exploration=track_exploration
-    )  # fmt: skip
+    return from_masks(model, given, method=method, schedule=schedule, seed=seed, track_exploration=track_exploration)
 
 
 def _default_names(model: nn.Module) -> list[str]:
-    from dstee.selection import select
-
     return [c.name for c in select(model, None, None)]
 
 

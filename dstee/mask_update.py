@@ -1,24 +1,26 @@
-"""One mask update, decided before the step that carries it."""
+"""One mask update, decided before the step that carries it, and what a model and an optimizer ask of each other for it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
 from dstee import _checks, ops
+from dstee.layer_batch import LayerBatch
 from dstee.methods import Method
 from dstee.schedule import UpdateSchedule
 from dstee.sparse_layer import SparseLayer
 
+__all__ = ["FusingOptimizer", "MaskKeeper", "MaskUpdate"]
+
 
 @dataclass(frozen=True)
 class MaskUpdate:
-    """What the update at step ``t`` does. An optimizer may fuse it with its step; ``SparseModel`` does the rest.
-
-    ``done``: names of the layers that have been updated.
-    """
+    """What the update at step ``t`` does. An optimizer may fuse it with its step; ``SparseModel`` does the rest."""
 
     t: int
     round: int
@@ -26,7 +28,6 @@ class MaskUpdate:
     method: Method
     schedule: UpdateSchedule
     bonus: Tensor | None
-    done: set[str] = field(default_factory=set)
 
     @classmethod
     def due(cls, t: int, round: int, seed: int, method: Method, schedule: UpdateSchedule) -> MaskUpdate | None:
@@ -57,30 +58,56 @@ class MaskUpdate:
                 "and before zero_grad; freeze (requires_grad_(False)) or exclude layers that the loss does not reach"
             )
 
-    def apply(
-        self,
-        layers: Sequence[SparseLayer],
-        params: Sequence[Tensor],
-        grads: Sequence[Tensor] | None,
-        momenta: Sequence[Tensor] | None,
-        sgd: ops.SGDRule | None = None,
-    ) -> None:
-        """Swaps weights in ``layers``, all on one device; with ``sgd``, after the step. Nothing has changed when it raises."""
-        before = [layer.mask_bits.clone() for layer in layers]
+    def apply(self, batch: LayerBatch) -> None:
+        """Swaps weights in the layers of ``batch``, after its step where it has one. Nothing has changed when it raises."""
+        before = [bits.clone() for bits in batch.mask_bits]
         ops.drop_grow_(
-            params,
-            grads,
-            momenta,
-            [layer.mask_bits for layer in layers],
-            [layer.counts for layer in layers if layer.counts is not None] or None,
-            [self.swaps(layer) for layer in layers],
-            bonus=None if self.bonus is None else self.bonus.to(params[0].device, non_blocking=True),
+            batch.params,
+            batch.grads,
+            batch.momenta,
+            batch.mask_bits,
+            batch.counts,
+            [self.swaps(layer) for layer in batch.layers],
+            bonus=None if self.bonus is None else self.bonus.to(batch.device, non_blocking=True),
             round=self.round,
-            grow_seeds=self.method.grow_seeds(self.seed, [layer.name for layer in layers], self.round),
+            grow_seeds=self.method.grow_seeds(self.seed, [layer.name for layer in batch.layers], self.round),
             regrow=self.method.regrow,
             reset_regrown=self.method.reset_regrown,
-            sgd=sgd,
+            sgd=batch.rule,
         )
-        for layer, bits in zip(layers, before, strict=True):
+        for layer, bits in zip(batch.layers, before, strict=True):
             layer.previous_bits = bits
-            self.done.add(layer.name)
+
+
+class MaskKeeper(Protocol):
+    """What an optimizer that masks its own step asks of the ``SparseModel`` whose weights it holds."""
+
+    @property
+    def layers(self) -> dict[str, SparseLayer]: ...
+
+    def attach(self, optimizer: FusingOptimizer) -> None:
+        """``update()`` without an argument means this optimizer from now on."""
+
+    def begin_step(self, optimizer: torch.optim.Optimizer) -> tuple[dict[int, SparseLayer], MaskUpdate | None]:
+        """The layers by id of their parameter, and the update that this step is to carry, if any.
+
+        Raises:
+            ValueError: ``optimizer`` does not hold the sparse weights, or weights and masks do not belong together.
+            RuntimeError: an update is due and a sparse weight has no gradient. Nothing has changed in either case.
+        """
+
+    def end_step(self, updated: Sequence[SparseLayer]) -> None:
+        """The step was made, and carried the update for the layers ``updated``."""
+
+    def check_at_next_step(self) -> None:
+        """State was loaded: weights, masks and optimizer state are held against each other before the next step."""
+
+
+@runtime_checkable
+class FusingOptimizer(Protocol):
+    """An optimizer whose step leaves inactive weights alone and carries the update that is due (``SparseSGD``)."""
+
+    sparse: MaskKeeper
+
+    def momentum_buffer(self, layer: SparseLayer) -> Tensor | None:
+        """The momentum of the layer's weight, laid out like the weight; None before its first step with momentum."""

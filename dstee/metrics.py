@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from dstee import ops
+from dstee.layer_batch import count_each
 from dstee.methods import Method
 from dstee.schedule import UpdateSchedule
 from dstee.sparse_layer import SparseLayer
@@ -18,6 +19,10 @@ from dstee.sparse_model import SparseModel
 
 Counted = nn.Linear | _ConvNd | nn.MultiheadAttention
 """Modules whose FLOPs are counted."""
+
+__all__ = [
+    "Flops", "Shares", "churn", "dead_units", "density", "exploitation", "exploration", "flops", "training_flops",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -34,12 +39,9 @@ def _shares(parts: Mapping[str, int], wholes: Mapping[str, int]) -> Shares:
 
 
 def _counts(sparse: SparseModel, count: Callable[[list[SparseLayer]], Tensor]) -> dict[str, int]:
-    """One number per layer from ``count``, called once per device: one host sync for a model on one device."""
-    groups: dict[torch.device, list[SparseLayer]] = {}
-    for layer in sparse.layers.values():
-        groups.setdefault(layer.mask_bits.device, []).append(layer)
-    found = {layer.name: n for group in groups.values() for layer, n in zip(group, count(group).tolist(), strict=True)}
-    return {name: found[name] for name in sparse.layers}
+    """One number per layer from ``count``, with one host sync for a model on one device."""
+    layers = list(sparse.layers.values())
+    return dict(zip(sparse.layers, count_each(layers, lambda layer: layer.mask_bits.device, count), strict=True))
 
 
 def exploration(sparse: SparseModel) -> Shares:
@@ -70,8 +72,7 @@ def churn(sparse: SparseModel) -> float:
     """Share of the active weights that the last update brought in; 0 before the first update."""
 
     def count(layers: list[SparseLayer]) -> Tensor:
-        before = [layer.mask_bits if layer.previous_bits is None else layer.previous_bits for layer in layers]
-        return ops.count_active([layer.mask_bits & ~bits for layer, bits in zip(layers, before, strict=True)])
+        return ops.count_active([layer.grown_bits() for layer in layers])
 
     return sum(_counts(sparse, count).values()) / sum(layer.nnz for layer in sparse.layers.values())
 

@@ -315,7 +315,7 @@ def encode_counts(N: Tensor, mask: Tensor, round: int) -> Tensor:
     _check_count_round(round)
     if not _checks.is_dense(N):
         raise ValueError(f"N with strides {N.stride()} is not dense, non-overlapping storage: call .contiguous()")
-    if mask.shape != N.shape or mask.device != N.device or _checks._layout(mask) != _checks._layout(N):
+    if mask.shape != N.shape or mask.device != N.device or _checks.layout(mask) != _checks.layout(N):
         raise ValueError(
             f"mask is {list(mask.shape)} {mask.stride()} on {mask.device}, "
             f"expected {list(N.shape)} {N.stride()} on {N.device} as N"

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim.sgd import sgd as dense_sgd
 
-from dstee import ops
-from dstee.mask_update import MaskUpdate
+from dstee import _optimizer_state, ops
+from dstee.mask_update import MaskKeeper, MaskUpdate
 from dstee.sparse_layer import SparseLayer
 
-if TYPE_CHECKING:
-    from dstee.sparse_model import SparseModel
+__all__ = ["SparseSGD"]
 
 
 class SparseSGD(torch.optim.SGD):
@@ -36,13 +35,10 @@ class SparseSGD(torch.optim.SGD):
         TypeError, ValueError, RuntimeError: as ``torch.optim.SGD``; ValueError for ``differentiable=True``.
     """
 
-    _update: MaskUpdate | None = None  # put here by SparseModel.step for the next step alone
-    _stepped = False  # a step was performed that SparseModel has not counted yet
-
     def __init__(
         self,
         params: Any,
-        sparse: SparseModel,
+        sparse: MaskKeeper,
         lr: float | Tensor = 1e-3,
         momentum: float = 0,
         dampening: float = 0,
@@ -69,7 +65,7 @@ class SparseSGD(torch.optim.SGD):
             differentiable=differentiable,
             fused=fused,
         )
-        sparse._attach(self)
+        sparse.attach(self)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As ``torch.optim.Optimizer.add_param_group``; refuses ``differentiable=True``."""
@@ -91,13 +87,11 @@ class SparseSGD(torch.optim.SGD):
                 loss = closure()
         if self._overflow():
             return loss
-        update, self._update = self._update, None
-        layers = self.sparse._admit(self)
-        if update:
-            update.check_gradients(layers.values())
+        layers, update = self.sparse.begin_step(self)
+        updated: list[SparseLayer] = []
         for group in self.param_groups:
-            self._step_group(group, layers, update)
-        self._stepped = True
+            updated += self._step_group(group, layers, update)
+        self.sparse.end_step(updated)
         return loss
 
     def _overflow(self) -> bool:
@@ -115,52 +109,31 @@ class SparseSGD(torch.optim.SGD):
                 torch._foreach_div_(tensors, scale.to(device))
         return False
 
-    def _step_group(self, group: dict[str, Any], layers: dict[int, SparseLayer], update: MaskUpdate | None) -> None:
-        dense: list[Tensor] = []
-        # One call takes layers on one device that all have a momentum buffer, or all have none.
-        calls: dict[tuple[torch.device, bool], list[tuple[SparseLayer, Tensor, Tensor, Tensor | None]]] = defaultdict(list)
-        for p in group["params"]:
-            grad = p.grad
-            if grad is None:
-                continue
-            layer = layers.get(id(p))
-            if layer is None:
-                dense.append(p)
+    def _step_group(
+        self, group: dict[str, Any], layers: Mapping[int, SparseLayer], update: MaskUpdate | None
+    ) -> list[SparseLayer]:
+        """Returns the layers that ``update`` was carried out for."""
+        updated: list[SparseLayer] = []
+        for batch in _optimizer_state.sgd_batches(self, group, layers):
+            if update is None:
+                rule, grads = batch.rule, batch.grads
+                assert rule is not None and grads is not None  # a step has both
+                ops.masked_sgd_(
+                    batch.params, grads, batch.momenta, batch.mask_bits,
+                    lr=rule.lr, momentum=rule.momentum, dampening=rule.dampening, weight_decay=rule.weight_decay,
+                    nesterov=rule.nesterov, maximize=rule.maximize, first_step=rule.first_step,
+                )  # fmt: skip
             else:
-                buffer = self._momentum(p, layer)
-                calls[p.device, buffer is not None].append((layer, p, layer.fit(grad), buffer))
-        for (device, started), call in calls.items():
-            self._sparse_step(group, device, started, call, update)
-        if dense:
-            self._dense_step(group, dense)
-
-    def _sparse_step(self, group: dict[str, Any], device: torch.device, started: bool, call, update) -> None:
-        layers, params, grads, momenta = map(list, zip(*call, strict=True))
-        lr, momentum = group["lr"], group["momentum"]
-        if isinstance(lr, Tensor) and lr.device != device:
-            lr = lr.item()
-        first = momentum != 0 and not started
-        if first:
-            momenta = [torch.zeros_like(p) for p in params]
-        rule = {
-            "lr": lr,
-            "momentum": momentum,
-            "dampening": group["dampening"],
-            "weight_decay": float(group["weight_decay"]),
-            "nesterov": group["nesterov"],
-            "maximize": group["maximize"],
-            "first_step": first,
-        }
-        given = momenta if started or first else None
-        if update is None:
-            ops.masked_sgd_(params, grads, given, [layer.mask_bits for layer in layers], **rule)
-        else:
-            update.apply(layers, params, grads, given, ops.SGDRule(**rule))
-        if first:
-            for p, buffer in zip(params, momenta, strict=True):
-                self.state[p]["momentum_buffer"] = buffer
+                update.apply(batch)
+                updated += batch.layers
+            _optimizer_state.keep_momenta(self, batch)
+        self._dense_step(group, [p for p in group["params"] if p.grad is not None and id(p) not in layers])
+        return updated
 
     def _dense_step(self, group: dict[str, Any], params: list[Tensor]) -> None:
+        """torch's own step on the parameters that are not sparse."""
+        if not params:
+            return
         grads: list[Tensor] = [p.grad for p in params]  # type: ignore[misc]
         states = [self.state[p] for p in params] if group["momentum"] != 0 else []
         buffers = [state.get("momentum_buffer") for state in states]
@@ -181,16 +154,9 @@ class SparseSGD(torch.optim.SGD):
         for state, buffer in zip(states, buffers, strict=True):
             state["momentum_buffer"] = buffer
 
-    def _momentum(self, p: Tensor, layer: SparseLayer) -> Tensor | None:
-        """The momentum buffer of ``p``, laid out as ``p`` is now; None before its first step with momentum."""
-        state = self.state.get(p)
-        buffer = state.get("momentum_buffer") if state else None
-        if state is None or buffer is None:
-            return None
-        fitting = layer.fit(buffer)
-        if fitting is not buffer:
-            state["momentum_buffer"] = fitting
-        return fitting
+    def momentum_buffer(self, layer: SparseLayer) -> Tensor | None:
+        """The momentum of the layer's weight, laid out like the weight; None before its first step with momentum."""
+        return _optimizer_state.momentum_buffer(self, layer.param, layer)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As ``torch.optim.Optimizer.load_state_dict``, but names and shapes are compared first.
@@ -205,15 +171,15 @@ class SparseSGD(torch.optim.SGD):
             super().load_state_dict(state_dict)
         finally:
             check.remove()
-        self.sparse._restored = True
+        self.sparse.check_at_next_step()
 
     def __getstate__(self) -> dict[str, Any]:
-        return super().__getstate__() | {"sparse": self.sparse, "_stepped": self._stepped}
+        return super().__getstate__() | {"sparse": self.sparse}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         if "sparse" in state:  # a copy or an unpickled optimizer; load_state_dict comes here too
-            self.sparse._attach(self)
+            self.sparse.attach(self)
 
 
 def _refuse_other_parameters(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> None:

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from dstee import _checks, ops
 from dstee.encoding import flat
 from dstee.selection import Candidate, is_lazy
-from dstee.sparsity_distribution import random_mask
 
 Strides = tuple[int, ...]
 
@@ -41,6 +40,31 @@ def check_parameter(name: str, p: Tensor) -> None:
 def row_major(shape: torch.Size) -> tuple[int, ...]:
     """Strides of a contiguous tensor of this shape."""
     return torch.empty(shape, device="meta").stride()
+
+
+def like(t: Tensor, p: Tensor, dtypes: tuple[torch.dtype, ...] = ()) -> Tensor:
+    """``t`` with the device, memory order and dtype of ``p`` (or one of ``dtypes``): itself if it has them, else a copy."""
+    if t.requires_grad:
+        t = t.detach()
+    if t.layout is not torch.strided:
+        t = t.to_dense()
+    if t.dtype in (p.dtype, *dtypes) and t.device == p.device and _checks.layout(t) == _checks.layout(p):
+        return t
+    return torch.empty_like(p, dtype=t.dtype if t.dtype in dtypes else p.dtype, requires_grad=False).copy_(t)
+
+
+def pack_like(mask: Tensor, p: Tensor) -> Tensor:
+    """A mask of any dtype (not 0 is active) and the shape of ``p`` as bits in the memory order of ``p``, on its device."""
+    if mask.dtype is not torch.bool:
+        mask = mask != 0
+    if mask.device != p.device or _checks.layout(mask) != _checks.layout(p):
+        mask = torch.empty_like(p, dtype=torch.bool, requires_grad=False).copy_(mask)
+    return ops.pack_mask(mask)
+
+
+def unpack_like(bits: Tensor, p: Tensor) -> Tensor:
+    """Inverse of :func:`pack_like`: bool, shape and strides of ``p``."""
+    return ops.unpack_mask(bits, (p.numel(),)).as_strided(p.shape, p.stride())
 
 
 def reorder(values: Tensor, shape: Sequence[int], old: Strides, new: Strides) -> Tensor:
@@ -119,30 +143,45 @@ class SparseLayer:
 
     def fit(self, t: Tensor) -> Tensor:
         """A gradient or momentum with the dtype, device and memory order of the weight: itself if it has them, else a copy."""
-        if t.layout is not torch.strided:
-            t = t.to_dense()
-        if t.stride() == self.strides and t.dtype is self.dtype and t.device == self.mask_bits.device:
+        if (
+            t.layout is torch.strided
+            and t.stride() == self.strides
+            and t.dtype is self.dtype
+            and t.device == self.mask_bits.device
+        ):
             return t
-        p = self.param
-        if t.dtype is p.dtype and t.device == p.device and _checks._layout(t) == _checks._layout(p):
-            return t  # strides of dimensions of size 1 mean nothing
-        return torch.empty_like(p, requires_grad=False).copy_(t)
+        return like(t, self.param)
 
     def bools(self, bits: Tensor) -> Tensor:
         """A packed mask as a bool tensor with the shape and strides of the weight; :meth:`follow` first."""
         return ops.unpack_mask(bits, (self.numel,)).as_strided(self.shape, self.strides)
 
+    def grown(self) -> Tensor:
+        """Weights that the last update made active and that were not before it, as :meth:`bools`; none before the first."""
+        return self.bools(self.grown_bits())
+
+    def grown_bits(self) -> Tensor:
+        """:meth:`grown`, packed."""
+        return self.mask_bits & ~(self.mask_bits if self.previous_bits is None else self.previous_bits)
+
+    def dropped(self) -> Tensor:
+        """Weights that were active before the last update and are not now, as :meth:`bools`; none before the first."""
+        before = self.mask_bits if self.previous_bits is None else self.previous_bits
+        return self.bools(before & ~self.mask_bits)
+
+    def active(self) -> Tensor:
+        """The mask: bool, shape and strides of the weight."""
+        self.follow()
+        return self.bools(self.mask_bits)
+
     def inactive(self) -> Tensor:
         """The weights outside the mask: bool, shape and strides of the weight."""
-        self.follow()
-        return self.bools(self.mask_bits).logical_not_()
+        return self.active().logical_not_()
 
 
-def make_layer(c: Candidate, nnz: int, seed: int, counted: bool) -> SparseLayer:
-    """A layer with a random mask of ``nnz`` weights; the weights are not touched."""
+def make_layer(c: Candidate, mask: Tensor, nnz: int, counted: bool) -> SparseLayer:
+    """A layer with ``mask`` (shape of the weight, any memory order, ``nnz`` active); the weights are not touched."""
     p, (_, module, attribute) = c.param, c.owners[0]
-    mask = random_mask(p.numel(), nnz, seed, c.name)  # row-major: the same whatever the memory format
-    bits = ops.pack_mask(reorder(mask, p.shape, row_major(p.shape), p.stride()).to(p.device))
     # The initial mask is the first round: N = M, whose stored form is 0 everywhere.
     counts = torch.zeros(p.numel(), dtype=torch.int16, device=p.device) if counted else None
-    return SparseLayer(c.name, module, attribute, nnz, bits, counts, p.shape, p.stride(), p.dtype)
+    return SparseLayer(c.name, module, attribute, nnz, pack_like(mask, p), counts, p.shape, p.stride(), p.dtype)

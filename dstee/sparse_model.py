@@ -7,87 +7,21 @@ import weakref
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from numbers import Real
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dstee import _checks, _export, _optimizer_step, _state_dict, ops, sparsity_distribution
-from dstee.mask_update import MaskUpdate
-from dstee.methods import DSTEE, Method
-from dstee.optim import SparseSGD
+from dstee import _export_formats, _optimizer_state, _optimizer_step, _state_dict, ops
+from dstee.layer_batch import LayerBatch
+from dstee.mask_update import FusingOptimizer, MaskUpdate
+from dstee.methods import Method
 from dstee.schedule import UpdateSchedule
-from dstee.selection import Rules, select
-from dstee.sparse_layer import SparseLayer, check_parameter, make_layer
+from dstee.sparse_layer import SparseLayer
 from dstee.summary import Summary, summarize
 
-Distribution = Literal["erk", "uniform", "uniform-dense-first"]
-
-
-def sparsify(
-    model: nn.Module,
-    sparsity: float | Mapping[str, float] = 0.9,
-    *,
-    distribution: Distribution = "erk",
-    seed: int = 0,
-    method: Method | None = None,
-    schedule: UpdateSchedule | None = None,
-    include: Rules = None,
-    exclude: Rules = None,
-    track_exploration: bool = False,
-) -> SparseModel:
-    """Gives the weights of ``model`` random masks, zeroes what they rule out, and returns the keeper of the masks.
-
-    Sparse become the weights of Linear, Conv1d-3d, ConvTranspose1d-3d and MultiheadAttention; never norms, biases or
-    embeddings. A tied weight counts once, under its first name; tied to an embedding it is one.
-
-    Args:
-        model: changed in place; float32, bfloat16 or float16 weights.
-        sparsity: share of zeros in [0, 1) over all sparse layers together; or one for each layer by parameter name.
-        distribution: "erk" (Erdos-Renyi-Kernel; paper, section 4), "uniform", or "uniform-dense-first" (first layer dense).
-        seed: the masks depend on it and on the parameter names alone, on every machine.
-        method: what an update ranks; default :class:`DSTEE`.
-        schedule: when and how much; default every 100 steps, 30 % of the active weights.
-        include, exclude: module types, name patterns (as the shell's, for parameters or modules), functions
-            ``(name, module, parameter) -> bool``, or lists of these. ``include`` adds to the default (weights with two or more
-            dimensions), ``exclude`` wins and reaches everything inside a matching module.
-        track_exploration: keep counters for methods that do not need them, for ``dstee.metrics.exploration``.
-
-    Raises:
-        ValueError: nothing to make sparse, a pattern that matches nothing, a sparsity out of range or unreachable, a weight
-            without memory of its own. TypeError: a dtype or a rule that is not supported. The model has not changed then.
-    """
-    method = DSTEE() if method is None else method
-    schedule = UpdateSchedule() if schedule is None else schedule
-    for name, value, kind in (("model", model, nn.Module), ("method", method, Method), ("schedule", schedule, UpdateSchedule)):
-        if not isinstance(value, kind):
-            raise TypeError(f"{name} must be a {kind.__name__}, got {type(value).__name__}")
-    if isinstance(seed, bool) or not isinstance(seed, int):
-        raise TypeError(f"seed must be an int, got {type(seed).__name__}")
-    chosen = select(model, include, exclude)
-    for c in chosen:
-        check_parameter(c.name, c.param)
-    _checks._check_no_overlap(**{c.name: [c.param] for c in chosen})
-    budget = _budget({c.name: c.param.shape for c in chosen}, sparsity, distribution)
-
-    counted = method.needs_counter or track_exploration
-    layers = {c.name: make_layer(c, budget[c.name], seed, counted) for c in chosen}
-    sparse = SparseModel(model, layers, method, schedule, seed)
-    sparse.apply_masks()
-    return sparse
-
-
-def _budget(shapes: dict[str, Sequence[int]], sparsity: float | Mapping[str, float], kind: str) -> dict[str, int]:
-    if isinstance(sparsity, Mapping):
-        return sparsity_distribution.explicit(shapes, sparsity)
-    if isinstance(sparsity, bool) or not isinstance(sparsity, Real):
-        raise TypeError(f"sparsity must be a number or a dict from parameter name to number, got {type(sparsity).__name__}")
-    if kind == "erk":
-        return sparsity_distribution.erk(shapes, float(sparsity))
-    if kind in ("uniform", "uniform-dense-first"):
-        return sparsity_distribution.uniform(shapes, float(sparsity), dense_first=kind != "uniform")
-    raise ValueError(f"unknown distribution {kind!r}, expected erk, uniform or uniform-dense-first")
+__all__ = ["SparseModel"]
 
 
 class SparseModel:
@@ -105,12 +39,15 @@ class SparseModel:
         self.seed = seed
         self.t = 0
         self.round = 0
-        self._restored = False  # a state was loaded: check it against the weights before the next step
+        self._unchecked = False  # a state was loaded: check it against the weights before the next step
         self._busy = ""
-        self._optimizer: weakref.ref[SparseSGD] | None = None
+        self._optimizer: weakref.ref[FusingOptimizer] | None = None
+        self._pending: MaskUpdate | None = None  # for the optimizer's next step alone
+        self._stepped = False  # a fusing optimizer made a step that is not counted yet
+        self._updated: set[str] = set()  # layers whose update that step carried
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_optimizer": None, "_busy": ""}
+        return self.__dict__ | {"_optimizer": None, "_busy": "", "_pending": None}
 
     def __repr__(self) -> str:
         return (
@@ -136,9 +73,7 @@ class SparseModel:
 
     def mask(self, name: str) -> Tensor:
         """The mask of parameter ``name``: bool, shape and strides of the parameter."""
-        layer = self._layer(name)
-        layer.follow()
-        return layer.bools(layer.mask_bits)
+        return self._layer(name).active()
 
     def masks(self) -> dict[str, Tensor]:
         """All masks by parameter name."""
@@ -146,10 +81,9 @@ class SparseModel:
 
     def last_grown(self, name: str) -> Tensor:
         """Weights that the last update made active (and that were not before it): bool, shape and strides of the parameter."""
-        mask, layer = self.mask(name), self.layers[name]
-        if layer.previous_bits is None:
-            return torch.zeros_like(mask)
-        return mask & ~layer.bools(layer.previous_bits)
+        layer = self._layer(name)
+        layer.follow()
+        return layer.grown()
 
     def counter(self, name: str) -> Tensor:
         """N: mask rounds in which each weight was active, the initial one included: int32, shape and strides of the parameter.
@@ -196,7 +130,7 @@ class SparseModel:
             ValueError: the optimizer does not hold the sparse weights; loaded weights and masks do not belong together.
             RuntimeError: an update is due and a sparse weight has no gradient (named). Nothing has changed then.
         """
-        core = self._core(optimizer)
+        core, fusing = self._core(optimizer)
         if scaler is not None and not scaler.is_enabled():
             scaler = None
         if scaler is not None and closure is not None:
@@ -204,19 +138,18 @@ class SparseModel:
         with self._alone("step"):
             update = MaskUpdate.due(self.t + 1, self.round, self.seed, self.method, self.schedule)
             if update is not None and self.method.order == "replace":
-                return self._replace(optimizer, core, update, closure, scaler)
-            if isinstance(core, SparseSGD):
-                core._update = update
-            else:
-                self._admit(core)
+                return self._replace(optimizer, core, fusing, update, closure, scaler)
+            if fusing is None:
+                self._layers_of(core)
                 if update is not None:
-                    closure = _optimizer_step.before_step(closure, partial(update.check_gradients, self.layers.values()))
+                    check = partial(update.check_gradients, self.layers.values())
+                    closure = _optimizer_step.before_step(closure, check)
+            self._pending = update
             try:
                 performed = _optimizer_step.run_step(optimizer, core, closure, scaler)
             finally:
-                if isinstance(core, SparseSGD):
-                    core._update = None
-            return performed and self._finish(core, update)
+                self._pending = None
+            return performed and self._finish(core, fusing, update)
 
     def update(self, optimizer: Any = None) -> bool:
         """What :meth:`step` does besides the optimizer's step, for hosts that own that step: call it right after.
@@ -230,23 +163,24 @@ class SparseModel:
         Raises:
             RuntimeError: as :meth:`step`; the method has ``order="replace"``; no optimizer is known.
         """
-        core = self._optimizer() if optimizer is None and self._optimizer is not None else optimizer
-        if core is None:
+        if optimizer is None and self._optimizer is not None:
+            optimizer = self._optimizer()
+        if optimizer is None:
             raise RuntimeError("update() does not know who made the step: pass the optimizer, sparse.update(optimizer)")
-        core = self._core(core)
+        core, fusing = self._core(optimizer)
         if self.method.updates and self.method.order == "replace":
             raise RuntimeError(
                 f"{self.method.name} with order='replace' updates instead of stepping: call sparse.step(optimizer), "
                 "or choose order='after'"
             )
         with self._alone("update"):
-            if isinstance(core, SparseSGD) and not core._stepped:
+            if fusing is not None and not self._stepped:
                 return False
             update = MaskUpdate.due(self.t + 1, self.round, self.seed, self.method, self.schedule)
-            self._admit(core)
+            self._layers_of(core)
             if update is not None:
                 update.check_gradients(self.layers.values())
-            return self._finish(core, update)
+            return self._finish(core, fusing, update)
 
     def apply_masks(self) -> None:
         """Zeroes the weights outside the masks, as after loading dense weights into the model."""
@@ -266,16 +200,45 @@ class SparseModel:
         finally:
             self._busy = ""
 
-    def _attach(self, optimizer: SparseSGD) -> None:
+    # --- what a fusing optimizer asks (mask_update.MaskKeeper) -----------------------------------------------------------
+
+    def attach(self, optimizer: FusingOptimizer) -> None:
+        """:meth:`update` without an argument means ``optimizer`` from now on. :class:`SparseSGD` calls it."""
         self._optimizer = weakref.ref(optimizer)
 
-    def _core(self, optimizer: Any) -> torch.optim.Optimizer:
-        core = _optimizer_step.core_optimizer(optimizer)
-        if isinstance(core, SparseSGD) and core.sparse is not self:
-            raise ValueError("this SparseSGD belongs to another SparseModel: make it with the one that steps")
-        return core
+    def begin_step(self, optimizer: torch.optim.Optimizer) -> tuple[dict[int, SparseLayer], MaskUpdate | None]:
+        """For an optimizer that masks its own step, before it changes anything: the sparse layers by id of their parameter,
+        and the mask update that the step is to carry.
 
-    def _admit(self, optimizer: torch.optim.Optimizer) -> dict[int, SparseLayer]:
+        Raises:
+            ValueError, RuntimeError: as :meth:`step`.
+        """
+        layers, update = self._layers_of(optimizer), self._pending
+        self._pending = None
+        if update is not None:
+            update.check_gradients(layers.values())
+        return layers, update
+
+    def end_step(self, updated: Sequence[SparseLayer]) -> None:
+        """The step was made and carried the mask update of the layers ``updated``; :meth:`update` may count it."""
+        self._stepped, self._updated = True, {layer.name for layer in updated}
+
+    def check_at_next_step(self) -> None:
+        """Weights, masks and optimizer state are held against each other before the next step, as after loading a state."""
+        self._unchecked = True
+
+    # --- inside a step ---------------------------------------------------------------------------------------------------
+
+    def _core(self, optimizer: Any) -> tuple[torch.optim.Optimizer, FusingOptimizer | None]:
+        """The optimizer inside wrappers, and the same once more if it masks its own step."""
+        core = _optimizer_step.core_optimizer(optimizer)
+        if not isinstance(core, FusingOptimizer):
+            return core, None
+        if core.sparse is not self:
+            raise ValueError("this SparseSGD belongs to another SparseModel: make it with the one that steps")
+        return core, core
+
+    def _layers_of(self, optimizer: torch.optim.Optimizer) -> dict[int, SparseLayer]:
         """The layers by id of their parameter, which ``optimizer`` must hold."""
         layers = {id(layer.follow()): layer for layer in self.layers.values()}
         held = {id(p) for group in optimizer.param_groups for p in group["params"]}
@@ -286,11 +249,11 @@ class SparseModel:
                     f"the optimizer does not hold these sparse weights of the model: {', '.join(missing)}. "
                     "Create it after wrapping, sharding or replacing the model's parameters"
                 )
-        if self._restored:
-            self._settle(optimizer)
+        if self._unchecked:
+            self._check_loaded(optimizer)
         return layers
 
-    def _settle(self, optimizer: torch.optim.Optimizer) -> None:
+    def _check_loaded(self, optimizer: torch.optim.Optimizer) -> None:
         """After a load: the weights must fit the masks; the optimizer's state is made to."""
         inactive = {layer: layer.inactive() for layer in self.layers.values()}
         wrong = [layer.name for layer, off in inactive.items() if bool((layer.param.ne(0) & off).any())]
@@ -300,57 +263,77 @@ class SparseModel:
                 "from the same checkpoint. Load both, or call sparse.apply_masks() to zero those weights"
             )
         for layer, off in inactive.items():
-            _optimizer_step.zero_state(optimizer, layer.param, off)
-        self._restored = False
+            _optimizer_state.zero_state(optimizer, layer.param, off)
+        self._unchecked = False
 
-    def _replace(self, optimizer: Any, core: torch.optim.Optimizer, update: MaskUpdate, closure, scaler) -> bool:
+    def _replace(
+        self,
+        optimizer: Any,
+        core: torch.optim.Optimizer,
+        fusing: FusingOptimizer | None,
+        update: MaskUpdate,
+        closure: Callable[[], Any] | None,
+        scaler: torch.amp.GradScaler | None,
+    ) -> bool:
         """``order="replace"``: the update alone, without the optimizer's step."""
         if closure is not None:
             with torch.enable_grad():
                 closure()
         if _optimizer_step.accumulates(optimizer):
             return False
-        self._admit(core)
+        self._layers_of(core)
         update.check_gradients(self.layers.values())
         if scaler is not None and not _optimizer_step.unscale(scaler, optimizer):
             return False
-        return self._finish(core, update)
+        return self._finish(core, fusing, update)
 
     @torch.no_grad()
-    def _finish(self, core: torch.optim.Optimizer, update: MaskUpdate | None) -> bool:
+    def _finish(self, core: torch.optim.Optimizer, fusing: FusingOptimizer | None, update: MaskUpdate | None) -> bool:
         """After the optimizer's step: masks what it does not mask, updates what it has not updated, counts."""
-        if not isinstance(core, SparseSGD):
+        if fusing is None:
             for layer in self.layers.values():
                 p, off = layer.follow(), layer.inactive()
                 p.masked_fill_(off, 0)
-                _optimizer_step.zero_state(core, p, off)
+                _optimizer_state.zero_state(core, p, off)
         if update is not None:
-            self._swap(core, update)
-            for name, layer in self.layers.items():
-                if name not in update.done:  # frozen: nothing grew
+            done = self._updated if fusing is not None else set()
+            left = [layer for name, layer in self.layers.items() if name not in done]
+            self._swap(core, fusing, update, [layer for layer in left if layer.param.requires_grad])
+            for layer in left:
+                if not layer.param.requires_grad:  # frozen: nothing grew
                     layer.previous_bits = None
             self.round += 1
         self.t += 1
-        if isinstance(core, SparseSGD):
-            core._stepped = False
+        if fusing is not None:
+            self._stepped, self._updated = False, set()
         return update is not None
 
-    def _swap(self, core: torch.optim.Optimizer, update: MaskUpdate) -> None:
-        """The topology alone, for the layers that the optimizer did not fuse with its step: one call per device."""
+    def _swap(
+        self,
+        core: torch.optim.Optimizer,
+        fusing: FusingOptimizer | None,
+        update: MaskUpdate,
+        layers: Sequence[SparseLayer],
+    ) -> None:
+        """The topology alone, for ``layers`` whose step did not carry the update: one call per device."""
+        reset_regrown = update.method.reset_regrown
         groups = defaultdict(list)
-        for name, layer in self.layers.items():
-            p = layer.param
-            if name not in update.done and p.requires_grad:
-                # SparseSGD's buffer, or a marker that comes back 0 where state of other optimizers must become 0.
-                momentum = core._momentum(p, layer) if isinstance(core, SparseSGD) else torch.ones_like(p)
-                groups[p.device, momentum is None].append((layer, p, momentum))
-        for (_, without), group in groups.items():
-            layers, params, momenta = map(list, zip(*group, strict=True))
-            grads = [layer.fit(layer.param.grad) for layer in layers] if update.method.needs_gradients else None
-            update.apply(layers, params, grads, None if without else momenta)
-            if not isinstance(core, SparseSGD):
-                for p, marker in zip(params, momenta, strict=True):
-                    _optimizer_step.zero_state(core, p, marker == 0)
+        for layer in layers:
+            if fusing is not None:
+                momentum = fusing.momentum_buffer(layer)
+            else:  # masks do not tell which weights were dropped and regrown: a marker does, it comes back 0 there
+                momentum = torch.ones_like(layer.param) if reset_regrown else None
+            groups[layer.param.device, momentum is None].append((layer, momentum))
+        for rows in groups.values():
+            params: list[Tensor] = [layer.param for layer, _ in rows]
+            grads = [layer.fit(layer.param.grad) for layer, _ in rows if layer.param.grad is not None]
+            momenta = [momentum for _, momentum in rows if momentum is not None]
+            given = grads if update.method.needs_gradients else None
+            update.apply(LayerBatch([layer for layer, _ in rows], params, given, momenta or None))
+            if fusing is None:
+                for layer, marker in rows:
+                    cleared = layer.dropped() if marker is None else marker == 0
+                    _optimizer_state.zero_state(core, layer.param, cleared)
 
     # --- checkpoints -----------------------------------------------------------------------------------------------------
 
@@ -361,13 +344,19 @@ class SparseModel:
         """
         return _state_dict.encode(self.t, self.round, self.seed, self.method, self.schedule, self.layers)
 
-    def export(self, format: str = "dense", path: Any = None, *, blocksize: _export.Blocks = None) -> dict[str, Tensor]:
+    def export(
+        self,
+        format: str = "dense",
+        path: str | Path | None = None,
+        *,
+        blocksize: tuple[int, int] | Mapping[str, tuple[int, int]] | None = None,
+    ) -> dict[str, Tensor]:
         """The model's state for others, as copies: ``format`` "dense", "csr", "bsr" (with ``blocksize``), or "safetensors".
 
         Sparse weights come dense with zeros, as matrices [out, rest] of ``torch.sparse``, or, in the file ``path``, as active
         values and packed masks; all else as it is. ``dstee.export.from_export`` is the way back.
         """
-        return _export.export(self, format, path, blocksize)
+        return _export_formats.export(self.model, self.layers, format, path, blocksize)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> None:
         """Resumes bit for bit from :meth:`state_dict`: masks, counters, ``t``, ``round``, ``seed``, ``method``, ``schedule``.
@@ -391,4 +380,4 @@ class SparseModel:
             layer.nnz = restored.nnz.get(name, layer.nnz)
         self.t, self.round, self.seed = restored.t, restored.round, restored.seed
         self.method, self.schedule = restored.method, restored.schedule
-        self._restored = True
+        self._unchecked = True

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from dstee import ops
+from dstee.layer_batch import count_each
 from dstee.sparse_layer import SparseLayer
+
+__all__ = ["LayerSummary", "Summary", "summarize"]
 
 
 @dataclass(frozen=True)
@@ -52,14 +56,14 @@ class Summary:
 def summarize(layers: Iterable[SparseLayer]) -> Summary:
     """One host sync per device."""
     rows = list(layers)
-    groups = defaultdict(list)
     for layer in rows:
         layer.follow()
-        if layer.counts is not None:
-            groups[layer.mask_bits.device].append(layer)
-    explored: dict[str, int] = {}
-    for group in groups.values():
+    counted = [layer for layer in rows if layer.counts is not None]
+
+    def count(group: list[SparseLayer]) -> Tensor:
         counts = [layer.counts for layer in group if layer.counts is not None]
-        found = ops.count_explored(counts, [layer.mask_bits for layer in group]).tolist()
-        explored |= zip([layer.name for layer in group], found, strict=True)
+        return ops.count_explored(counts, [layer.mask_bits for layer in group])
+
+    numbers = count_each(counted, lambda layer: layer.mask_bits.device, count)
+    explored = dict(zip([layer.name for layer in counted], numbers, strict=True))
     return Summary(tuple(LayerSummary(r.name, tuple(r.shape), r.numel, r.nnz, explored.get(r.name)) for r in rows))

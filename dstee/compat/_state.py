@@ -23,7 +23,7 @@ def like(t: Tensor, p: Tensor, dtypes: tuple[torch.dtype, ...] = ()) -> Tensor:
     t = t.detach()
     if t.layout is not torch.strided:
         t = t.to_dense()
-    if t.dtype in (p.dtype, *dtypes) and t.device == p.device and _checks._layout(t) == _checks._layout(p):
+    if t.dtype in (p.dtype, *dtypes) and t.device == p.device and _checks.layout(t) == _checks.layout(p):
         return t
     return torch.empty_like(p, dtype=t.dtype if t.dtype in dtypes else p.dtype, requires_grad=False).copy_(t)
 
@@ -32,7 +32,7 @@ def pack(mask: Tensor, p: Tensor) -> Tensor:
     """A mask of any dtype (not 0 is active) as bits in the memory order of ``p``."""
     if mask.dtype is not torch.bool:
         mask = mask != 0
-    if mask.device != p.device or _checks._layout(mask) != _checks._layout(p):
+    if mask.device != p.device or _checks.layout(mask) != _checks.layout(p):
         mask = torch.empty_like(p, dtype=torch.bool, requires_grad=False).copy_(mask)
     return ops.pack_mask(mask)
 

@@ -178,7 +178,7 @@ def load_masks(sparse: SparseModel, state: Any) -> None:
         if layer.counts is not None:
             layer.counts = ops.encode_counts(active.int(), active, sparse.round)
     sparse.apply_masks()
-    sparse._restored = True  # the next step zeroes the optimizer's state outside the masks
+    sparse.check_at_next_step()
 
 
 # --- back ----------------------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from torch.ao.pruning import BaseSparsifier, FakeSparsity
 from torch.ao.pruning.sparsifier.utils import get_arg_info_from_tensor_fqn
 from torch.nn.utils import parametrize
 
-from dstee import _checks, _optimizer_step, ops
+from dstee import _checks, _optimizer_state, _optimizer_step, ops
 from dstee.compat import _torch_ao_state, _uneven
 from dstee.distributed import ranks
 from dstee.methods import DSTEE, SET, Method, RigL
@@ -295,7 +295,7 @@ class DSTEESparsifier(BaseSparsifier):
         new = layer.bools().view(original.shape)
         if self.optimizer is not None and layer.marker is not None:
             fresh = ~new | (module.mask == 0) | (layer.marker.view(original.shape) == 0)
-            _optimizer_step.zero_state(self.optimizer, original, fresh)
+            _optimizer_state.zero_state(self.optimizer, original, fresh)
         module.mask.copy_(new)
         state["mask"] = module.mask
         state["round"] += 1

@@ -362,4 +362,4 @@ def test_a_trainer_that_runs_everything_inside_the_closure():
     assert not differing(*results)
     with pytest.raises(ZeroDivisionError):
         sparse.step(optimizer, closure=lambda: 1 // 0)
-    assert optimizer._update is None and sparse.t == 5
+    assert sparse._pending is None and sparse.t == 5

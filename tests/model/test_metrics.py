@@ -10,7 +10,8 @@ from dstee import metrics, ops
 from dstee.methods import DSTEE, SET, RigL, Static
 from dstee.optim import SparseSGD
 from dstee.schedule import ConstantDrop, UpdateSchedule
-from dstee.sparse_model import SparseModel, sparsify
+from dstee.sparse_model import SparseModel
+from dstee.sparsification import sparsify
 from dstee.sparsity_distribution import erk
 
 EVERY_STEP = UpdateSchedule(every=1, drop=ConstantDrop(0.3))

@@ -246,7 +246,7 @@ def test_a_hostile_state_is_one_value_error_and_changes_nothing(change, text):
     change(state)
     with pytest.raises(ValueError, match=text):
         sparse.load_state_dict(state)
-    assert sparse.state_dict()["digest"] == before["digest"] and not sparse._restored
+    assert sparse.state_dict()["digest"] == before["digest"] and not sparse._unchecked
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The formats of ``SparseModel.export`` and what reads them back into weights and masks (``dstee.export``)."""
+"""The formats that sparse weights leave in: dense, CSR, BSR and safetensors, and the reader of the last."""
 
 from __future__ import annotations
 
@@ -7,19 +7,16 @@ import json
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dstee import ops
 from dstee._files import CheckpointError, write_atomic
 from dstee._state_dict import digest
 from dstee.encoding import mask_bytes
-from dstee.sparse_layer import reorder_bits, row_major
-
-if TYPE_CHECKING:
-    from dstee.sparse_model import SparseModel
+from dstee.sparse_layer import SparseLayer, reorder_bits, row_major
 
 FORMATS = ("dense", "csr", "bsr", "safetensors")
 Blocks = tuple[int, int] | Mapping[str, tuple[int, int]] | None
@@ -27,50 +24,53 @@ _FORMAT, _VERSION = "dstee-sparse", "1"
 _VALUES, _BITS = ".sparse_values", ".sparse_mask"
 
 
-def export(sparse: SparseModel, format: str, path: str | Path | None, blocksize: Blocks) -> dict[str, Tensor]:
+Layers = Mapping[str, SparseLayer]
+
+
+def export(model: nn.Module, layers: Layers, format: str, path: str | Path | None, blocksize: Blocks) -> dict[str, Tensor]:
     if format not in FORMATS:
         raise ValueError(f"unknown format {format!r}, expected one of {', '.join(FORMATS)}")
     if (path is not None) != (format == "safetensors"):
         raise ValueError(f"path is {path!r}: only format='safetensors' writes a file, and needs one; the others return tensors")
     if (blocksize is not None) != (format == "bsr"):
         raise ValueError(f"blocksize is {blocksize!r}: only format='bsr' takes one, (rows, columns), and needs it")
-    state, aliases = _state(sparse)
+    state, aliases = _state(model, layers)
     if format == "csr":
-        return state | {name: _csr(state[name], mask) for name, mask in _masks(sparse).items()}
+        return state | {name: _csr(state[name], mask) for name, mask in _masks(layers).items()}
     if format == "bsr":
-        return state | _bsr(state, _masks(sparse), blocksize)
+        return state | _bsr(state, _masks(layers), blocksize)
     if format == "safetensors":
-        packed = _pack(sparse, state, aliases)
+        packed = _pack(layers, state, aliases)
         write_safetensors(Path(str(path)), *packed)
         return packed[0]
     return state
 
 
-def _state(sparse: SparseModel) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _state(model: nn.Module, layers: Layers) -> tuple[dict[str, Tensor], dict[str, str]]:
     """A copy of the model's state, contiguous, weights 0 outside the masks; names of tied sparse weights by first name."""
-    named: dict[int, str] = {id(layer.follow()): name for name, layer in sparse.layers.items()}
+    named: dict[int, str] = {id(layer.follow()): name for name, layer in layers.items()}
     aliases = {
         name: named[id(p)]
-        for name, p in sparse.model.named_parameters(remove_duplicate=False)
+        for name, p in model.named_parameters(remove_duplicate=False)
         if id(p) in named and name != named[id(p)]
     }
     state = {}
-    for name, t in sparse.model.state_dict().items():
+    for name, t in model.state_dict().items():
         if not isinstance(t, Tensor):
             raise TypeError(f"cannot export {name} of the model's state, a {type(t).__name__}: only tensors")
         state[name] = t.detach().clone(memory_format=torch.contiguous_format)
-    missing = [name for name in sparse.layers if name not in state]
+    missing = [name for name in layers if name not in state]
     if missing:
         raise ValueError(f"the model's state_dict does not hold these sparse weights under their names: {', '.join(missing)}")
-    for name, mask in _masks(sparse).items():
+    for name, mask in _masks(layers).items():
         state[name].masked_fill_(~mask, 0)
         for alias in (a for a, first in aliases.items() if first == name):
             state[alias] = state[name].clone()
     return state, aliases
 
 
-def _masks(sparse: SparseModel) -> dict[str, Tensor]:
-    return {name: mask.contiguous() for name, mask in sparse.masks().items()}
+def _masks(layers: Layers) -> dict[str, Tensor]:
+    return {name: layer.active().contiguous() for name, layer in layers.items()}
 
 
 def _rows(shape: torch.Size) -> tuple[int, int]:
@@ -133,24 +133,22 @@ def _safetensors() -> Any:
         raise ImportError("safetensors files need the package safetensors: pip install safetensors") from error
 
 
-def _pack(
-    sparse: SparseModel, state: Mapping[str, Tensor], aliases: Mapping[str, str]
-) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _pack(layers: Layers, state: Mapping[str, Tensor], aliases: Mapping[str, str]) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors of the file and its metadata: active values and mask bits in row-major order, the rest as it is."""
-    tensors, layers = {}, {}
-    masks = _masks(sparse)
+    tensors, described = {}, {}
+    masks = _masks(layers)
     for name, t in state.items():
         if name in masks:
-            layer = sparse.layers[name]
+            layer = layers[name]
             bits = reorder_bits(layer.mask_bits, layer.shape, layer.strides, row_major(layer.shape)).cpu().clone()
             tensors[name + _VALUES], tensors[name + _BITS] = t[masks[name]].cpu(), bits
-            layers[name] = {"shape": list(t.shape), "nnz": layer.nnz, "mask_digest": digest(bits)}
+            described[name] = {"shape": list(t.shape), "nnz": layer.nnz, "mask_digest": digest(bits)}
         elif name not in aliases:
             tensors[name] = t.cpu()
     taken = [name for name in state if name.endswith((_VALUES, _BITS))]
     if taken:
         raise ValueError(f"names of the model's state that the format uses itself: {', '.join(taken)}")
-    metadata = {"format": _FORMAT, "version": _VERSION, "layers": json.dumps(layers), "tied": json.dumps(dict(aliases))}
+    metadata = {"format": _FORMAT, "version": _VERSION, "layers": json.dumps(described), "tied": json.dumps(dict(aliases))}
     return tensors, metadata
 
 

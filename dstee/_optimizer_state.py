@@ -1,0 +1,74 @@
+"""The tensors that optimizers keep for a sparse weight, and the SGD steps that they make up together with its gradient."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dstee.layer_batch import LayerBatch
+from dstee.ops import SGDRule
+from dstee.sparse_layer import SparseLayer
+
+
+def zero_state(optimizer: torch.optim.Optimizer, p: Tensor, where: Tensor) -> None:
+    """Zeroes parameter-shaped state of ``p`` (momentum, exp_avg, exp_avg_sq, max_exp_avg_sq, ...) where ``where`` is True."""
+    for value in optimizer.state.get(p, {}).values():
+        if isinstance(value, Tensor) and value.shape == p.shape:
+            value.masked_fill_(where, 0)
+
+
+def momentum_buffer(optimizer: torch.optim.Optimizer, p: Tensor, layer: SparseLayer) -> Tensor | None:
+    """SGD's momentum of ``p``, laid out as ``p`` is now; None before its first step with momentum."""
+    state = optimizer.state.get(p)
+    buffer = state.get("momentum_buffer") if state else None
+    if state is None or buffer is None:
+        return None
+    fitting = layer.fit(buffer)
+    if fitting is not buffer:
+        state["momentum_buffer"] = fitting
+    return fitting
+
+
+def sgd_batches(
+    optimizer: torch.optim.Optimizer, group: Mapping[str, Any], layers: Mapping[int, SparseLayer]
+) -> Iterator[LayerBatch]:
+    """The sparse weights of a parameter group that have a gradient, and the step that SGD makes on them.
+
+    ``layers`` by id of the parameter. After the step, :func:`keep_momenta` gives the optimizer the buffers that were made.
+    """
+    found = defaultdict(list)
+    for p in group["params"]:
+        layer = layers.get(id(p))
+        if layer is not None and p.grad is not None:
+            buffer = momentum_buffer(optimizer, p, layer)
+            found[p.device, buffer is not None].append((layer, p, layer.fit(p.grad), buffer))
+    for (device, started), rows in found.items():
+        batch_layers, params, grads, buffers = map(list, zip(*rows, strict=True))
+        rule = _sgd_rule(group, device, started)
+        if rule.first_step:
+            buffers = [torch.zeros_like(p) for p in params]
+        yield LayerBatch(batch_layers, params, grads, buffers if started or rule.first_step else None, rule)
+
+
+def _sgd_rule(group: Mapping[str, Any], device: torch.device, started: bool) -> SGDRule:
+    lr, momentum = group["lr"], group["momentum"]
+    return SGDRule(
+        lr.item() if isinstance(lr, Tensor) and lr.device != device else lr,
+        momentum,
+        group["dampening"],
+        float(group["weight_decay"]),
+        group["nesterov"],
+        group["maximize"],
+        first_step=momentum != 0 and not started,
+    )
+
+
+def keep_momenta(optimizer: torch.optim.Optimizer, batch: LayerBatch) -> None:
+    """After a first step: the new buffers become the optimizer's state."""
+    if batch.rule is not None and batch.rule.first_step and batch.momenta is not None:
+        for p, buffer in zip(batch.params, batch.momenta, strict=True):
+            optimizer.state[p]["momentum_buffer"] = buffer

@@ -1,0 +1,164 @@
+"""How a model becomes sparse: by random masks of a budget, or by given ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from numbers import Real
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from dstee import _checks, sparsity_distribution
+from dstee.layer_batch import count_each
+from dstee.methods import DSTEE, Method
+from dstee.schedule import UpdateSchedule
+from dstee.selection import Candidate, Rules, candidates, select
+from dstee.sparse_layer import check_parameter, make_layer
+from dstee.sparse_model import SparseModel
+
+__all__ = ["Distribution", "fit_masks", "from_masks", "sparsify"]
+
+Distribution = Literal["erk", "uniform", "uniform-dense-first"]
+
+
+def sparsify(
+    model: nn.Module,
+    sparsity: float | Mapping[str, float] = 0.9,
+    *,
+    distribution: Distribution = "erk",
+    seed: int = 0,
+    method: Method | None = None,
+    schedule: UpdateSchedule | None = None,
+    include: Rules = None,
+    exclude: Rules = None,
+    track_exploration: bool = False,
+) -> SparseModel:
+    """Gives the weights of ``model`` random masks, zeroes what they rule out, and returns the keeper of the masks.
+
+    Sparse become the weights of Linear, Conv1d-3d, ConvTranspose1d-3d and MultiheadAttention; never norms, biases or
+    embeddings. A tied weight counts once, under its first name; tied to an embedding it is one.
+
+    Args:
+        model: changed in place; float32, bfloat16 or float16 weights.
+        sparsity: share of zeros in [0, 1) over all sparse layers together; or one for each layer by parameter name.
+        distribution: "erk" (Erdos-Renyi-Kernel; paper, section 4), "uniform", or "uniform-dense-first" (first layer dense).
+        seed: the masks depend on it and on the parameter names alone, on every machine.
+        method: what an update ranks; default :class:`DSTEE`.
+        schedule: when and how much; default every 100 steps, 30 % of the active weights.
+        include, exclude: module types, name patterns (as the shell's, for parameters or modules), functions
+            ``(name, module, parameter) -> bool``, or lists of these. ``include`` adds to the default (weights with two or more
+            dimensions), ``exclude`` wins and reaches everything inside a matching module.
+        track_exploration: keep counters for methods that do not need them, for ``dstee.metrics.exploration``.
+
+    Raises:
+        ValueError: nothing to make sparse, a pattern that matches nothing, a sparsity out of range or unreachable, a weight
+            without memory of its own. TypeError: a dtype or a rule that is not supported. The model has not changed then.
+    """
+    method, schedule = _check_arguments(model, method, schedule, seed)
+    chosen = select(model, include, exclude)
+    _check_parameters(chosen)
+    nnz = _budget({c.name: c.param.shape for c in chosen}, sparsity, distribution)
+    masks = (  # row-major: the same whatever the memory format
+        sparsity_distribution.random_mask(c.param.numel(), nnz[c.name], seed, c.name).view(c.param.shape) for c in chosen
+    )
+    counted = method.needs_counter or track_exploration
+    layers = {c.name: make_layer(c, mask, nnz[c.name], counted) for c, mask in zip(chosen, masks, strict=True)}
+    sparse = SparseModel(model, layers, method, schedule, seed)
+    sparse.apply_masks()
+    return sparse
+
+
+def _budget(shapes: dict[str, Sequence[int]], sparsity: float | Mapping[str, float], kind: str) -> dict[str, int]:
+    if isinstance(sparsity, Mapping):
+        return sparsity_distribution.explicit(shapes, sparsity)
+    if isinstance(sparsity, bool) or not isinstance(sparsity, Real):
+        raise TypeError(f"sparsity must be a number or a dict from parameter name to number, got {type(sparsity).__name__}")
+    if kind == "erk":
+        return sparsity_distribution.erk(shapes, float(sparsity))
+    if kind in ("uniform", "uniform-dense-first"):
+        return sparsity_distribution.uniform(shapes, float(sparsity), dense_first=kind != "uniform")
+    raise ValueError(f"unknown distribution {kind!r}, expected erk, uniform or uniform-dense-first")
+
+
+def from_masks(
+    model: nn.Module,
+    masks: Mapping[str, Tensor],
+    *,
+    method: Method | None = None,
+    schedule: UpdateSchedule | None = None,
+    seed: int = 0,
+    track_exploration: bool = False,
+) -> SparseModel:
+    """A SparseModel with these masks instead of random ones; counters start with them. Weights outside become 0.
+
+    Args:
+        masks: by parameter name, tensors of 0 and 1 (any dtype) in the parameter's shape. All other parameters stay dense.
+            Names may begin with "module.", as DistributedDataParallel writes them.
+        others: as in :func:`dstee.sparsify`.
+
+    Raises:
+        ValueError: listing every mask that does not fit the model. TypeError: a weight's dtype. The model has not changed then.
+    """
+    method, schedule = _check_arguments(model, method, schedule, seed)
+    chosen = fit_masks(model, masks)
+    _check_parameters([c for c, _ in chosen])
+    fitted = [mask for _, mask in chosen]
+    nnz = count_each(fitted, lambda mask: mask.device, lambda group: torch.stack([mask.count_nonzero() for mask in group]))
+    counted = method.needs_counter or track_exploration
+    layers = {c.name: make_layer(c, mask, n, counted) for (c, mask), n in zip(chosen, nnz, strict=True)}
+    sparse = SparseModel(model, layers, method, schedule, seed)
+    sparse.apply_masks()
+    return sparse
+
+
+def _check_arguments(
+    model: nn.Module, method: Method | None, schedule: UpdateSchedule | None, seed: int
+) -> tuple[Method, UpdateSchedule]:
+    """The method and schedule, the defaults where there is none."""
+    method = DSTEE() if method is None else method
+    schedule = UpdateSchedule() if schedule is None else schedule
+    for name, value, kind in (("model", model, nn.Module), ("method", method, Method), ("schedule", schedule, UpdateSchedule)):
+        if not isinstance(value, kind):
+            raise TypeError(f"{name} must be a {kind.__name__}, got {type(value).__name__}")
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise TypeError(f"seed must be an int, got {type(seed).__name__}")
+    return method, schedule
+
+
+def _check_parameters(chosen: Sequence[Candidate]) -> None:
+    for c in chosen:
+        check_parameter(c.name, c.param)
+    _checks.check_no_overlap(**{c.name: [c.param] for c in chosen})
+
+
+def fit_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> list[tuple[Candidate, Tensor]]:
+    """The parameters that ``masks`` names, in the model's order, each with its mask as bool.
+
+    Raises:
+        ValueError: listing everything that does not fit.
+    """
+    found = {name: c for c in candidates(model) for name in c.names()}
+    if not isinstance(masks, Mapping) or not masks:
+        raise ValueError("masks must be a dict from parameter name to mask, with at least one")
+    if all(str(name).startswith("module.") and name not in found for name in masks):
+        masks = {name.removeprefix("module."): mask for name, mask in masks.items()}
+    problems: list[str] = []
+    chosen: dict[str, Tensor] = {}
+    for name, mask in masks.items():
+        c = found.get(name)
+        if c is None:
+            problems.append(f"{name!r}: no parameter of the model")
+        elif not isinstance(mask, Tensor):
+            problems.append(f"{name}: the mask is a {type(mask).__name__}, expected a tensor")
+        elif mask.shape != c.param.shape:
+            problems.append(f"{name}: the mask has shape {list(mask.shape)}, the parameter {list(c.param.shape)}")
+        elif mask.dtype != torch.bool and not bool(((mask == 0) | (mask == 1)).all()):
+            problems.append(f"{name}: the mask holds other values than 0 and 1")
+        elif c.name in chosen and not torch.equal(chosen[c.name], mask != 0):
+            problems.append(f"{name}: tied to {c.name}, which has another mask")
+        else:
+            chosen[c.name] = mask != 0
+    if problems:
+        raise ValueError("these masks do not fit the model, nothing was changed:\n  " + "\n  ".join(problems))
+    return [(c, chosen[c.name]) for c in candidates(model) if c.name in chosen]
