@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import dstee
-from dstee import report
 from dstee._console import UsageError, complain, make_console, one_line
 from dstee._files import CheckpointError, parse_json, write_atomic
-from dstee.config import BY_DATA, Config
-from dstee.runs import WriteError
+from dstee.experiments import progress as report
+from dstee.experiments.config import BY_DATA, Config
+from dstee.experiments.run_folder import WriteError
 
 
 def widths(text: str) -> list[int]:
@@ -103,7 +103,7 @@ def _default_folder(config: Config) -> Path:
 
 
 def _command_train(args: argparse.Namespace) -> int:
-    from dstee.runs import read_manifest
+    from dstee.experiments.run_folder import read_manifest
 
     if (args.resume or args.overwrite) and args.out is None:
         raise UsageError(f"--{'resume' if args.resume else 'overwrite'} needs --out DIR, the folder of the run")
@@ -126,9 +126,11 @@ def train(
     """
     import torch
 
-    from dstee import backends, data, plot, runs
-    from dstee.train import run
-    from dstee.trial import Trial
+    from dstee import backends
+    from dstee.experiments import data, plot
+    from dstee.experiments import run_folder as runs
+    from dstee.experiments.train import run
+    from dstee.experiments.trial import Trial
 
     dataset = data.load(config.data, data_dir)
     console = make_console(sys.stdout)
@@ -191,7 +193,7 @@ def _versions() -> dict[str, str]:
 
 
 def _command_verify(args: argparse.Namespace) -> int:
-    from dstee.verify import verify_resume
+    from dstee.experiments.verify import verify_resume
 
     return verify_resume(_settings(args, {}), args.data_dir, None if args.out is None else Path(args.out))
 
@@ -227,7 +229,7 @@ def _command_bench(args: argparse.Namespace) -> int:
 
 
 def _command_plot(args: argparse.Namespace) -> int:
-    from dstee.plot import plot_runs
+    from dstee.experiments.plot import plot_runs
 
     if args.output is None and len(args.run) > 1:
         raise UsageError("several runs make one picture: pass --output FILE")
@@ -259,7 +261,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         complain("stopped", "interrupted")
         return 128 + signal.SIGINT
     except Exception as error:
-        from dstee.train import Interrupted
+        from dstee.experiments.train import Interrupted
 
         if not isinstance(error, Interrupted):
             raise

@@ -10,7 +10,9 @@ import pytest
 import torch
 from support.faults import Crash, FaultyOS
 
-from dstee import CheckpointError, _files, checkpoint, runs
+from dstee import CheckpointError, _files
+from dstee.experiments import checkpoint
+from dstee.experiments import run_folder as runs
 
 
 def make_tree(step=7):

@@ -13,7 +13,10 @@ import pytest
 import torch
 from support.command_server import TINY, digests, shared_server
 
-from dstee import _files, checkpoint, cli, plot, report, runs
+from dstee import _files, cli
+from dstee.experiments import checkpoint, plot
+from dstee.experiments import progress as report
+from dstee.experiments import run_folder as runs
 
 
 @pytest.fixture(scope="module")

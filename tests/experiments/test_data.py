@@ -10,8 +10,8 @@ import torch
 
 from dstee import cli
 from dstee._console import UsageError
-from dstee.config import Config
-from dstee.data import Order, load
+from dstee.experiments.config import Config
+from dstee.experiments.data import Order, load
 
 
 def test_digits_are_split_once_and_for_all():

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from support.command_server import TINY, digests, shared_server
 
-from dstee import cli, verify
+from dstee import cli
+from dstee.experiments import verify
 
 
 @pytest.fixture(scope="module")

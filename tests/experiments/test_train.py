@@ -10,10 +10,12 @@ import pytest
 import torch
 from support.faults import Crash, FaultyOS
 
-from dstee import CheckpointError, _files, checkpoint, runs, train
-from dstee.config import COMPARED, Config
-from dstee.data import Dataset
-from dstee.trial import Trial
+from dstee import CheckpointError, _files
+from dstee.experiments import checkpoint, train
+from dstee.experiments import run_folder as runs
+from dstee.experiments.config import COMPARED, Config
+from dstee.experiments.data import Dataset
+from dstee.experiments.trial import Trial
 
 
 def make_data(n=48, features=12):

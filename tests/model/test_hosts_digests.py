@@ -13,7 +13,7 @@ from support.digits_batches import batches, loss, mlp, one_thread  # noqa: F401
 from torch import Tensor, nn
 
 import dstee
-from dstee.checkpoint import digest
+from dstee.experiments.checkpoint import digest
 
 STEPS, EVERY = 36, 3
 METHODS = {"dst-ee": dstee.DSTEE(c=1e-2), "rigl": dstee.RigL(order="after"), "set": dstee.SET()}

@@ -14,8 +14,9 @@ import torch
 from support import on_gpu
 from torch import Tensor, nn
 
-from dstee import backends, encoding, ops, reference, report
+from dstee import backends, encoding, ops, reference
 from dstee.backends import native
+from dstee.experiments import progress as report
 from dstee.testing import DTYPES, Case, assert_same_bits, make_case
 
 on_gpu.skip_or_fail()

@@ -28,7 +28,8 @@ TINY = [
 # Starting Python with torch takes seconds. This process does it once and then forks one real process per command line.
 SERVER = """
 import json, os, sys
-from dstee import cli, config, data, plot, train, trial
+from dstee import cli
+from dstee.experiments import config, data, plot, train, trial
 dataset = data.load("digits", None)
 trial.Trial(config.Config.resolve({}), "dst-ee", 0, dataset).step()  # torch's late imports
 print("ready", flush=True)

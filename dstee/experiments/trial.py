@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 import dstee
-from dstee import backends, checkpoint, metrics
+from dstee import backends, metrics
 from dstee._console import UsageError
 from dstee._files import CheckpointError
-from dstee.config import Config, differences
-from dstee.data import Dataset, Order
 from dstee.encoding import MAX_ROUNDS
+from dstee.experiments import checkpoint
+from dstee.experiments.config import Config, differences
+from dstee.experiments.data import Dataset, Order
 from dstee.methods import METHODS
 from dstee.schedule import DROPS, UpdateSchedule
 

@@ -13,10 +13,10 @@ from typing import Any, Protocol
 
 import torch
 
-from dstee.config import Config
-from dstee.data import Dataset
-from dstee.runs import CheckpointFolder, MetricsLog, Patience
-from dstee.trial import Result, Trial
+from dstee.experiments.config import Config
+from dstee.experiments.data import Dataset
+from dstee.experiments.run_folder import CheckpointFolder, MetricsLog, Patience
+from dstee.experiments.trial import Result, Trial
 
 
 class Interrupted(Exception):

@@ -10,12 +10,13 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from dstee import cli, data
+from dstee import cli
 from dstee._console import UsageError
 from dstee._files import parse_json, write_atomic
-from dstee.config import Config
-from dstee.data import Order
-from dstee.runs import json_file
+from dstee.experiments import data
+from dstee.experiments.config import Config
+from dstee.experiments.data import Order
+from dstee.experiments.run_folder import json_file
 
 
 def verify_resume(config: Config, data_dir: str | None, out: Path | None) -> int:

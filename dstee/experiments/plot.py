@@ -11,9 +11,9 @@ from typing import Any
 
 from dstee._console import UsageError
 from dstee._files import parse_json, write_atomic
-from dstee.config import differences
-from dstee.runs import read_manifest
-from dstee.trial import NAMES
+from dstee.experiments.config import differences
+from dstee.experiments.run_folder import read_manifest
+from dstee.experiments.trial import NAMES
 
 # Okabe and Ito's colours, which stay apart for colour-blind readers; dashes keep them apart in print.
 _STYLES = {

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from dstee._console import make_console, one_line
-from dstee.config import Config
-from dstee.trial import NAMES, Result, Trial
+from dstee.experiments.config import Config
+from dstee.experiments.trial import NAMES, Result, Trial
 
 
 class Progress:

@@ -17,10 +17,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from dstee import checkpoint
 from dstee._console import UsageError
 from dstee._files import CheckpointError, parse_json, write_atomic
-from dstee.config import differences
+from dstee.experiments import checkpoint
+from dstee.experiments.config import differences
 
 FORMAT = "dstee-run"
 PAUSE = 0.5
