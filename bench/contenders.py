@@ -207,7 +207,7 @@ class Compiled(Ours):
         for w, g, bits, counts, k in zip(work.params, work.grads, work.mask_bits, work.counts, work.k, strict=True):
             self._compiled(
                 [w.view(-1)], [g.view(-1)], [], [bits], [counts], [k], None, bonus, ROUND, None, [], [], [],
-                True, False, False, 0.0, None, 0.0, 0.0, 0.0, False, False, False, None,
+                True, False, [], None, None,
             )  # fmt: skip
 
 

@@ -1,22 +1,11 @@
-// From torch tensors to the pointers that the kernels see. Torch ends here.
+// What the kernels see of a layer: pointers and numbers. Torch's tensors end in arguments.cpp.
 #pragma once
 
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
-
-#include <optional>
 #include <type_traits>
-#include <vector>
 
 #include "rules.h"
 
 namespace dstee {
-
-using torch::stable::Tensor;
-using Tensors = std::vector<Tensor>;
-using torch::headeronly::DeviceType;
 
 struct Layer {
   void* w = nullptr;
@@ -31,26 +20,11 @@ struct Layer {
   int64_t n = 0;
 };
 
-// Reads the lists (absent ones are empty) and refuses, before anything is written, what the kernels could not survive:
-// the contract of dstee/ops.py, whose checks then find the words for it.
-std::vector<Layer> read_layers(DeviceType device, const Tensors& params, const Tensors& grads, const Tensors& momenta,
-                               const Tensors& mask_bits, const Tensors& counts, const Tensors& drop_scores,
-                               const Tensors& grow_signal);
-
-// What drop_grow_ needs beyond read_layers: a growth signal, gradients and momenta for the step, k, a long enough bonus.
-void check_update(DeviceType device, const Tensors& params, const Tensors& grads, const Tensors& momenta, const Tensors& counts,
-                  const std::vector<int64_t>& k, const std::optional<Tensor>& k_tensor, const std::optional<Tensor>& bonus,
-                  int64_t round, const std::optional<Tensor>& round_tensor, const Tensors& grow_signal,
-                  const std::vector<int64_t>& grow_seeds, bool sgd, double momentum);
-
-// The rule without the numbers that may lie in a tensor: lr and grad_scale.
-SgdRule make_rule(double momentum, double dampening, double weight_decay, bool nesterov, bool maximize, bool first_step,
-                  bool scaled);
-
+// Element i of an array of the type.
 template <class T>
 T* at(T* base, int64_t i, Dtype dtype) {
   using Byte = std::conditional_t<std::is_const_v<T>, const char, char>;
-  return static_cast<T*>(static_cast<Byte*>(base) + i * (dtype == kF32 ? 4 : 2));
+  return static_cast<T*>(static_cast<Byte*>(base) + i * element_size(dtype));
 }
 
 }  // namespace dstee

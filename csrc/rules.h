@@ -51,6 +51,20 @@ DSTEE_HD I flip_count(I stored, I round) {
   return round + 1 - stored;
 }
 
+// The counter N of a weight as a place in a table: one that the table does not have, a negative one too, takes the last.
+DSTEE_HD uint32_t counter_of(int32_t stored, bool active, int32_t round, uint32_t table_size) {
+  const auto N = static_cast<uint32_t>(active ? flip_count(stored, round) : stored);
+  return N < table_size ? N : table_size - 1;
+}
+
+constexpr int32_t kMaxRound = 32765;  // the latest round whose counters, and those after it, fit their 16 bits
+
+// How many of the k wanted swaps a layer of n weights with nnz active ones has room for.
+DSTEE_HD int64_t clip_swaps(int64_t k, int64_t nnz, int64_t n, bool regrow) {
+  const int64_t inactive = n - nnz, most = regrow || nnz < inactive ? nnz : inactive;
+  return k < 0 ? 0 : k < most ? k : most;
+}
+
 // A 32-bit finaliser with full avalanche.
 template <class U>
 DSTEE_HD U mix(U x) {
@@ -89,7 +103,12 @@ DSTEE_HD uint32_t rank_of(float x) {
   return u > kInfBits ? 0 : u + 1;
 }
 
+// What the drop ranks by: the smaller |x|, the larger the key, NaN above all.
+DSTEE_HD uint32_t drop_key(float x) { return kMaxRank - rank_of(x); }
+
 enum Dtype : int { kF32, kBF16, kF16, kRandom };  // kRandom: a growth signal that is a hash, not a tensor
+
+DSTEE_HD int element_size(Dtype dtype) { return dtype == kF32 ? 4 : 2; }
 
 // Storage types. Reading is exact; writing rounds once, to nearest even.
 struct bf16 {

@@ -7,13 +7,13 @@ order in memory. A sparse layer obeys one invariant, which every op keeps: weigh
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from dstee import _checks, backends, encoding, reference
+from dstee import _checks, backends, encoding, reference, sgd_rule
 from dstee.encoding import bonus_table as bonus_table
+from dstee.sgd_rule import SGDRule as SGDRule
 
 _library = torch.library.Library("dstee", "DEF")
 
@@ -44,22 +44,6 @@ def _call(name: str, device: torch.device, check, *args):
             raise
 
 
-@dataclass(frozen=True, slots=True)
-class SGDRule:
-    """The SGD step that :func:`drop_grow_` fuses into its sweep; fields as in :class:`torch.optim.SGD`.
-
-    ``first_step`` says that the momentum buffers hold nothing yet (then m = d).
-    """
-
-    lr: float | Tensor
-    momentum: float = 0.0
-    dampening: float = 0.0
-    weight_decay: float = 0.0
-    nesterov: bool = False
-    maximize: bool = False
-    first_step: bool = False
-
-
 def _check_rule(rule: SGDRule, momenta: list[Tensor], device: torch.device | None) -> None:
     if isinstance(rule.lr, Tensor):
         _checks.check_scalar_tensor("lr", rule.lr, device)
@@ -75,15 +59,10 @@ def _check_rule(rule: SGDRule, momenta: list[Tensor], device: torch.device | Non
         raise ValueError(f"momenta is None, but momentum is {rule.momentum}: pass one buffer per layer")
 
 
-def _lr(lr: float | Tensor) -> tuple[float, Tensor | None]:
-    return (0.0, lr) if isinstance(lr, Tensor) else (float(lr), None)
-
-
 # --- masked_sgd_ ---------------------------------------------------------------------------------------------------------
 
 _declare(
-    "masked_sgd_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] momenta, Tensor[] mask_bits, float lr, Tensor? lr_tensor, "
-    "float momentum, float dampening, float weight_decay, bool nesterov, bool maximize, bool first_step, "
+    "masked_sgd_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] momenta, Tensor[] mask_bits, float[] sgd, Tensor? lr, "
     "Tensor? grad_scale, Tensor? found_inf) -> ()",
     lambda *args: None,
 )
@@ -139,8 +118,7 @@ def masked_sgd_(
     _call(
         "masked_sgd_", device,
         lambda: _checks.check_layers(params, mask_bits, grads=grads, momenta=used),
-        params, grads, used, mask_bits, *_lr(lr), momentum, dampening, weight_decay, nesterov, maximize, first_step,
-        grad_scale, found_inf,
+        params, grads, used, mask_bits, *sgd_rule.pack(rule), grad_scale, found_inf,
     )  # fmt: skip
 
 
@@ -149,8 +127,7 @@ def masked_sgd_(
 _declare(
     "drop_grow_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] momenta, Tensor(c!)[] mask_bits, Tensor(d!)[] counts, "
     "int[] k, Tensor? k_tensor, Tensor? bonus, int round, Tensor? round_tensor, Tensor[] drop_scores, Tensor[] grow_signal, "
-    "int[] grow_seeds, bool regrow, bool reset_regrown, bool sgd, float lr, Tensor? lr_tensor, float momentum, "
-    "float dampening, float weight_decay, bool nesterov, bool maximize, bool first_step, Tensor? found_inf) -> ()",
+    "int[] grow_seeds, bool regrow, bool reset_regrown, float[] sgd, Tensor? lr, Tensor? found_inf) -> ()",
     lambda *args: None,
 )
 
@@ -189,7 +166,8 @@ def drop_grow_(
         counts: int16 [n] each, as :func:`encode_counts` makes them for this ``round``; None for methods without a counter.
         k: weights to swap per layer: a list of ints, or an int64 tensor [L] on the device, which is clipped there to the
             active weights. Without ``regrow`` both are clipped to the inactive weights.
-        bonus: exploration bonus by counter, from :func:`bonus_table`, on the device; None adds nothing (RigL).
+        bonus: exploration bonus by counter, from :func:`bonus_table`, on the device; None adds nothing (RigL). A counter
+            that the table does not have, a negative one too, takes the last entry.
         round: mask updates done before this one (q), at most 32,765: an int, or a one-element int64 tensor on the device
             (then, with ``k``, ``lr`` and ``bonus`` in tensors too, a captured CUDA graph follows the schedule).
         drop_scores: what the drop ranks (by abs) instead of the weights; float32 or the weights' dtype. Read after the step.
@@ -220,7 +198,6 @@ def drop_grow_(
         raise ValueError("bonus given without counts: the bonus depends on the counters; pass both or neither")
     known = int(round_tensor) if round_tensor is not None and device.type == "cpu" else round
     _checks.check_bonus(bonus, known, device)
-    rule = sgd or SGDRule(lr=0.0)
     if sgd is not None:
         _check_rule(sgd, momenta, device)
     _checks.check_scalar_tensor("found_inf", found_inf, device)
@@ -235,8 +212,7 @@ def drop_grow_(
     _call(
         "drop_grow_", device, check,
         params, grads, momenta, mask_bits, counts, k_list, k_tensor, bonus, round, round_tensor, drop_scores, grow_signal,
-        seeds, regrow, reset_regrown, sgd is not None, *_lr(rule.lr), rule.momentum, rule.dampening, rule.weight_decay,
-        rule.nesterov, rule.maximize, rule.first_step, found_inf,
+        seeds, regrow, reset_regrown, *sgd_rule.pack(sgd), found_inf,
     )  # fmt: skip
 
 

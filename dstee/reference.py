@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from dstee.encoding import flat, flip_counts, pack_bits, unpack_bits
+from dstee.sgd_rule import SGDRule, unpack
 
 LARGEST = 0x7F80_0002  # above every rank: rank(+Inf) is 0x7F80_0001
 
@@ -26,6 +27,12 @@ def first_k(key: Tensor, k: Tensor) -> Tensor:
     order = torch.sort(key, descending=True, stable=True).indices
     taken = torch.arange(key.numel(), device=key.device) < k
     return torch.zeros_like(key, dtype=torch.bool).scatter_(0, order, taken)
+
+
+def clip_swaps(k: Tensor, nnz: Tensor, n: int, regrow: bool) -> Tensor:
+    """How many of the k wanted swaps a layer of n weights with nnz active ones has room for."""
+    k = torch.minimum(nnz, k)
+    return k if regrow else torch.minimum(k, n - nnz)
 
 
 def random_signal(seed: int, n: int, device: torch.device) -> Tensor:
@@ -44,47 +51,48 @@ def random_signal(seed: int, n: int, device: torch.device) -> Tensor:
     return (mix(mix(low) ^ high) >> 8).float() * 2.0**-24
 
 
-def sgd(w, g, m, *, lr, momentum, dampening, weight_decay, nesterov, maximize, first_step, grad_scale=None):
+def sgd(w, g, m, rule: SGDRule, grad_scale=None):
     """One SGD step in float32, every operation rounded once (torch.optim.SGD's definitions). Returns the new (w, m)."""
+    lr = rule.lr.float().view(()) if isinstance(rule.lr, Tensor) else rule.lr
     d = g if grad_scale is None else g / grad_scale.float().view(())
-    d = -d if maximize else d
-    if weight_decay != 0:
-        d = d + w * weight_decay
+    d = -d if rule.maximize else d
+    if rule.weight_decay != 0:
+        d = d + w * rule.weight_decay
     u = d
-    if momentum != 0:
-        m = d if first_step else m * momentum + d * (1 - dampening)
-        u = d + m * momentum if nesterov else m
+    if rule.momentum != 0:
+        m = d if rule.first_step else m * rule.momentum + d * (1 - rule.dampening)
+        u = d + m * rule.momentum if rule.nesterov else m
     return w - u * lr, m
 
 
-def _step(w, g, m, active, rule):
+def _step(w, g, m, active, rule, grad_scale=None):
     """masked SGD of one flat layer: positions outside ``active`` keep their bits."""
-    w_new, m_new = sgd(w.float(), g.float(), None if m is None else m.float(), **rule)
+    w_new, m_new = sgd(w.float(), g.float(), None if m is None else m.float(), rule, grad_scale)
     w.copy_(torch.where(active, w_new.to(w.dtype), w))
     if m is not None:
         m.copy_(torch.where(active, m_new.to(m.dtype), m))
 
 
-def masked_sgd_(
-    params, grads, momenta, mask_bits, lr, lr_tensor, momentum, dampening, weight_decay, nesterov, maximize, first_step,
-    grad_scale, found_inf,
-) -> None:  # fmt: skip
-    rule = dict(lr=lr if lr_tensor is None else lr_tensor.float().view(()), momentum=momentum, dampening=dampening,
-                weight_decay=weight_decay, nesterov=nesterov, maximize=maximize, first_step=first_step,
-                grad_scale=grad_scale)  # fmt: skip
+def counter_of(stored: Tensor, active: Tensor, round: int | Tensor, table_size: int) -> Tensor:
+    """The counters N, as places in a table: one that the table does not have, a negative one too, takes the last."""
+    counter = flip_counts(stored.int(), active, round)
+    return torch.where((counter < 0) | (counter >= table_size), table_size - 1, counter)
+
+
+def masked_sgd_(params, grads, momenta, mask_bits, sgd, lr, grad_scale, found_inf) -> None:
+    rule = unpack(sgd, lr)
     for i, p in enumerate(params):
         active = unpack_bits(mask_bits[i], p.numel())
         if found_inf is not None:
             active = active & (found_inf == 0).view(())
-        _step(flat(p), flat(grads[i]), flat(momenta[i]) if momenta else None, active, rule)
+        _step(flat(p), flat(grads[i]), flat(momenta[i]) if momenta else None, active, rule, grad_scale)
 
 
 def drop_grow_(
     params, grads, momenta, mask_bits, counts, k, k_tensor, bonus, round, round_tensor, drop_scores, grow_signal, grow_seeds,
-    regrow, reset_regrown, sgd, lr, lr_tensor, momentum, dampening, weight_decay, nesterov, maximize, first_step, found_inf,
+    regrow, reset_regrown, sgd, lr, found_inf,
 ) -> None:  # fmt: skip
-    rule = dict(lr=lr if lr_tensor is None else lr_tensor.float().view(()), momentum=momentum, dampening=dampening,
-                weight_decay=weight_decay, nesterov=nesterov, maximize=maximize, first_step=first_step)  # fmt: skip
+    rule = unpack(sgd, lr)
     q = round if round_tensor is None else round_tensor.view(())
     for i, p in enumerate(params):
         n, device = p.numel(), p.device
@@ -92,14 +100,11 @@ def drop_grow_(
         m = flat(momenta[i]) if momenta else None
         mask = unpack_bits(mask_bits[i], n)
         go = torch.ones((), dtype=torch.bool, device=device) if found_inf is None else (found_inf == 0).view(())
-        if sgd:  # order "after": the step first, then drop by the new weights
-            _step(w, flat(grads[i]), m if momentum != 0 else None, mask & go, rule)
+        if rule is not None:  # order "after": the step first, then drop by the new weights
+            _step(w, flat(grads[i]), m if rule.momentum != 0 else None, mask & go, rule)
 
         nnz = mask.sum()
-        k_i = torch.minimum(nnz, k_tensor[i] if k_tensor is not None else nnz.new_tensor(k[i]))
-        if not regrow:
-            k_i = torch.minimum(k_i, n - nnz)
-        k_i = k_i * go
+        k_i = clip_swaps(k_tensor[i] if k_tensor is not None else nnz.new_tensor(k[i]), nnz, n, regrow) * go
 
         # Drop (Algorithm 1, ArgDrop): the k active weights closest to zero.
         closeness = LARGEST - rank(flat(drop_scores[i]) if drop_scores else w)
@@ -112,8 +117,7 @@ def drop_grow_(
             g = flat(grow_signal[i] if grow_signal else grads[i]).float().abs()
         score = g
         if counts and bonus is not None:
-            N = flip_counts(counts[i].int(), mask, q).clamp(0, bonus.numel() - 1)
-            score = g + bonus[N]
+            score = g + bonus[counter_of(counts[i], mask, q, bonus.numel())]
         candidates = ~mask | dropped if regrow else ~mask
         grown = first_k(torch.where(candidates, (rank(score) << 32) | rank(g), -1), k_i)
 

@@ -94,6 +94,13 @@ def flip_count(stored, round):
 
 
 @triton.jit
+def counter_of(stored, active, round, table_size):
+    """The counter N as a place in a table: one that the table does not have, a negative one too, takes the last."""
+    counter = tl.where(active, flip_count(stored, round), stored)
+    return tl.where((counter < 0) | (counter >= table_size), table_size - 1, counter)
+
+
+@triton.jit
 def mix(x):
     """A 32-bit finaliser with full avalanche; uint32."""
     x = x ^ (x >> 16)

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from ._layers import BITS, CALL_COLUMNS, COLUMNS, COUNTS, DROP, GRADIENT, GROW, INDEX, SEED, K, M, N, W
-from ._rules import HAS_MOMENTUM, drop_key, flip_count, random_signal, rank, round_to, score, sgd, to_float
+from ._rules import HAS_MOMENTUM, counter_of, drop_key, flip_count, random_signal, rank, round_to, score, sgd, to_float
 
 ROWS = tl.constexpr(256)
 BY_GRADIENT, BY_TENSOR, AT_RANDOM = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
@@ -104,9 +104,8 @@ def growth_keys(signal, stored, active, mask, bonus, bonus_size, round):
     if bonus is None:
         return rank(signal).to(tl.int64) << 32
     else:
-        count = tl.where(active, flip_count(stored, round), stored)
-        count = tl.minimum(tl.maximum(count, 0), bonus_size - 1)
-        upper = rank(score(tl.abs(signal), tl.load(bonus + count, mask=mask, other=0.0)))
+        N = counter_of(stored, active, round, bonus_size)
+        upper = rank(score(tl.abs(signal), tl.load(bonus + N, mask=mask, other=0.0)))
         return (upper.to(tl.int64) << 32) | rank(signal).to(tl.int64)
 
 

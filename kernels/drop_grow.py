@@ -36,7 +36,7 @@ def _all_same(some, others) -> bool:
 
 def drop_grow_(
     params, grads, momenta, mask_bits, counts, k, k_tensor, bonus, round, round_tensor, drop_scores, grow_signal, grow_seeds,
-    regrow, reset_regrown, sgd, lr, lr_tensor, momentum, dampening, weight_decay, nesterov, maximize, first_step, found_inf,
+    regrow, reset_regrown, sgd, lr_tensor, found_inf,
 ) -> None:  # fmt: skip
     """As dstee.reference.drop_grow_."""
     if _all_same(drop_scores, params):
@@ -44,6 +44,7 @@ def drop_grow_(
     if grow_seeds or _all_same(grow_signal, grads):
         grow_signal = ()
     growth = AT_RANDOM if grow_seeds else BY_TENSOR if grow_signal else BY_GRADIENT
+    lr, momentum, dampening, weight_decay, nesterov, maximize, first_step = sgd or [0.0] * 7
     rule = rule_of(momentum, weight_decay, nesterov, maximize, first_step) if sgd else NO_STEP.value
     flags = {"RULE": rule, "GROWTH": growth.value, "OTHER_DROP": bool(drop_scores)}
     outcome = {"REGROW": bool(regrow), "RESET": bool(reset_regrown), "HAS_M": bool(momenta), "COUNTED": bool(counts)}

@@ -59,11 +59,9 @@ def rule_of(momentum, weight_decay, nesterov, maximize, first_step, scaled=False
     return sum(name.value for name, flag in zip(names, flags, strict=True) if flag)
 
 
-def masked_sgd_(
-    params, grads, momenta, mask_bits, lr, lr_tensor, momentum, dampening, weight_decay, nesterov, maximize, first_step,
-    grad_scale, found_inf,
-) -> None:  # fmt: skip
+def masked_sgd_(params, grads, momenta, mask_bits, sgd, lr_tensor, grad_scale, found_inf) -> None:
     """As dstee.reference.masked_sgd_."""
+    lr, momentum, dampening, weight_decay, nesterov, maximize, first_step = sgd
     rule = rule_of(momentum, weight_decay, nesterov, maximize, first_step, grad_scale is not None)
     with _layers.launching(params[0].device):
         for group in _layers.groups(params, grads, momenta if momentum != 0 else (), mask_bits):

@@ -52,7 +52,7 @@ void take_sample(const Update& u, int layer, Sample& grow, Sample& drop, int64_t
     const void* x = at(l.drop, i, l.drop_dtype);
     alignas(64) char w[4 * kGroup], m[4 * kGroup];
     if (u.sgd && l.drop == l.w) {
-      const size_t bytes = static_cast<size_t>(kGroup) * (l.dtype == kF32 ? 4 : 2);
+      const size_t bytes = static_cast<size_t>(kGroup * element_size(l.dtype));
       memcpy(w, x, bytes);
       if (u.rule.has_momentum) memcpy(m, at(l.m, i, l.dtype), bytes);
       isa.step[l.dtype](w, at(l.g, i, l.dtype), m, bits, kGroup, u.rule);

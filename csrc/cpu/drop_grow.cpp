@@ -52,44 +52,36 @@ void run(const Update& u) {
 
 }  // namespace
 
-void drop_grow_(const Tensors& params, const Tensors& grads, const Tensors& momenta, const Tensors& mask_bits,
-                const Tensors& counts, const std::vector<int64_t>& k, const std::optional<Tensor>& k_tensor,
-                const std::optional<Tensor>& bonus, int64_t round, const std::optional<Tensor>& round_tensor,
-                const Tensors& drop_scores, const Tensors& grow_signal, const std::vector<int64_t>& grow_seeds, bool regrow,
-                bool reset_regrown, bool sgd, double lr, const std::optional<Tensor>& lr_tensor, double momentum,
-                double dampening, double weight_decay, bool nesterov, bool maximize, bool first_step,
-                const std::optional<Tensor>& found_inf) {
+void drop_grow_(const UpdateArguments& a) {
   Update u;
-  u.layers = read_layers(DeviceType::CPU, params, grads, momenta, mask_bits, counts, drop_scores, grow_signal);
+  u.layers = read_update(DeviceType::CPU, a);
   const auto L = static_cast<int64_t>(u.layers.size());
   if (L == 0) return;
-  check_update(DeviceType::CPU, params, grads, momenta, counts, k, k_tensor, bonus, round, round_tensor, grow_signal,
-               grow_seeds, sgd, momentum);
-  if (bonus) {
-    u.bonus = static_cast<const float*>(bonus->const_data_ptr());
-    u.bonus_size = static_cast<uint32_t>(bonus->numel());
+  if (a.bonus) {
+    u.bonus = static_cast<const float*>(a.bonus->const_data_ptr());
+    u.bonus_size = static_cast<uint32_t>(a.bonus->numel());
   }
-  if (round_tensor) round = *static_cast<const int64_t*>(round_tensor->const_data_ptr());
-  STD_TORCH_CHECK(round >= 0 && round <= 32765, "dstee: round is not in 0..32765");
+  const int64_t round = a.round_tensor ? *static_cast<const int64_t*>(a.round_tensor->const_data_ptr()) : a.round;
+  STD_TORCH_CHECK(round >= 0 && round <= kMaxRound, "dstee: round is not in 0..", kMaxRound);
   u.round = static_cast<int32_t>(round);
-  u.regrow = regrow;
-  u.reset_regrown = reset_regrown;
-  u.sgd = sgd;
-  u.rule = make_rule(momentum, dampening, weight_decay, nesterov, maximize, first_step, false);
-  u.rule.lr = static_cast<float>(lr_tensor ? read_scalar(*lr_tensor) : lr);
-  u.seeds.assign(grow_seeds.begin(), grow_seeds.end());
+  u.regrow = a.regrow;
+  u.reset_regrown = a.reset_regrown;
+  u.sgd = !a.sgd.empty();
+  u.rule = rule_of(a.sgd, false);
+  if (a.lr) u.rule.lr = static_cast<float>(read_scalar(*a.lr));
+  u.seeds.assign(a.grow_seeds.begin(), a.grow_seeds.end());
   u.pieces = cut_pieces(u.layers);
   u.workers = worker_count(total_weights(u.layers));
 
   u.nnz.resize(static_cast<size_t>(L));
   u.k.resize(static_cast<size_t>(L));
   for_tickets(u.workers, L, [&](int, int64_t i) { u.nnz[i] = loops().count_bits(u.layers[i].bits, (u.layers[i].n + 7) / 8); });
-  const int64_t* asked = k_tensor ? static_cast<const int64_t*>(k_tensor->const_data_ptr()) : k.data();
+  const int64_t* k = a.k_tensor ? static_cast<const int64_t*>(a.k_tensor->const_data_ptr()) : a.k.data();
   for (int64_t i = 0; i < L; ++i) {
-    STD_TORCH_CHECK(k_tensor || (asked[i] >= 0 && asked[i] <= u.nnz[i]), "dstee: k is larger than what is there");
-    u.k[i] = std::clamp<int64_t>(asked[i], 0, regrow ? u.nnz[i] : std::min(u.nnz[i], u.layers[i].n - u.nnz[i]));
+    STD_TORCH_CHECK(a.k_tensor || (k[i] >= 0 && k[i] <= u.nnz[i]), "dstee: k is larger than what is there");
+    u.k[i] = clip_swaps(k[i], u.nnz[i], u.layers[i].n, a.regrow);
   }
-  if (is_set(found_inf)) return;
+  if (is_set(a.found_inf)) return;
   run(u);
 }
 
@@ -104,6 +96,6 @@ bool force_fault(const char* mode) {
 }
 UpdateStats last_update_stats() { return {fallback_layers, list_entries}; }
 
-STABLE_TORCH_LIBRARY_IMPL(dstee, CPU, m) { m.impl("drop_grow_", TORCH_BOX(&drop_grow_)); }
+STABLE_TORCH_LIBRARY_IMPL(dstee, CPU, m) { m.impl("drop_grow_", TORCH_BOX(&drop_grow_entry<drop_grow_>)); }
 
 }  // namespace dstee

@@ -137,7 +137,7 @@ void Lists::sweep(int64_t p, int worker) {
   scan.seed = random ? u_.seeds[static_cast<size_t>(piece.layer)] : 0;
   scan.low_score = bracket.low_score;
   scan.low_signal = bracket.low_signal;
-  scan.next_size = l.drop_dtype == kF32 ? 4 : 2;
+  scan.next_size = element_size(l.drop_dtype);
 
   const Loops& isa = loops();
   const Dtype grow_dtype = random ? kRandom : l.grow_dtype;

@@ -5,17 +5,12 @@
 
 namespace dstee {
 
-void masked_sgd_(const Tensors& params, const Tensors& grads, const Tensors& momenta, const Tensors& mask_bits, double lr,
-                 const std::optional<Tensor>& lr_tensor, double momentum, double dampening, double weight_decay, bool nesterov,
-                 bool maximize, bool first_step, const std::optional<Tensor>& grad_scale,
-                 const std::optional<Tensor>& found_inf) {
-  const auto layers = read_layers(DeviceType::CPU, params, grads, momenta, mask_bits, {}, {}, {});
-  STD_TORCH_CHECK(params.empty() || !grads.empty(), "dstee: masked_sgd_ needs grads");
-  STD_TORCH_CHECK(params.empty() || momentum == 0 || !momenta.empty(), "dstee: momentum needs momenta");
-  SgdRule rule = make_rule(momentum, dampening, weight_decay, nesterov, maximize, first_step, grad_scale.has_value());
-  rule.lr = static_cast<float>(lr_tensor ? read_scalar(*lr_tensor) : lr);
-  if (grad_scale) rule.grad_scale = static_cast<float>(read_scalar(*grad_scale));
-  if (is_set(found_inf)) return;
+void masked_sgd_(const StepArguments& a) {
+  const auto layers = read_step(DeviceType::CPU, a);
+  SgdRule rule = rule_of(a.sgd, a.grad_scale.has_value());
+  if (a.lr) rule.lr = static_cast<float>(read_scalar(*a.lr));
+  if (a.grad_scale) rule.grad_scale = static_cast<float>(read_scalar(*a.grad_scale));
+  if (is_set(a.found_inf)) return;
 
   const auto pieces = cut_pieces(layers);
   const Loops& isa = loops();
@@ -27,6 +22,6 @@ void masked_sgd_(const Tensors& params, const Tensors& grads, const Tensors& mom
   });
 }
 
-STABLE_TORCH_LIBRARY_IMPL(dstee, CPU, m) { m.impl("masked_sgd_", TORCH_BOX(&masked_sgd_)); }
+STABLE_TORCH_LIBRARY_IMPL(dstee, CPU, m) { m.impl("masked_sgd_", TORCH_BOX(&masked_sgd_entry<masked_sgd_>)); }
 
 }  // namespace dstee

@@ -1,7 +1,7 @@
 // The layers cut into pieces for the threads, and the arguments that lie in CPU tensors.
 #pragma once
 
-#include "../layers.h"
+#include "../arguments.h"
 #include "isa.h"
 
 namespace dstee {

@@ -61,7 +61,7 @@ DSTEE_HD uint32_t lanes_of(const uint8_t* bits) { return *bits; }
 DSTEE_HD uint32_t less_equal(U a, U b) { return gather_bits(_mm256_cmpeq_epi32(_mm256_min_epu32(i(a), i(b)), i(a))); }
 DSTEE_HD uint32_t equal(U a, U b) { return gather_bits(_mm256_cmpeq_epi32(i(a), i(b))); }
 
-// Counters below 8 are looked up in a register, larger ones gathered.
+// The bonus of counter_of, for inactive weights. Counters below 8 are looked up in a register, larger ones gathered.
 struct Bonus {
   static constexpr uint32_t kNear = 8;
   const float* table;
@@ -74,9 +74,11 @@ struct Bonus {
     low = _mm256_load_ps(head);
   }
   // For tables of at most kNear entries; active lanes may hold any counter and get any bonus.
-  DSTEE_HD V near(const int16_t* counts) const { return _mm256_permutevar8x32_ps(low, _mm256_cvtepu16_epi32(load16(counts))); }
+  DSTEE_HD V near(const int16_t* counts) const {
+    return _mm256_permutevar8x32_ps(low, _mm256_min_epu32(_mm256_cvtepi16_epi32(load16(counts)), i(splat(last))));
+  }
   DSTEE_HD V at(const int16_t* counts, uint32_t lanes) const {
-    const __m256i stored = _mm256_and_si256(_mm256_cvtepu16_epi32(load16(counts)), spread(lanes));
+    const __m256i stored = _mm256_and_si256(_mm256_cvtepi16_epi32(load16(counts)), spread(lanes));
     const __m256i N = _mm256_min_epu32(stored, i(splat(last)));
     const __m256i large = _mm256_cmpgt_epi32(N, _mm256_set1_epi32(kNear - 1));
     const V near = _mm256_permutevar8x32_ps(low, N);

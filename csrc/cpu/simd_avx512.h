@@ -56,7 +56,8 @@ DSTEE_HD uint32_t lanes_of(const uint8_t* bits) {
 DSTEE_HD uint32_t less_equal(U a, U b) { return _mm512_cmple_epu32_mask(i(a), i(b)); }
 DSTEE_HD uint32_t equal(U a, U b) { return _mm512_cmpeq_epi32_mask(i(a), i(b)); }
 
-// Counters below 32 are looked up in two registers, larger ones (rare: weights often active and dropped again) gathered.
+// The bonus of counter_of, for inactive weights. Counters below 32 are looked up in two registers, larger ones (rare: weights
+// often active and dropped again) gathered.
 struct Bonus {
   static constexpr uint32_t kNear = 32;
   const float* table;
@@ -71,12 +72,13 @@ struct Bonus {
   }
   // For tables of at most kNear entries; active lanes may hold any counter and get any bonus.
   DSTEE_HD V near(const int16_t* counts) const {
-    const __m512i N = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(counts)));
+    const __m512i stored = _mm512_cvtepi16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(counts)));
+    const __m512i N = _mm512_min_epu32(stored, i(splat(last)));
     return _mm512_permutex2var_ps(low, N, high);
   }
   DSTEE_HD V at(const int16_t* counts, uint32_t lanes) const {
     const __m256i raw = _mm256_maskz_loadu_epi16(static_cast<__mmask16>(lanes), counts);
-    const __m512i N = _mm512_min_epu32(_mm512_cvtepu16_epi32(raw), i(splat(last)));
+    const __m512i N = _mm512_min_epu32(_mm512_cvtepi16_epi32(raw), i(splat(last)));
     const __mmask16 large = _mm512_cmpgt_epi32_mask(N, _mm512_set1_epi32(kNear - 1));
     const V near = _mm512_permutex2var_ps(low, N, high);
     return large == 0 ? near : _mm512_mask_i32gather_ps(near, large, N, table, 4);

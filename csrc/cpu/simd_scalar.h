@@ -2,8 +2,6 @@
 // Included by sweep_scalar.cpp only.
 #pragma once
 
-#include <algorithm>
-
 #include "../rules.h"
 
 namespace dstee {
@@ -128,6 +126,7 @@ inline uint32_t equal(U a, U b) {
   return lanes;
 }
 
+// The bonus of counter_of, for inactive weights.
 struct Bonus {
   static constexpr uint32_t kNear = 0;  // no registers: every counter is looked up in the table
   const float* table;
@@ -137,7 +136,7 @@ struct Bonus {
   // table[counts] at `lanes`; elsewhere anything.
   inline V at(const int16_t* counts, uint32_t lanes) const {
     V r;
-    DSTEE_LANES(r, lanes >> j & 1 ? table[std::min<uint32_t>(static_cast<uint16_t>(counts[j]), last)] : 0.0f);
+    DSTEE_LANES(r, lanes >> j & 1 ? table[counter_of(counts[j], false, 0, last + 1)] : 0.0f);
   }
 };
 

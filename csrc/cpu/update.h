@@ -16,7 +16,7 @@ struct Update {
   std::vector<int64_t> nnz, k;
   std::vector<uint64_t> seeds;   // one per layer, or empty: growth by a hash
   const float* bonus = nullptr;  // null: the counters do not enter the score
-  uint32_t bonus_size = 0;       // counters that this round does not allow read its last entry
+  uint32_t bonus_size = 0;       // see counter_of
   int32_t round = 0;
   bool regrow = true, reset_regrown = false, sgd = false;
   SgdRule rule{};
@@ -43,8 +43,7 @@ class Weight {
   uint32_t signal_rank() const { return rank_of(signal()); }
   float total_score() const {
     if (!u_.bonus) return signal();
-    const int32_t stored = l_.counts[i_], N = active() ? flip_count(stored, u_.round) : stored;
-    return score(signal(), u_.bonus[std::min<uint32_t>(static_cast<uint32_t>(N), u_.bonus_size - 1)]);
+    return score(signal(), u_.bonus[counter_of(l_.counts[i_], active(), u_.round, u_.bonus_size)]);
   }
   uint32_t score_rank() const { return rank_of(total_score()); }
   GrowKey grow_key() const { return static_cast<GrowKey>(score_rank()) << 32 | signal_rank(); }
@@ -73,7 +72,7 @@ class Weight {
     flip();
   }
   void clear() const {
-    const size_t bytes = l_.dtype == kF32 ? 4 : 2;
+    const auto bytes = static_cast<size_t>(element_size(l_.dtype));
     memset(at(l_.w, i_, l_.dtype), 0, bytes);
     if (l_.m) memset(at(l_.m, i_, l_.dtype), 0, bytes);
   }

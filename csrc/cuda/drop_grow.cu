@@ -67,36 +67,28 @@ void prepare(const Table& table, const std::vector<Layer>& layers, const std::ve
 
 }  // namespace
 
-void drop_grow_(const Tensors& params, const Tensors& grads, const Tensors& momenta, const Tensors& mask_bits,
-                const Tensors& counts, const std::vector<int64_t>& k, const std::optional<Tensor>& k_tensor,
-                const std::optional<Tensor>& bonus, int64_t round, const std::optional<Tensor>& round_tensor,
-                const Tensors& drop_scores, const Tensors& grow_signal, const std::vector<int64_t>& grow_seeds, bool regrow,
-                bool reset_regrown, bool sgd, double lr, const std::optional<Tensor>& lr_tensor, double momentum,
-                double dampening, double weight_decay, bool nesterov, bool maximize, bool first_step,
-                const std::optional<Tensor>& found_inf) {
-  const auto layers = read_layers(kDevice, params, grads, momenta, mask_bits, counts, drop_scores, grow_signal);
+void drop_grow_(const UpdateArguments& a) {
+  const auto layers = read_update(kDevice, a);
   if (layers.empty()) return;
   check_alignment(layers);
-  check_update(kDevice, params, grads, momenta, counts, k, k_tensor, bonus, round, round_tensor, grow_signal, grow_seeds, sgd,
-               momentum);
-  for (size_t i = 0; i < k.size() && !k_tensor; ++i)
-    STD_TORCH_CHECK(k[i] >= 0 && k[i] <= layers[i].n, "dstee: k is larger than the layer");
-  const DeviceGuard guard(params[0]);
+  for (size_t i = 0; i < a.k.size() && !a.k_tensor; ++i)
+    STD_TORCH_CHECK(a.k[i] >= 0 && a.k[i] <= layers[i].n, "dstee: k is larger than the layer");
+  const DeviceGuard guard(a.params[0]);
   const cudaStream_t stream = guard.stream();
   Pass pass;
-  pass.bonus = bonus ? static_cast<const float*>(bonus->const_data_ptr()) : nullptr;
-  pass.bonus_size = bonus ? static_cast<uint32_t>(bonus->numel()) : 0;
-  pass.round = static_cast<int32_t>(round);
-  pass.round_pointer = round_tensor ? static_cast<const int64_t*>(round_tensor->const_data_ptr()) : nullptr;
-  pass.random = !grow_seeds.empty();
-  pass.regrow = regrow;
-  pass.reset_regrown = reset_regrown;
+  pass.bonus = a.bonus ? static_cast<const float*>(a.bonus->const_data_ptr()) : nullptr;
+  pass.bonus_size = a.bonus ? static_cast<uint32_t>(a.bonus->numel()) : 0;
+  pass.round = static_cast<int32_t>(a.round);
+  pass.round_pointer = a.round_tensor ? static_cast<const int64_t*>(a.round_tensor->const_data_ptr()) : nullptr;
+  pass.random = !a.grow_seeds.empty();
+  pass.regrow = a.regrow;
+  pass.reset_regrown = a.reset_regrown;
   pass.shy_bracket = handicap().shy_bracket;
-  const Step step{make_rule(momentum, dampening, weight_decay, nesterov, maximize, first_step, false), scalar_of(lr, lr_tensor),
-                  scalar_of(1.0, std::nullopt), scalar_of(0.0, found_inf)};
+  const bool with_step = !a.sgd.empty();
+  const Step step = step_of(a.sgd, a.lr, std::nullopt, a.found_inf);
 
-  const Work work = plan(layers, k, k_tensor.has_value());
-  const Tensor rows = upload_rows(work.rows, params[0], stream);
+  const Work work = plan(layers, a.k, a.k_tensor.has_value());
+  const Tensor rows = upload_rows(work.rows, a.params[0], stream);
   const Table table{static_cast<const Row*>(rows.const_data_ptr()), static_cast<int>(layers.size()), work.tiles};
 
   // States, the pool's counter, chunks, entries. Large pieces come from torch's cache, so that an update holds no memory
@@ -106,25 +98,25 @@ void drop_grow_(const Tensors& params, const Tensors& grads, const Tensors& mome
   pool.chunk_capacity = pool.capacity / (kStaged - kWarpWeights) + static_cast<uint32_t>(work.tiles) + 1;
   const size_t state_bytes = work.tiles ? sizeof(State) * layers.size() : 0, chunk_bytes = sizeof(Chunk) * pool.chunk_capacity;
   const Tensor memory =
-      device_memory(state_bytes + 16 + (work.tiles ? chunk_bytes + sizeof(Entry) * pool.capacity : 0), params[0]);
+      device_memory(state_bytes + 16 + (work.tiles ? chunk_bytes + sizeof(Entry) * pool.capacity : 0), a.params[0]);
   auto* const base = static_cast<char*>(memory.mutable_data_ptr());
   auto* const states = reinterpret_cast<State*>(base);
   pool.used = reinterpret_cast<unsigned long long*>(base + state_bytes);
   pool.chunks = reinterpret_cast<Chunk*>(base + state_bytes + 16);
   pool.entries = reinterpret_cast<Entry*>(base + state_bytes + 16 + chunk_bytes);
 
-  const int64_t* asked = k_tensor ? static_cast<const int64_t*>(k_tensor->const_data_ptr()) : nullptr;
+  const int64_t* asked = a.k_tensor ? static_cast<const int64_t*>(a.k_tensor->const_data_ptr()) : nullptr;
   const unsigned threads = work.largest <= 4096 ? kThreads : 2 * kThreads;
   const size_t keys = work.tiles ? sizeof(uint64_t) * kMostSampled : sizeof(uint32_t) * static_cast<size_t>(work.largest);
   auto prepare_all = [&](auto prepare) {
-    prepare(table, layers, k, asked, grow_seeds, pass, step, sgd, states, pool, threads, keys, stream);
+    prepare(table, layers, a.k, asked, a.grow_seeds, pass, step, with_step, states, pool, threads, keys, stream);
   };
   prepare_all(layers.size() <= kFewCalls ? prepare<kFewCalls> : prepare<kManyCalls>);
   if (work.tiles == 0) return;
   auto sweep = [&](auto by_gradient) {
     const int grid = resident_blocks<sweep_kernel<by_gradient.value>>();
     launch<sweep_kernel<by_gradient.value>>(static_cast<unsigned>(work.tiles < grid ? work.tiles : grid), kThreads, 0, stream,
-                                            table, Sweep{pass, step, sgd}, states, pool);
+                                            table, Sweep{pass, step, with_step}, states, pool);
   };
   if (work.by_gradient && !pass.random)
     sweep(std::true_type{});
@@ -136,6 +128,6 @@ void drop_grow_(const Tensors& params, const Tensors& grads, const Tensors& mome
   launch<finish_kernel>(static_cast<unsigned>(layers.size()), 2 * kThreads, 0, stream, table, pass, states, pool);
 }
 
-DSTEE_CUDA_LIBRARY(m) { m.impl("drop_grow_", TORCH_BOX(&drop_grow_)); }
+DSTEE_CUDA_LIBRARY(m) { m.impl("drop_grow_", TORCH_BOX(&drop_grow_entry<drop_grow_>)); }
 
 }  // namespace dstee::cuda

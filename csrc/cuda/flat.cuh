@@ -1,7 +1,7 @@
 // Kernels over one flat tensor, without layers and tiles.
 #pragma once
 
-#include "../layers.h"
+#include "../arguments.h"
 #include "launch.cuh"
 
 namespace dstee::cuda {

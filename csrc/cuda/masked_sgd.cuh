@@ -10,6 +10,12 @@ struct Step {
   Scalar lr, grad_scale, found_inf;
 };
 
+inline Step step_of(const std::vector<double>& sgd, const std::optional<Tensor>& lr, const std::optional<Tensor>& grad_scale,
+                    const std::optional<Tensor>& found_inf) {
+  const SgdRule rule = rule_of(sgd, grad_scale.has_value());
+  return {rule, scalar_of(rule.lr, lr), scalar_of(1.0, grad_scale), scalar_of(0.0, found_inf)};
+}
+
 // The step of the lanes. x: their gradients, afterwards their weights as they are stored.
 __device__ __forceinline__ void step_group(const Layer& l, int64_t i, int count, uint32_t lanes, float* x,
                                            const SgdRule& rule) {
@@ -25,7 +31,7 @@ __device__ __forceinline__ void step_group(const Layer& l, int64_t i, int count,
   if (rule.has_momentum) store_group(l.m, l.dtype, i, lanes, m);
 }
 
-__device__ __forceinline__ SgdRule rule_of(const Step& step) {
+__device__ __forceinline__ SgdRule rule_on_device(const Step& step) {
   SgdRule rule = step.rule;
   rule.lr = value_of(step.lr);
   rule.grad_scale = value_of(step.grad_scale);
@@ -35,7 +41,7 @@ __device__ __forceinline__ SgdRule rule_of(const Step& step) {
 static __global__ void __launch_bounds__(kThreads, 4)
     step_kernel(const Table table, const __grid_constant__ Gradients gradients, const Step step) {
   if (value_of(step.found_inf) != 0) return;
-  const SgdRule rule = rule_of(step);
+  const SgdRule rule = rule_on_device(step);
   for_groups(table, [&](int index, const Row& row, int64_t i, int count) {
     const uint32_t lanes = active_lanes(row.layer, i, count);
     if (lanes == 0) return;

@@ -53,9 +53,7 @@ __device__ __forceinline__ void update_small(PrepareStorage& s, uint32_t* upper,
   }
   if (!ranked) return;
   __syncthreads();
-  const uint32_t nnz = s.count[0], room = x.pass.regrow ? nnz : n - nnz;
-  int64_t most = nnz < room ? nnz : room;
-  const auto k = static_cast<uint32_t>(asked < most ? asked : most);
+  const auto k = static_cast<uint32_t>(clip_swaps(asked, s.count[0], n, x.pass.regrow));
   if (k == 0) return;
 
   const int index_bits = 32 - __clz(static_cast<int>(n - 1));
@@ -136,7 +134,7 @@ __device__ __forceinline__ void take_sample(PrepareStorage& s, uint64_t* keys, c
 #pragma unroll
       for (int j = 0; j < kGroup; ++j) {
         sgd(w[j], g[j], m[j], rule);
-        drop[j] = drop_key(rounded(w[j], x.l.dtype));
+        drop[j] = wide_drop_key(rounded(w[j], x.l.dtype));
       }
     }
 #pragma unroll
@@ -212,7 +210,7 @@ __global__ void __launch_bounds__(2 * kThreads)
   const bool skip = value_of(step.found_inf) != 0;
   const int64_t asked = k_on_device ? k_on_device[index] : calls.k[blockIdx.x];
   const Weights x(row.layer, pass, gradient, static_cast<uint64_t>(calls.seed[blockIdx.x]));
-  const SgdRule rule = rule_of(step);
+  const SgdRule rule = rule_on_device(step);
   if (n <= kSmallLayer) {
     if (!skip) update_small(s, reinterpret_cast<uint32_t*>(dynamic_shared()), x, asked, gradient, with_step, rule);
     return;

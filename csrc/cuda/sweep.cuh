@@ -154,7 +154,7 @@ __device__ __forceinline__ void sweep_run(SweepStorage& s, const Pool& pool, Sta
       const bool is_active = active >> j & 1;
       const float value = pick(x, j);
       const uint64_t key =
-          is_active ? drop_key(value) : weights.with_signal(weights.score_rank(value, stored.at(j), false), value);
+          is_active ? wide_drop_key(value) : weights.with_signal(weights.score_rank(value, stored.at(j), false), value);
       if (!takes(s.low[is_active], key, i + j)) continue;
       const uint32_t place = atomicAdd(&s.staged[is_active][warp], 1u), at = is_active ? kStaged - 1 - place : place;
       s.key[warp][at] = is_active && !(growing >> j & 1) ? key | kBeyondGrowth : key;
@@ -209,8 +209,7 @@ __global__ void __launch_bounds__(kThreads, sweep_blocks(by_gradient))
       if (threadIdx.x == 0) atomicAdd(&state.nnz, s.nnz);
 
       if (is_last(&state.tiles_done, run, layer_tiles, s.last)) {
-        const uint32_t all = fresh(&state.nnz), room = sweep.pass.regrow ? all : n - all, most = all < room ? all : room;
-        const uint32_t k = state.k < most ? state.k : most;
+        const auto k = static_cast<uint32_t>(clip_swaps(state.k, fresh(&state.nnz), n, sweep.pass.regrow));
         __syncthreads();
         if (threadIdx.x == 0) state.k = k;
         if (k > 0) {

@@ -35,7 +35,9 @@ void forget_oldest() {
 }  // namespace
 
 void check_alignment(const std::vector<Layer>& layers) {
-  auto fits = [](const void* p, Dtype dtype) { return reinterpret_cast<uintptr_t>(p) % (dtype == kF32 ? 4 : 2) == 0; };
+  auto fits = [](const void* p, Dtype dtype) {
+    return reinterpret_cast<uintptr_t>(p) % static_cast<uintptr_t>(element_size(dtype)) == 0;
+  };
   for (const Layer& l : layers)
     STD_TORCH_CHECK(fits(l.w, l.dtype) && fits(l.g, l.dtype) && fits(l.m, l.dtype) && fits(l.counts, kF16) &&
                         fits(l.drop, l.drop_dtype) && fits(l.grow, l.grow_dtype),

@@ -4,7 +4,7 @@
 
 #include <type_traits>
 
-#include "../layers.h"
+#include "../arguments.h"
 #include "launch.cuh"
 
 namespace dstee::cuda {

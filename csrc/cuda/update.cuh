@@ -36,7 +36,7 @@ DSTEE_HD bool takes(const Cut& cut, uint64_t key, uint32_t index) {
 }
 constexpr Cut kNobody{~uint64_t{0}, 0}, kEverybody{0, ~uint32_t{0}};
 
-__device__ __forceinline__ uint64_t drop_key(float x) { return static_cast<uint64_t>(kMaxRank - rank_of(x)) << 32; }
+__device__ __forceinline__ uint64_t wide_drop_key(float x) { return static_cast<uint64_t>(drop_key(x)) << 32; }
 
 // --- the state of a layer ------------------------------------------------------------------------------------------------
 
@@ -113,8 +113,7 @@ struct Weights {
   __device__ __forceinline__ uint32_t score_rank(float signal_value, int32_t stored, bool active) const {
     const float abs_signal = float_of(bits_of(signal_value) & 0x7FFFFFFFu);
     if (!pass.bonus) return rank_of(abs_signal);
-    const auto N = static_cast<uint32_t>(active ? flip_count(stored, round) : stored);
-    return rank_of(score(abs_signal, pass.bonus[N < pass.bonus_size ? N : pass.bonus_size - 1]));
+    return rank_of(score(abs_signal, pass.bonus[counter_of(stored, active, round, pass.bonus_size)]));
   }
   __device__ __forceinline__ uint64_t with_signal(uint32_t rank, float signal_value) const {
     return static_cast<uint64_t>(rank) << 32 | (pass.bonus ? rank_of(signal_value) : 0);
@@ -134,7 +133,7 @@ struct Weights {
     if (lanes == 0) return;
     load_group(l.drop, l.drop_dtype, i, count, x);
 #pragma unroll
-    for (int j = 0; j < kGroup; ++j) keys[j] = drop_key(x[j]);
+    for (int j = 0; j < kGroup; ++j) keys[j] = wide_drop_key(x[j]);
   }
 
   // One weight.
@@ -142,7 +141,7 @@ struct Weights {
     const float value = pass.random ? random_signal(i) : read(signal, signal_dtype, i);
     return with_signal(score_rank(value, pass.bonus ? gather(l.counts + i) : 0, active), value);
   }
-  __device__ __forceinline__ uint64_t drop_key_at(int64_t i) const { return drop_key(read(l.drop, l.drop_dtype, i)); }
+  __device__ __forceinline__ uint64_t drop_key_at(int64_t i) const { return wide_drop_key(read(l.drop, l.drop_dtype, i)); }
   // Active becomes inactive and the other way round; the bit's neighbours may flip at the same time.
   __device__ __forceinline__ void swap(int64_t i) const {
     const auto address = reinterpret_cast<uintptr_t>(l.bits + i / 8);

@@ -92,7 +92,7 @@ def load(variant: Variant) -> ModuleType:
 def build(variant: Variant) -> Path:
     """Compiles and links; returns the shared library."""
     harness = [HERE / name for name in ("cuda_host.cpp", "blocks.cpp", "memory.cpp", "fiber.cpp", "ubsan.cpp", "module.cpp")]
-    kernels = [HERE / "planted.cu"] if variant.planted else [*sorted(CSRC.glob("cuda/*.cu")), CSRC / "layers.cpp"]
+    kernels = [HERE / "planted.cu"] if variant.planted else [*sorted(CSRC.glob("cuda/*.cu")), CSRC / "arguments.cpp"]
     STORE.mkdir(exist_ok=True)
     (STORE / ".gitignore").write_text("*\n")
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:

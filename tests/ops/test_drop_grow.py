@@ -12,7 +12,7 @@ import pytest
 import torch
 from support import oracle, random_cases
 
-from dstee import encoding, ops, reference
+from dstee import backends, encoding, ops, reference
 from dstee.backends import native
 from dstee.testing import FAMILIES, Case, Configuration, assert_same_bits, make_case, values
 
@@ -217,6 +217,22 @@ def test_the_number_of_active_weights_never_changes(backend: Configuration) -> N
         assert_same_bits(ops.count_active(case.mask_bits), before, case.description)
         for m, p in zip(case.masks(), case.params, strict=True):
             assert not bool(encoding.flat(p)[~m].any()), f"a weight outside the mask is not 0: {case.description}"
+
+
+@pytest.mark.parametrize("round", [0, 5, 7, 29, 31, 70])  # tables of 2..72 entries, around what fits a kernel's registers
+def test_counters_that_no_round_allows_take_the_last_entry(backend: Configuration, round: int) -> None:
+    case = make_case(round, [5003, 40_009], density=0.3, swap=0.9, round=round)
+    assert case.counts is not None
+    case.bonus = torch.rand(round + 2, generator=torch.Generator().manual_seed(round))
+    for i, counts in enumerate(case.counts):
+        counts.copy_(torch.from_numpy(np.random.default_rng([round, i]).integers(-(2**15), 2**15, counts.numel())))
+        counts[::2] %= 2 * round + 3  # half of them near the table's end
+    expected, run = case.clone(), case.clone()
+    with backends.use_backend("reference"):
+        expected.drop_grow_()
+    run.drop_grow_()
+    for name, tensors in expected.lists().items():
+        assert_same_bits(run.lists()[name], tensors, name)
 
 
 def test_an_empty_list_is_no_work(backend: Configuration) -> None:

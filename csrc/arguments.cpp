@@ -1,4 +1,4 @@
-#include "layers.h"
+#include "arguments.h"
 
 #include <algorithm>
 #include <array>
@@ -92,7 +92,7 @@ class Reader {
   void note_signal(const void* p, Dtype dtype, const Layer& l) {
     if (l.n == 0 || ((p == l.w || p == l.m) && dtype == l.dtype)) return;
     const char* begin = static_cast<const char*>(p);
-    signals_.push_back({begin, begin + l.n * (dtype == kF32 ? 4 : 2), false});
+    signals_.push_back({begin, begin + l.n * element_size(dtype), false});
   }
   void check_overlap() {
     std::sort(spans_.begin(), spans_.end(), [](const Span& a, const Span& b) { return a.begin < b.begin; });
@@ -118,8 +118,6 @@ class Reader {
   std::vector<Span> spans_, signals_;
 };
 
-}  // namespace
-
 std::vector<Layer> read_layers(DeviceType device, const Tensors& params, const Tensors& grads, const Tensors& momenta,
                                const Tensors& mask_bits, const Tensors& counts, const Tensors& drop_scores,
                                const Tensors& grow_signal) {
@@ -137,7 +135,7 @@ std::vector<Layer> read_layers(DeviceType device, const Tensors& params, const T
     const Layout layout(params[i]);
     l.n = layout.n;
     l.dtype = dtype_of(params[i], "params");
-    const int64_t bytes = l.n * (l.dtype == kF32 ? 4 : 2);
+    const int64_t bytes = l.n * element_size(l.dtype);
     STD_TORCH_CHECK(layout.n == 0 || layout.dense(), "dstee: params are not dense, non-overlapping storage");
     l.w = const_cast<void*>(read.like(params[i], layout, "params"));
     read.note(l.w, bytes, true);
@@ -172,42 +170,56 @@ std::vector<Layer> read_layers(DeviceType device, const Tensors& params, const T
   return layers;
 }
 
-void check_update(DeviceType device, const Tensors& params, const Tensors& grads, const Tensors& momenta, const Tensors& counts,
-                  const std::vector<int64_t>& k, const std::optional<Tensor>& k_tensor, const std::optional<Tensor>& bonus,
-                  int64_t round, const std::optional<Tensor>& round_tensor, const Tensors& grow_signal,
-                  const std::vector<int64_t>& grow_seeds, bool sgd, double momentum) {
-  const size_t L = params.size();
-  STD_TORCH_CHECK(round_tensor ? round_tensor->device().type() == device && round_tensor->numel() == 1 &&
-                                     round_tensor->scalar_type() == ScalarType::Long
-                               : round >= 0 && round <= 32765,
-                  "dstee: round is not in 0..32765 or not one int64");
-  STD_TORCH_CHECK(k_tensor ? k_tensor->device().type() == device && k_tensor->numel() == static_cast<int64_t>(L) &&
-                                 k_tensor->is_contiguous() && k_tensor->scalar_type() == ScalarType::Long
-                           : k.size() == L,
-                  "dstee: k does not have one int64 per layer");
-  STD_TORCH_CHECK(grow_seeds.empty() || grow_seeds.size() == L, "dstee: grow_seeds has another length");
-  STD_TORCH_CHECK(!grow_seeds.empty() || !grow_signal.empty() || !grads.empty(), "dstee: no growth signal");
-  STD_TORCH_CHECK(!sgd || !grads.empty(), "dstee: the step needs grads");
-  STD_TORCH_CHECK(!sgd || momentum == 0 || !momenta.empty(), "dstee: momentum needs momenta");
-  STD_TORCH_CHECK(!bonus || (bonus->device().type() == device && bonus->scalar_type() == ScalarType::Float &&
-                             bonus->dim() == 1 && bonus->is_contiguous() && bonus->numel() >= round + 2 && !counts.empty()),
-                  "dstee: bonus is not a float32 table of round + 2 entries, or there are no counts");
+void check_rule(const std::vector<double>& sgd, const Tensors& params, const Tensors& grads, const Tensors& momenta) {
+  STD_TORCH_CHECK(sgd.size() == 7, "dstee: sgd does not have the seven numbers of a step");
+  STD_TORCH_CHECK(params.empty() || !grads.empty(), "dstee: the step needs grads");
+  STD_TORCH_CHECK(params.empty() || sgd[1] == 0 || !momenta.empty(), "dstee: momentum needs momenta");
 }
 
-SgdRule make_rule(double momentum, double dampening, double weight_decay, bool nesterov, bool maximize, bool first_step,
-                  bool scaled) {
-  SgdRule r;
-  r.lr = 0.0f;
+}  // namespace
+
+std::vector<Layer> read_step(DeviceType device, const StepArguments& a) {
+  auto layers = read_layers(device, a.params, a.grads, a.momenta, a.mask_bits, {}, {}, {});
+  check_rule(a.sgd, a.params, a.grads, a.momenta);
+  return layers;
+}
+
+std::vector<Layer> read_update(DeviceType device, const UpdateArguments& a) {
+  auto layers = read_layers(device, a.params, a.grads, a.momenta, a.mask_bits, a.counts, a.drop_scores, a.grow_signal);
+  const size_t L = layers.size();
+  if (L == 0) return layers;
+  STD_TORCH_CHECK(a.round_tensor ? a.round_tensor->device().type() == device && a.round_tensor->numel() == 1 &&
+                                       a.round_tensor->scalar_type() == ScalarType::Long
+                                 : a.round >= 0 && a.round <= kMaxRound,
+                  "dstee: round is not in 0..", kMaxRound, " or not one int64");
+  STD_TORCH_CHECK(a.k_tensor ? a.k_tensor->device().type() == device && a.k_tensor->numel() == static_cast<int64_t>(L) &&
+                                   a.k_tensor->is_contiguous() && a.k_tensor->scalar_type() == ScalarType::Long
+                             : a.k.size() == L,
+                  "dstee: k does not have one int64 per layer");
+  STD_TORCH_CHECK(a.grow_seeds.empty() || a.grow_seeds.size() == L, "dstee: grow_seeds has another length");
+  STD_TORCH_CHECK(!a.grow_seeds.empty() || !a.grow_signal.empty() || !a.grads.empty(), "dstee: no growth signal");
+  if (!a.sgd.empty()) check_rule(a.sgd, a.params, a.grads, a.momenta);
+  STD_TORCH_CHECK(
+      !a.bonus || (a.bonus->device().type() == device && a.bonus->scalar_type() == ScalarType::Float && a.bonus->dim() == 1 &&
+                   a.bonus->is_contiguous() && a.bonus->numel() >= a.round + 2 && !a.counts.empty()),
+      "dstee: bonus is not a float32 table of round + 2 entries, or there are no counts");
+  return layers;
+}
+
+SgdRule rule_of(const std::vector<double>& sgd, bool scaled) {
+  SgdRule r{};
+  if (sgd.empty()) return r;
+  r.lr = static_cast<float>(sgd[0]);
   r.grad_scale = 1.0f;
-  r.momentum = static_cast<float>(momentum);
-  r.damped = static_cast<float>(1.0 - dampening);
-  r.weight_decay = static_cast<float>(weight_decay);
-  r.has_momentum = momentum != 0;
-  r.has_decay = weight_decay != 0;
+  r.momentum = static_cast<float>(sgd[1]);
+  r.damped = static_cast<float>(1.0 - sgd[2]);
+  r.weight_decay = static_cast<float>(sgd[3]);
+  r.has_momentum = sgd[1] != 0;
+  r.has_decay = sgd[3] != 0;
   r.scaled = scaled;
-  r.nesterov = nesterov;
-  r.maximize = maximize;
-  r.first_step = first_step;
+  r.nesterov = sgd[4] != 0;
+  r.maximize = sgd[5] != 0;
+  r.first_step = sgd[6] != 0;
   return r;
 }
 

@@ -1,0 +1,68 @@
+// The arguments of masked_sgd_ and drop_grow_, and the one way from them to the layers and rules that the kernels see.
+//
+// A device enters an op with m.impl("drop_grow_", TORCH_BOX(&drop_grow_entry<run>)), where run(const UpdateArguments&) is its
+// own.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <optional>
+#include <vector>
+
+#include "layers.h"
+
+namespace dstee {
+
+using torch::stable::Tensor;
+using Tensors = std::vector<Tensor>;
+using torch::headeronly::DeviceType;
+
+// As in the schemas of dstee/ops.py; absent lists are empty.
+struct StepArguments {
+  const Tensors &params, &grads, &momenta, &mask_bits;
+  const std::vector<double>& sgd;
+  const std::optional<Tensor>&lr, &grad_scale, &found_inf;
+};
+struct UpdateArguments {
+  const Tensors &params, &grads, &momenta, &mask_bits, &counts;
+  const std::vector<int64_t>& k;
+  const std::optional<Tensor>&k_tensor, &bonus;
+  int64_t round;
+  const std::optional<Tensor>& round_tensor;
+  const Tensors &drop_scores, &grow_signal;
+  const std::vector<int64_t>& grow_seeds;
+  bool regrow, reset_regrown;
+  const std::vector<double>& sgd;
+  const std::optional<Tensor>&lr, &found_inf;
+};
+
+template <void (*run)(const StepArguments&)>
+void masked_sgd_entry(const Tensors& params, const Tensors& grads, const Tensors& momenta, const Tensors& mask_bits,
+                      const std::vector<double>& sgd, const std::optional<Tensor>& lr, const std::optional<Tensor>& grad_scale,
+                      const std::optional<Tensor>& found_inf) {
+  run({params, grads, momenta, mask_bits, sgd, lr, grad_scale, found_inf});
+}
+
+template <void (*run)(const UpdateArguments&)>
+void drop_grow_entry(const Tensors& params, const Tensors& grads, const Tensors& momenta, const Tensors& mask_bits,
+                     const Tensors& counts, const std::vector<int64_t>& k, const std::optional<Tensor>& k_tensor,
+                     const std::optional<Tensor>& bonus, int64_t round, const std::optional<Tensor>& round_tensor,
+                     const Tensors& drop_scores, const Tensors& grow_signal, const std::vector<int64_t>& grow_seeds,
+                     bool regrow, bool reset_regrown, const std::vector<double>& sgd, const std::optional<Tensor>& lr,
+                     const std::optional<Tensor>& found_inf) {
+  run({params, grads, momenta, mask_bits, counts, k, k_tensor, bonus, round, round_tensor, drop_scores, grow_signal, grow_seeds,
+       regrow, reset_regrown, sgd, lr, found_inf});
+}
+
+// These refuse, before anything is written, what the kernels could not survive: a fast mirror of the contract in dstee/ops.py,
+// whose checks (dstee/_checks.py) then find the words for it.
+std::vector<Layer> read_step(DeviceType device, const StepArguments& a);
+std::vector<Layer> read_update(DeviceType device, const UpdateArguments& a);
+
+// From the numbers of a checked `sgd`. Of lr and grad_scale only what does not lie in a tensor.
+SgdRule rule_of(const std::vector<double>& sgd, bool scaled);
+
+}  // namespace dstee
