@@ -1,4 +1,4 @@
-"""Decides what to compile; everything else about the package stands in pyproject.toml.
+"""Decides what to compile and which folders are packages; everything else stands in pyproject.toml.
 
 DSTEE_BUILD=auto (default)  compile csrc/ with what is there; without a compiler, install the pure-Python package
             cpu             CPU kernels only; no compiler is an error
@@ -18,7 +18,7 @@ import sysconfig
 import tempfile
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 ROOT = Path(__file__).resolve().parent
 MODE = os.environ.get("DSTEE_BUILD", "auto")
@@ -161,5 +161,12 @@ def extensions() -> tuple[list, dict]:
     return [extension], {"build_ext": BuildExtension.with_options(no_python_abi_suffix=False)}
 
 
+# kernels/ and bench/ lie beside dstee/ and are installed inside it.
+FOLDERS = {"dstee.kernels": "kernels", "dstee.bench": "bench"}
+PACKAGES = find_packages(str(ROOT), include=["dstee", "dstee.*"])
+PACKAGES += [
+    f"dstee.{name}" for folder in FOLDERS.values() for name in find_packages(str(ROOT), include=[folder, f"{folder}.*"])
+]
+
 modules, commands = extensions()
-setup(ext_modules=modules, cmdclass=commands)
+setup(ext_modules=modules, cmdclass=commands, packages=PACKAGES, package_dir=FOLDERS)
