@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dstee.layer_batch import LayerBatch
-from dstee.ops import SGDRule
+from dstee.sgd_rule import SGDRule
 from dstee.sparse_layer import SparseLayer
 
 
@@ -51,7 +51,7 @@ def sgd_batches(
         rule = _sgd_rule(group, device, started)
         if rule.first_step:
             buffers = [torch.zeros_like(p) for p in params]
-        yield LayerBatch(batch_layers, params, grads, buffers if started or rule.first_step else None, rule)
+        yield LayerBatch(batch_layers, params, grads, buffers if started or rule.first_step else [], rule)
 
 
 def _sgd_rule(group: Mapping[str, Any], device: torch.device, started: bool) -> SGDRule:
@@ -69,6 +69,6 @@ def _sgd_rule(group: Mapping[str, Any], device: torch.device, started: bool) -> 
 
 def keep_momenta(optimizer: torch.optim.Optimizer, batch: LayerBatch) -> None:
     """After a first step: the new buffers become the optimizer's state."""
-    if batch.rule is not None and batch.rule.first_step and batch.momenta is not None:
+    if batch.rule is not None and batch.rule.first_step:
         for p, buffer in zip(batch.params, batch.momenta, strict=True):
             optimizer.state[p]["momentum_buffer"] = buffer

@@ -9,7 +9,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from dstee.ops import SGDRule
+from dstee.sgd_rule import SGDRule
 from dstee.sparse_layer import SparseLayer
 
 __all__ = ["LayerBatch", "by_device", "count_each"]
@@ -38,14 +38,14 @@ def count_each(items: Sequence[T], device_of: Callable[[T], torch.device], count
 class LayerBatch:
     """Sparse layers for one call of an op: on one device, all with a momentum buffer or all without.
 
-    ``params``, ``grads`` and ``momenta`` have one tensor per layer, laid out like the weight; ``rule`` is the step that the
-    call makes, None for a mask update alone.
+    ``params``, ``grads`` and ``momenta`` have one tensor per layer, laid out like the weight; absent lists are empty.
+    ``rule`` is the step that the call makes, None for a mask update alone.
     """
 
     layers: list[SparseLayer]
     params: list[Tensor]
-    grads: list[Tensor] | None
-    momenta: list[Tensor] | None
+    grads: list[Tensor]
+    momenta: list[Tensor]
     rule: SGDRule | None = None
 
     @property
@@ -57,6 +57,5 @@ class LayerBatch:
         return [layer.mask_bits for layer in self.layers]
 
     @property
-    def counts(self) -> list[Tensor] | None:
-        """None where the layers have no counters."""
-        return [layer.counts for layer in self.layers if layer.counts is not None] or None
+    def counts(self) -> list[Tensor]:
+        return [layer.counts for layer in self.layers if layer.counts is not None]

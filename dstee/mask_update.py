@@ -63,10 +63,10 @@ class MaskUpdate:
         before = [bits.clone() for bits in batch.mask_bits]
         ops.drop_grow_(
             batch.params,
-            batch.grads,
-            batch.momenta,
+            batch.grads or None,
+            batch.momenta or None,
             batch.mask_bits,
-            batch.counts,
+            batch.counts or None,
             [self.swaps(layer) for layer in batch.layers],
             bonus=None if self.bonus is None else self.bonus.to(batch.device, non_blocking=True),
             round=self.round,

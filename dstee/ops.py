@@ -6,19 +6,21 @@ order in memory. A sparse layer obeys one invariant, which every op keeps: weigh
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from dstee import _checks, backends, encoding, reference, sgd_rule
+from dstee.backends.timing import timed
 from dstee.encoding import bonus_table as bonus_table
 from dstee.sgd_rule import SGDRule as SGDRule
 
 _library = torch.library.Library("dstee", "DEF")
 
 
-def _declare(schema: str, fake) -> None:
+def _declare(schema: str, fake: Callable[..., Any]) -> None:
     """One op: its schema, the reference as the kernel wherever no backend has its own, and its shapes for the compiler."""
     name = schema[: schema.index("(")]
     _library.define(schema)
@@ -26,7 +28,7 @@ def _declare(schema: str, fake) -> None:
     torch.library.register_fake(f"dstee::{name}", fake, lib=_library)
 
 
-def _call(name: str, device: torch.device, check, *args):
+def _call(name: str, device: torch.device, check: Callable[[], None], *args: Any) -> Any:
     """Runs op ``name`` on the backend in force. ``check`` raises the clear error for bad arguments.
 
     A native kernel looks at its arguments itself before it writes (54 layers: microseconds, in Python ten times that) and
@@ -37,11 +39,22 @@ def _call(name: str, device: torch.device, check, *args):
         check()
     with torch.no_grad():
         try:
-            return backends.run(backend, name, args)
+            return timed(backend.function(name))(*args)
         except RuntimeError:
             if backend.guards_itself:
                 check()
             raise
+
+
+def _one_rule(sgd: SGDRule | None, lr: float | Tensor | None, *rest: Any) -> SGDRule:
+    """The rule of :func:`masked_sgd_`, given whole or by its fields."""
+    if sgd is None:
+        if lr is None:
+            raise TypeError("masked_sgd_ needs lr, or the whole rule: sgd=SGDRule(lr, ...)")
+        return SGDRule(lr, *rest)
+    if lr is not None or any(rest):
+        raise TypeError("masked_sgd_ got sgd and fields of it: pass the rule whole, or lr, momentum, ... without it")
+    return sgd
 
 
 def _check_rule(rule: SGDRule, momenta: list[Tensor], device: torch.device | None) -> None:
@@ -74,13 +87,14 @@ def masked_sgd_(
     momenta: Sequence[Tensor] | None,
     mask_bits: Sequence[Tensor],
     *,
-    lr: float | Tensor,
+    lr: float | Tensor | None = None,
     momentum: float = 0.0,
     dampening: float = 0.0,
     weight_decay: float = 0.0,
     nesterov: bool = False,
     maximize: bool = False,
     first_step: bool = False,
+    sgd: SGDRule | None = None,
     grad_scale: Tensor | None = None,
     found_inf: Tensor | None = None,
 ) -> None:
@@ -97,6 +111,7 @@ def masked_sgd_(
         mask_bits: uint8 [ceil(n/8)] each, as :func:`pack_mask` makes them.
         lr: a float or a one-element tensor on the same device (read there, no host sync).
         first_step: the momentum buffers are written, not read.
+        sgd: ``lr`` to ``first_step`` as one value, instead of them.
         grad_scale: one-element tensor that divides the gradients (a GradScaler's scale).
         found_inf: one-element tensor; where it is not 0, nothing changes.
 
@@ -110,11 +125,11 @@ def masked_sgd_(
     momenta = _checks.tensor_list("momenta", momenta, len(params), optional=True)
     mask_bits = _checks.tensor_list("mask_bits", mask_bits, len(params))
     device = params[0].device
-    rule = SGDRule(lr, momentum, dampening, weight_decay, nesterov, maximize, first_step)
+    rule = _one_rule(sgd, lr, momentum, dampening, weight_decay, nesterov, maximize, first_step)
     _check_rule(rule, momenta, device)
     _checks.check_scalar_tensor("grad_scale", grad_scale, device)
     _checks.check_scalar_tensor("found_inf", found_inf, device)
-    used = momenta if momentum != 0 else []
+    used = momenta if rule.momentum != 0 else []
     _call(
         "masked_sgd_", device,
         lambda: _checks.check_layers(params, mask_bits, grads=grads, momenta=used),

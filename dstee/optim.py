@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim.sgd import sgd as dense_sgd
 
 from dstee import _optimizer_state, ops
-from dstee.mask_update import MaskKeeper, MaskUpdate
+from dstee.mask_update import MaskKeeper
 from dstee.sparse_layer import SparseLayer
 
 __all__ = ["SparseSGD"]
@@ -74,7 +74,6 @@ class SparseSGD(torch.optim.SGD):
             self.param_groups.pop()
             raise ValueError("SparseSGD works in place and does not support differentiable=True: use torch.optim.SGD")
 
-    @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step on all parameters that have a gradient; the masks stay as they are. Returns the closure's loss.
 
@@ -85,13 +84,21 @@ class SparseSGD(torch.optim.SGD):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        if self._overflow():
-            return loss
-        layers, update = self.sparse.begin_step(self)
-        updated: list[SparseLayer] = []
-        for group in self.param_groups:
-            updated += self._step_group(group, layers, update)
-        self.sparse.end_step(updated)
+        with torch.no_grad():
+            if self._overflow():
+                return loss
+            layers, update = self.sparse.begin_step(self)
+            updated: list[SparseLayer] = []
+            for group in self.param_groups:
+                for batch in _optimizer_state.sgd_batches(self, group, layers):
+                    if update is None:
+                        ops.masked_sgd_(batch.params, batch.grads, batch.momenta or None, batch.mask_bits, sgd=batch.rule)
+                    else:
+                        update.apply(batch)
+                        updated += batch.layers
+                    _optimizer_state.keep_momenta(self, batch)
+                self._dense_step(group, [p for p in group["params"] if p.grad is not None and id(p) not in layers])
+            self.sparse.end_step(updated)
         return loss
 
     def _overflow(self) -> bool:
@@ -108,27 +115,6 @@ class SparseSGD(torch.optim.SGD):
             for device, tensors in grads.items():
                 torch._foreach_div_(tensors, scale.to(device))
         return False
-
-    def _step_group(
-        self, group: dict[str, Any], layers: Mapping[int, SparseLayer], update: MaskUpdate | None
-    ) -> list[SparseLayer]:
-        """Returns the layers that ``update`` was carried out for."""
-        updated: list[SparseLayer] = []
-        for batch in _optimizer_state.sgd_batches(self, group, layers):
-            if update is None:
-                rule, grads = batch.rule, batch.grads
-                assert rule is not None and grads is not None  # a step has both
-                ops.masked_sgd_(
-                    batch.params, grads, batch.momenta, batch.mask_bits,
-                    lr=rule.lr, momentum=rule.momentum, dampening=rule.dampening, weight_decay=rule.weight_decay,
-                    nesterov=rule.nesterov, maximize=rule.maximize, first_step=rule.first_step,
-                )  # fmt: skip
-            else:
-                update.apply(batch)
-                updated += batch.layers
-            _optimizer_state.keep_momenta(self, batch)
-        self._dense_step(group, [p for p in group["params"] if p.grad is not None and id(p) not in layers])
-        return updated
 
     def _dense_step(self, group: dict[str, Any], params: list[Tensor]) -> None:
         """torch's own step on the parameters that are not sparse."""

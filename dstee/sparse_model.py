@@ -328,8 +328,8 @@ class SparseModel:
             params: list[Tensor] = [layer.param for layer, _ in rows]
             grads = [layer.fit(layer.param.grad) for layer, _ in rows if layer.param.grad is not None]
             momenta = [momentum for _, momentum in rows if momentum is not None]
-            given = grads if update.method.needs_gradients else None
-            update.apply(LayerBatch([layer for layer, _ in rows], params, given, momenta or None))
+            given = grads if update.method.needs_gradients else []
+            update.apply(LayerBatch([layer for layer, _ in rows], params, given, momenta))
             if fusing is None:
                 for layer, marker in rows:
                     cleared = layer.dropped() if marker is None else marker == 0

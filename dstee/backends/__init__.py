@@ -7,4 +7,3 @@ from dstee.backends.registry import resolve as resolve
 from dstee.backends.registry import use_backend as use_backend
 from dstee.backends.timing import KernelTime as KernelTime
 from dstee.backends.timing import kernel_time as kernel_time
-from dstee.backends.timing import run as run

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
-from dstee.backends.registry import Backend
+__all__ = ["KernelTime", "kernel_time", "timed"]
 
 
 @dataclass
@@ -38,13 +38,18 @@ def kernel_time() -> Iterator[KernelTime]:
 _timer: ContextVar[KernelTime | None] = ContextVar("dstee_timer", default=None)
 
 
-def run(backend: Backend, op: str, args: tuple) -> Any:
+def timed(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``function``, its calls added to the timer in force; itself where there is none."""
     timer = _timer.get()
     if timer is None:
-        return backend.function(op)(*args)
-    start = time.perf_counter()
-    try:
-        return backend.function(op)(*args)
-    finally:
-        timer.calls += 1
-        timer.seconds += time.perf_counter() - start
+        return function
+
+    def call(*args: Any) -> Any:
+        start = time.perf_counter()
+        try:
+            return function(*args)
+        finally:
+            timer.calls += 1
+            timer.seconds += time.perf_counter() - start
+
+    return call

@@ -198,3 +198,30 @@ def test_an_empty_layer_first(backend: Configuration) -> None:
 
 def test_an_empty_list_is_no_work(backend: Configuration) -> None:
     ops.masked_sgd_([], [], None, [], lr=0.1)
+
+
+def test_the_rule_may_be_given_whole_or_by_its_fields(backend: Configuration) -> None:
+    def stepped(**rule: Any) -> list[torch.Tensor]:
+        w, m = torch.arange(1.0, 21.0), torch.ones(20)
+        bits = encoding.pack_bits(torch.arange(20) % 3 == 0)
+        ops.masked_sgd_([w], [torch.ones(20)], [m], [bits], **rule)
+        return [w, m]
+
+    fields = dict(lr=0.25, momentum=0.5, dampening=0.125, weight_decay=0.1, maximize=True)
+    assert_same_bits(stepped(sgd=ops.SGDRule(**fields)), stepped(**fields), "weights and momenta")
+
+
+@pytest.mark.parametrize(
+    ("rule", "text"),
+    [
+        ({}, "masked_sgd_ needs lr, or the whole rule"),
+        ({"momentum": 0.5}, "masked_sgd_ needs lr, or the whole rule"),
+        ({"sgd": ops.SGDRule(0.1), "lr": 0.1}, "masked_sgd_ got sgd and fields of it"),
+        ({"sgd": ops.SGDRule(0.1), "nesterov": True}, "masked_sgd_ got sgd and fields of it"),
+    ],
+)
+def test_half_a_rule_is_refused(rule: dict[str, Any], text: str) -> None:
+    w = torch.ones(20)
+    with pytest.raises(TypeError, match=text):
+        ops.masked_sgd_([w], [torch.ones(20)], [torch.ones(20)], [encoding.pack_bits(w.bool())], **rule)
+    assert_same_bits(w, torch.ones(20), "weights")
