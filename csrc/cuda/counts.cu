@@ -1,5 +1,11 @@
 // encode_counts, decode_counts on the GPU: counters N <-> their stored form. count_active, count_explored: sums per layer.
+#include <cstdint>
+#include <vector>
+
+#include "../arguments.h"
+#include "../rules.h"
 #include "flat.cuh"
+#include "launch.cuh"
 
 namespace dstee::cuda {
 namespace {

@@ -10,8 +10,26 @@
 // No host sync, no waiting between blocks: the last block to finish a layer takes its decision. All memory is initialised by
 // the first launch. Sets are functions of keys and indices alone, so the result does not depend on grids or schedules.
 #include <cmath>
+#include <cstdint>
+#include <optional>
+#include <type_traits>
+#include <vector>
 
-#include "finish.cuh"
+#include "../arguments.h"
+#include "../layers.h"
+#include "commit.cuh"
+#include "launch.cuh"
+#include "layer_state.cuh"
+#include "lists.cuh"
+#include "masked_sgd.cuh"
+#include "options.cuh"
+#include "sample.cuh"
+#include "sample_size.cuh"
+#include "scalar.cuh"
+#include "select_drop.cuh"
+#include "select_grow.cuh"
+#include "sweep.cuh"
+#include "table.cuh"
 
 namespace dstee::cuda {
 namespace {
@@ -19,10 +37,10 @@ namespace {
 constexpr size_t kFewCalls = 128, kManyCalls = 1280;  // 3 KB and 30 KB of kernel arguments
 
 // Entries that a layer's lists almost surely need: see set_bounds.
-double expected_entries(double n, double k) {
-  const double sampled = std::fmin(std::fmax(n / 64, kLeastSampled), kMostSampled), winners = k * sampled / n;
-  const double listed = 1.3 * (1.25 * winners + 10 * std::sqrt(winners) + 16) * n / sampled + 2048;
-  return std::fmin(n, 2 * listed) + listed;  // with finalists
+double expected_entries(int64_t n, double k) {
+  const double size = static_cast<double>(n), sampled = sample_size(n);
+  const double listed = 1.3 * sample_rank(k * sampled / size) * size / sampled + 2048;
+  return std::fmin(size, 2 * listed) + listed;  // with finalists
 }
 
 struct Work {
@@ -43,7 +61,7 @@ Work plan(const std::vector<Layer>& layers, const std::vector<int64_t>& k, bool 
     if (n <= kSmallLayer) continue;
     work.tiles += tiles_of(n);
     // How many a tensor asks for is known on the device only: room for one weight in eight.
-    work.entries += expected_entries(static_cast<double>(n), k_on_device ? n / 8.0 : static_cast<double>(k[i]));
+    work.entries += expected_entries(n, k_on_device ? n / 8.0 : static_cast<double>(k[i]));
   }
   return work;
 }

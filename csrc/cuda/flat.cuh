@@ -1,6 +1,9 @@
 // Kernels over one flat tensor, without layers and tiles.
 #pragma once
 
+#include <cstdint>
+#include <vector>
+
 #include "../arguments.h"
 #include "launch.cuh"
 

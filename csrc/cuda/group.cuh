@@ -1,6 +1,12 @@
 // Eight neighbouring weights in the hands of one thread.
 #pragma once
 
+#include <cstdint>
+#include <cstring>
+
+#include "../layers.h"
+#include "../rules.h"
+#include "launch.cuh"
 #include "table.cuh"
 
 namespace dstee::cuda {

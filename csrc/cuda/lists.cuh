@@ -1,7 +1,10 @@
 // The lists of possible winners: all layers share one pool of entries, filled chunk by chunk as blocks have something to say.
 #pragma once
 
-#include "select.cuh"
+#include <cstdint>
+
+#include "launch.cuh"
+#include "layer_state.cuh"
 
 namespace dstee::cuda {
 
@@ -66,17 +69,6 @@ struct Pool {
   static constexpr unsigned long long kEntries = (1ull << 36) - 1;
   static constexpr uint32_t kNowhere = ~uint32_t{0};
 };
-
-// How many splitters stand at the weight's place or behind it. Whatever the splitters hold, a weight that comes first never
-// gets the lower bin: each step is one threshold. So they need not be good for the result to be right.
-__device__ __forceinline__ int find_bin(const Cut* splitters, uint64_t key, uint32_t index) {
-  int bin = 0;
-#pragma unroll
-  for (int step = kBins / 2; step > 0; step /= 2)
-    if (takes(splitters[bin + step - 1], key, index)) bin += step;
-  return bin;
-}
-
 // Calls body(chunk, lane) for each chunk of the pool that is worth a look, a warp for each: the latest first, which may still
 // be in the cache.
 template <class Body>
@@ -85,39 +77,6 @@ __device__ __forceinline__ void for_chunks_of_warp(const Pool& pool, const State
   for (uint32_t c = blockIdx.x * warps + threadIdx.x / 32; c < chunks; c += gridDim.x * warps) {
     const Chunk chunk = pool.chunks[chunks - 1 - c];
     if (chunk.grow + chunk.drop && pool.counts(states[chunk.layer])) body(chunk, threadIdx.x % 32);
-  }
-}
-
-// A value that another block of this launch wrote, past the first-level cache.
-template <class T>
-__device__ __forceinline__ T fresh(const T* p) {
-  return *static_cast<const volatile T*>(p);
-}
-
-// True in every thread of the block that completes the count to `all`: what the other blocks wrote before is there.
-__device__ __forceinline__ bool is_last(uint32_t* counter, uint32_t share, uint32_t all, bool& flag) {
-  __threadfence();
-  __syncthreads();
-  if (threadIdx.x == 0) flag = atomicAdd(counter, share) + share == all;
-  __syncthreads();
-  __threadfence();
-  return flag;
-}
-
-// Finds the bin that holds the k-th of the listed weights. One block of kBins threads.
-__device__ __forceinline__ void resolve_bins(ScanStorage& s, const Pool& pool, State& state, Side& side, uint32_t k) {
-  static_assert(kBins == kThreads);
-  const int bin = kBins - 1 - static_cast<int>(threadIdx.x);
-  const uint32_t count = fresh(&side.bins[bin]);
-  uint32_t total;
-  const uint32_t before = block_scan(s, count, &total);
-  if (total < k) {
-    if (threadIdx.x == 0) atomicOr(&state.flagged, 1u);
-  } else if (before < k && k <= before + count) {
-    const uint32_t left = k - before;
-    side.bin = left == count ? bin - 1 : bin;
-    side.left = left == count ? 0 : left;
-    if (left < count) side.finalists = pool.reserve_finalists(state, count);
   }
 }
 

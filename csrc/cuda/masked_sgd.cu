@@ -1,8 +1,31 @@
 // masked_sgd_ on the GPU: one launch for the whole model. Per weight 1/8 byte of mask is read; gradient, weight and momentum
 // only in 32-byte sectors that hold an active weight.
+#include <cstdint>
+
+#include "../arguments.h"
+#include "group.cuh"
+#include "launch.cuh"
 #include "masked_sgd.cuh"
+#include "scalar.cuh"
+#include "table.cuh"
 
 namespace dstee::cuda {
+namespace {
+
+__global__ void __launch_bounds__(kThreads, 4)
+    step_kernel(const Table table, const __grid_constant__ Gradients gradients, const Step step) {
+  if (value_of(step.found_inf) != 0) return;
+  const SgdRule rule = rule_on_device(step);
+  for_groups(table, [&](int index, const Row& row, int64_t i, int count) {
+    const uint32_t lanes = active_lanes(row.layer, i, count);
+    if (lanes == 0) return;
+    float x[kGroup];
+    load_group(gradients.g[index], row.layer.dtype, i, count, x);
+    step_group(row.layer, i, count, lanes, x, rule);
+  });
+}
+
+}  // namespace
 
 void masked_sgd_(const StepArguments& a) {
   const auto layers = read_step(kDevice, a);

@@ -1,7 +1,17 @@
 // The masked step of one layer list; drop_grow_ runs it in its own sweep.
 #pragma once
 
+#include <cstdint>
+#include <optional>
+#include <vector>
+
+#include "../arguments.h"
+#include "../layers.h"
+#include "../rules.h"
 #include "group.cuh"
+#include "launch.cuh"
+#include "scalar.cuh"
+#include "table.cuh"
 
 namespace dstee::cuda {
 
@@ -36,19 +46,6 @@ __device__ __forceinline__ SgdRule rule_on_device(const Step& step) {
   rule.lr = value_of(step.lr);
   rule.grad_scale = value_of(step.grad_scale);
   return rule;
-}
-
-static __global__ void __launch_bounds__(kThreads, 4)
-    step_kernel(const Table table, const __grid_constant__ Gradients gradients, const Step step) {
-  if (value_of(step.found_inf) != 0) return;
-  const SgdRule rule = rule_on_device(step);
-  for_groups(table, [&](int index, const Row& row, int64_t i, int count) {
-    const uint32_t lanes = active_lanes(row.layer, i, count);
-    if (lanes == 0) return;
-    float x[kGroup];
-    load_group(gradients.g[index], row.layer.dtype, i, count, x);
-    step_group(row.layer, i, count, lanes, x, rule);
-  });
 }
 
 }  // namespace dstee::cuda

@@ -1,5 +1,10 @@
 // pack_mask, unpack_mask on the GPU: bool [n] in storage order <-> one bit a weight, lowest bit first, padding bits 0.
+#include <cstdint>
+#include <vector>
+
+#include "../arguments.h"
 #include "flat.cuh"
+#include "launch.cuh"
 
 namespace dstee::cuda {
 namespace {

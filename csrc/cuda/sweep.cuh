@@ -6,7 +6,22 @@
 // of both sides together.
 #pragma once
 
-#include "prepare.cuh"
+#include <cstdint>
+
+#include "../rules.h"
+#include "bins.cuh"
+#include "block_scan.cuh"
+#include "group.cuh"
+#include "last_block.cuh"
+#include "launch.cuh"
+#include "layer_state.cuh"
+#include "lists.cuh"
+#include "masked_sgd.cuh"
+#include "options.cuh"
+#include "scalar.cuh"
+#include "table.cuh"
+#include "threshold.cuh"
+#include "weights.cuh"
 
 namespace dstee::cuda {
 
@@ -147,8 +162,7 @@ __device__ __forceinline__ void sweep_run(SweepStorage& s, const Pool& pool, Sta
     uint32_t listed = growing & inactive;
     if (active && ranked)
 #pragma unroll
-      for (int j = 0; j < kGroup; ++j)
-        listed |= static_cast<uint32_t>(active >> j & 1 && kMaxRank - rank_of(x[j]) >= drop_low) << j;
+      for (int j = 0; j < kGroup; ++j) listed |= static_cast<uint32_t>(active >> j & 1 && drop_key(x[j]) >= drop_low) << j;
     for (; listed; listed &= listed - 1) {  // few: a lane has one, if any
       const int j = __ffs(static_cast<int>(listed)) - 1;
       const bool is_active = active >> j & 1;

@@ -1,7 +1,14 @@
+#include <cstdint>
 #include <cstring>
 #include <list>
 #include <mutex>
+#include <utility>
+#include <vector>
 
+#include "../arguments.h"
+#include "../layers.h"
+#include "../rules.h"
+#include "launch.cuh"
 #include "table.cuh"
 
 namespace dstee::cuda {
@@ -73,23 +80,6 @@ Tensor upload_rows(const std::vector<Row>& rows, const Tensor& like, cudaStream_
 int grid_for(int64_t tiles) {
   const int64_t blocks = resident_blocks();
   return static_cast<int>(tiles < blocks ? tiles : blocks);
-}
-
-Scalar scalar_of(double constant, const std::optional<Tensor>& tensor) {
-  using torch::headeronly::ScalarType;
-  Scalar s;
-  s.constant = static_cast<float>(constant);
-  if (!tensor) return s;
-  const ScalarType dtype = tensor->scalar_type();
-  STD_TORCH_CHECK(tensor->device().type() == kDevice && tensor->numel() == 1,
-                  "dstee: a scalar argument is not one element where the kernels run");
-  STD_TORCH_CHECK(
-      dtype == ScalarType::Float || dtype == ScalarType::Double || dtype == ScalarType::BFloat16 || dtype == ScalarType::Half,
-      "dstee: a scalar argument is not float32, float64, bfloat16 or float16");
-  s.pointer = tensor->const_data_ptr();
-  s.is_double = dtype == ScalarType::Double;
-  s.dtype = dtype == ScalarType::BFloat16 ? kBF16 : dtype == ScalarType::Half ? kF16 : kF32;
-  return s;
 }
 
 }  // namespace dstee::cuda

@@ -2,9 +2,13 @@
 // list; gradients, which change from call to call, come by value.
 #pragma once
 
+#include <cstdint>
 #include <type_traits>
+#include <vector>
 
 #include "../arguments.h"
+#include "../layers.h"
+#include "../rules.h"
 #include "launch.cuh"
 
 namespace dstee::cuda {
@@ -31,22 +35,6 @@ struct Table {
 struct Gradients {
   const void* g[kMaxLayers];
 };
-
-// A number read on the device, so that a captured graph follows it: a float32 or other floating-point scalar, or a constant.
-struct Scalar {
-  const void* pointer = nullptr;
-  bool is_double = false;
-  Dtype dtype = kF32;
-  float constant = 0;
-};
-
-DSTEE_HD float value_of(const Scalar& s) {
-  if (!s.pointer) return s.constant;
-  if (s.is_double) return static_cast<float>(*static_cast<const double*>(s.pointer));
-  if (s.dtype == kBF16) return to_float(*static_cast<const bf16*>(s.pointer));
-  if (s.dtype == kF16) return to_float(*static_cast<const f16*>(s.pointer));
-  return *static_cast<const float*>(s.pointer);
-}
 
 // The layer that owns a tile.
 DSTEE_HD int layer_of_tile(const Table& t, int64_t tile) {
@@ -81,8 +69,6 @@ Tensor upload_rows(const std::vector<Row>& rows, const Tensor& like, cudaStream_
 
 // Blocks of a grid that strides over so many tiles.
 int grid_for(int64_t tiles);
-
-Scalar scalar_of(double constant, const std::optional<Tensor>& tensor);
 
 // Calls body(table, gradients, first layer) for runs of at most kMaxLayers layers: one launch serves nearly every model.
 template <class Body>

@@ -4,99 +4,29 @@
 // Traffic: small, per weight: what the update must move, the signal and counter of ties twice. Large: up to 200 KB a layer.
 #pragma once
 
+#include <cstdint>
+
+#include "../rules.h"
+#include "block_select.cuh"
+#include "group.cuh"
+#include "launch.cuh"
+#include "layer_state.cuh"
 #include "lists.cuh"
+#include "masked_sgd.cuh"
+#include "options.cuh"
+#include "sample_size.cuh"
+#include "scalar.cuh"
+#include "small_layer.cuh"
+#include "table.cuh"
+#include "threshold.cuh"
+#include "weights.cuh"
 
 namespace dstee::cuda {
 
-constexpr uint32_t kMostSampled = 1 << 13, kLeastSampled = 1 << 11;
-
-// What comes with a call, for so many layers.
-template <int layers>
-struct Calls {
-  const void* gradient[layers];
-  int64_t k[layers], seed[layers];
-};
-
-struct PrepareStorage {
-  SelectStorage select;
+struct SampleStorage {
   Cut picked[kBins];
   uint32_t count[2], picked_count;
-  uint8_t active[kSmallLayer / kGroup], dropped[kSmallLayer / kGroup];
 };
-
-// --- small layers --------------------------------------------------------------------------------------------------------
-
-// `upper`: of each weight its rank in the side it stands on, the upper half of its key.
-__device__ __forceinline__ void update_small(PrepareStorage& s, uint32_t* upper, const Weights& x, int64_t asked,
-                                             const void* gradient, bool with_step, const SgdRule& rule) {
-  const auto n = static_cast<uint32_t>(x.l.n);
-  const bool ranked = asked > 0;
-  if (threadIdx.x == 0) s.count[0] = 0;
-  __syncthreads();
-  for (uint32_t i = threadIdx.x * kGroup; i < n; i += blockDim.x * kGroup) {
-    const int count = group_size(n, i);
-    const uint32_t active = active_lanes(x.l, i, count);
-    if (active && with_step) {
-      float g[kGroup];
-      load_group(gradient, x.l.dtype, i, count, g);
-      step_group(x.l, i, count, active, g, rule);
-    }
-    if (!ranked) continue;
-    s.active[i / kGroup] = static_cast<uint8_t>(active);
-    if (active) atomicAdd(&s.count[0], static_cast<uint32_t>(__popc(active)));
-    uint64_t drop[kGroup], grow[kGroup];
-    x.drop_keys(i, count, active, drop);
-    x.grow_keys(i, count, active, ~active & ((1u << count) - 1), grow);
-#pragma unroll
-    for (int j = 0; j < kGroup; ++j)
-      if (j < count) upper[i + j] = static_cast<uint32_t>((active >> j & 1 ? drop[j] : grow[j]) >> 32);
-  }
-  if (!ranked) return;
-  __syncthreads();
-  const auto k = static_cast<uint32_t>(clip_swaps(asked, s.count[0], n, x.pass.regrow));
-  if (k == 0) return;
-
-  const int index_bits = 32 - __clz(static_cast<int>(n - 1));
-  const Cut drop = block_select(s.select, k, false, index_bits, 0, [&](auto visit) {
-    for (uint32_t i = threadIdx.x; i < n; i += blockDim.x)
-      if (s.active[i / kGroup] >> i % kGroup & 1) visit(upper[i], [] { return 0u; }, i);
-  });
-  for (uint32_t i = threadIdx.x * kGroup; i < n; i += blockDim.x * kGroup) {
-    const uint32_t active = s.active[i / kGroup];
-    uint32_t dropped = 0;
-    for (int j = 0; j < kGroup; ++j)
-      if (active >> j & 1 && takes(drop, static_cast<uint64_t>(upper[i + j]) << 32, i + j)) {
-        dropped |= 1u << j;
-        if (x.pass.regrow) upper[i + j] = static_cast<uint32_t>(x.grow_key(i + j, true) >> 32);
-      }
-    s.dropped[i / kGroup] = static_cast<uint8_t>(dropped);
-  }
-  __syncthreads();
-
-  auto is_candidate = [&](uint32_t i) {
-    const uint32_t lane = i % kGroup, active = s.active[i / kGroup], dropped = s.dropped[i / kGroup];
-    return ((~active | (x.pass.regrow ? dropped : 0)) >> lane & 1) != 0;
-  };
-  auto lower = [&](uint32_t i) { return static_cast<uint32_t>(x.grow_key(i, s.active[i / kGroup] >> i % kGroup & 1)); };
-  const bool has_lower = x.pass.bonus != nullptr;
-  const Cut grow = block_select(s.select, k, has_lower, index_bits, 0, [&](auto visit) {
-    for (uint32_t i = threadIdx.x; i < n; i += blockDim.x)
-      if (is_candidate(i)) visit(upper[i], [&] { return lower(i); }, i);
-  });
-  for (uint32_t i = threadIdx.x * kGroup; i < n; i += blockDim.x * kGroup) {
-    const int count = group_size(n, i);
-    uint32_t grown = 0;
-    for (int j = 0; j < count; ++j) {
-      if (!is_candidate(i + j)) continue;
-      uint64_t key = static_cast<uint64_t>(upper[i + j]) << 32;
-      if (has_lower && key >> 32 == grow.key >> 32) key |= lower(i + j);
-      grown |= static_cast<uint32_t>(takes(grow, key, i + j)) << j;
-    }
-    x.commit_group(i, count, s.active[i / kGroup], s.dropped[i / kGroup], grown);
-  }
-}
-
-// --- the sample of a large layer -----------------------------------------------------------------------------------------
 
 // One group of neighbours per stratum, at a hashed place in it: regular steps would alias with the rows of a matrix whose
 // gradients are scaled by row or column.
@@ -104,9 +34,7 @@ struct Sample {
   uint32_t groups, stratum, salt;
 
   __device__ Sample(int64_t n, int32_t round, uint32_t layer) {
-    uint32_t size = static_cast<uint32_t>(n / 64);
-    size = size < kLeastSampled ? kLeastSampled : size > kMostSampled ? kMostSampled : size;
-    groups = size / kGroup;
+    groups = sample_size(n) / kGroup;
     stratum = static_cast<uint32_t>(n / groups);
     salt = mix(static_cast<uint32_t>(round) * 977u + layer);
   }
@@ -118,7 +46,7 @@ struct Sample {
 
 constexpr uint64_t kActive = uint64_t{1} << 63;  // a sampled key that is a drop key
 
-__device__ __forceinline__ void take_sample(PrepareStorage& s, uint64_t* keys, const Sample& sample, const Weights& x,
+__device__ __forceinline__ void take_sample(SampleStorage& s, uint64_t* keys, const Sample& sample, const Weights& x,
                                             const void* gradient, bool with_step, const SgdRule& rule) {
   for (uint32_t group = threadIdx.x; group < sample.groups; group += blockDim.x) {
     const int64_t i = sample.first(group);
@@ -145,19 +73,17 @@ __device__ __forceinline__ void take_sample(PrepareStorage& s, uint64_t* keys, c
 }
 
 // From the sample to the bounds of one side. k winners are sought in the layer.
-__device__ __forceinline__ void set_bounds(PrepareStorage& s, const uint64_t* keys, const Sample& sample, const Weights& x,
-                                           Side& side, bool is_drop, uint32_t k) {
+__device__ __forceinline__ void set_bounds(SelectStorage& select, SampleStorage& s, const uint64_t* keys, const Sample& sample,
+                                           const Weights& x, Side& side, bool is_drop, uint32_t k) {
   const uint32_t size = sample.groups * kGroup, count = s.count[is_drop];
   const uint64_t tag = is_drop ? kActive : 0;
-  // A loose bound costs some room in a list, a missed one a second look at the layer. Winners may come in runs as long as a
-  // group, which makes the spread sqrt(8) times that of single draws.
   const float expected = static_cast<float>(k) * static_cast<float>(size) / static_cast<float>(x.l.n);
-  auto rank = static_cast<uint32_t>(1.25f * expected + 10.0f * sqrtf(expected) + 16.0f);
+  auto rank = static_cast<uint32_t>(sample_rank(expected));
   if (x.pass.shy_bracket) rank = 1;
   Cut low = kEverybody;
   if (rank < count) {
     const int bits = 32 - __clz(static_cast<int>(size - 1));
-    low = block_select(s.select, rank, !is_drop && x.pass.bonus != nullptr, bits, rank / 8, [&](auto visit) {
+    low = block_select(select, rank, !is_drop && x.pass.bonus != nullptr, bits, rank / 8, [&](auto visit) {
       for (uint32_t p = threadIdx.x; p < size; p += blockDim.x) {
         const uint64_t key = keys[p];
         if ((key & kActive) == tag)
@@ -196,11 +122,24 @@ __device__ __forceinline__ void set_bounds(PrepareStorage& s, const uint64_t* ke
 
 // --- the launch ----------------------------------------------------------------------------------------------------------
 
+// What comes with a call, for so many layers.
+template <int layers>
+struct Calls {
+  const void* gradient[layers];
+  int64_t k[layers], seed[layers];
+};
+
+struct PrepareStorage {
+  SelectStorage select;
+  SmallLayerStorage small;
+  SampleStorage sample;
+};
+
 template <int layers>
 __global__ void __launch_bounds__(2 * kThreads)
     prepare_kernel(const Table table, const __grid_constant__ Calls<layers> calls, int first, const int64_t* k_on_device,
                    const Pass pass, const Step step, bool with_step, State* states, const Pool pool) {
-  auto& s = shared<PrepareStorage>();
+  auto& storage = shared<PrepareStorage>();
   const int index = first + static_cast<int>(blockIdx.x);
   const Row& row = table.rows[index];
   if (index == 0 && threadIdx.x == 0) store(pool.used, 0ull);
@@ -212,7 +151,9 @@ __global__ void __launch_bounds__(2 * kThreads)
   const Weights x(row.layer, pass, gradient, static_cast<uint64_t>(calls.seed[blockIdx.x]));
   const SgdRule rule = rule_on_device(step);
   if (n <= kSmallLayer) {
-    if (!skip) update_small(s, reinterpret_cast<uint32_t*>(dynamic_shared()), x, asked, gradient, with_step, rule);
+    if (!skip)
+      update_small(storage.select, storage.small, reinterpret_cast<uint32_t*>(dynamic_shared()), x, asked, gradient, with_step,
+                   rule);
     return;
   }
 
@@ -230,16 +171,16 @@ __global__ void __launch_bounds__(2 * kThreads)
       side->bin = kBins;
       side->left = side->finalists = side->finalist_count = 0;
     }
-    s.count[0] = s.count[1] = 0;
+    storage.sample.count[0] = storage.sample.count[1] = 0;
   }
   if (k == 0) return;
   __syncthreads();
   auto* keys = reinterpret_cast<uint64_t*>(dynamic_shared());
   const Sample sample(n, x.round, static_cast<uint32_t>(index));
-  take_sample(s, keys, sample, x, gradient, with_step, rule);
+  take_sample(storage.sample, keys, sample, x, gradient, with_step, rule);
   __syncthreads();
-  set_bounds(s, keys, sample, x, state.drop, true, k);
-  set_bounds(s, keys, sample, x, state.grow, false, k);
+  set_bounds(storage.select, storage.sample, keys, sample, x, state.drop, true, k);
+  set_bounds(storage.select, storage.sample, keys, sample, x, state.grow, false, k);
 }
 
 }  // namespace dstee::cuda

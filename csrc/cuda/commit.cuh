@@ -4,7 +4,14 @@
 // weight that goes one of w and one of m.
 #pragma once
 
-#include "resolve.cuh"
+#include <cstdint>
+
+#include "launch.cuh"
+#include "layer_state.cuh"
+#include "lists.cuh"
+#include "options.cuh"
+#include "table.cuh"
+#include "weights.cuh"
 
 namespace dstee::cuda {
 

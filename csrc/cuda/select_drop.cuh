@@ -4,7 +4,18 @@
 // the few of them that may grow again.
 #pragma once
 
-#include "sweep.cuh"
+#include <cstdint>
+
+#include "bins.cuh"
+#include "block_select.cuh"
+#include "last_block.cuh"
+#include "launch.cuh"
+#include "layer_state.cuh"
+#include "lists.cuh"
+#include "options.cuh"
+#include "table.cuh"
+#include "threshold.cuh"
+#include "weights.cuh"
 
 namespace dstee::cuda {
 

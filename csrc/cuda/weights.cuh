@@ -1,67 +1,15 @@
-// What the launches of one update share: the order of the weights, the state of a layer, one weight at a time.
+// A layer with what this update ranks: keys and changes of one weight or of a group.
 #pragma once
 
-#include "masked_sgd.cuh"
+#include <cstdint>
+
+#include "../rules.h"
+#include "group.cuh"
+#include "options.cuh"
+#include "table.cuh"
+#include "threshold.cuh"
 
 namespace dstee::cuda {
-
-constexpr uint32_t kSmallLayer = 1 << 14;  // up to so many weights one block updates a layer by itself
-constexpr int kBins = 256;                 // of listed keys, between keys of the sample
-
-struct Pass {
-  const float* bonus;
-  uint32_t bonus_size;
-  int32_t round;
-  const int64_t* round_pointer;  // or null: then it is `round`
-  bool random, regrow, reset_regrown;
-  bool shy_bracket;  // for tests
-};
-
-__device__ __forceinline__ int32_t round_of(const Pass& pass) {
-  return pass.round_pointer ? static_cast<int32_t>(*pass.round_pointer) : pass.round;
-}
-
-// --- the order -----------------------------------------------------------------------------------------------------------
-
-// Winners come first: larger keys, among equal ones smaller indices. A growth key is score rank << 32 | signal rank, a drop key
-// (kMaxRank - rank) << 32. No two weights share a place, so that nothing below has to treat ties.
-struct Cut {
-  uint64_t key;
-  uint32_t index;
-};
-
-// The weight stands at the cut or before it.
-DSTEE_HD bool takes(const Cut& cut, uint64_t key, uint32_t index) {
-  return key > cut.key || (key == cut.key && index <= cut.index);
-}
-constexpr Cut kNobody{~uint64_t{0}, 0}, kEverybody{0, ~uint32_t{0}};
-
-__device__ __forceinline__ uint64_t wide_drop_key(float x) { return static_cast<uint64_t>(drop_key(x)) << 32; }
-
-// --- the state of a layer ------------------------------------------------------------------------------------------------
-
-// One side, drop or growth, of a layer that many blocks share.
-struct Side {
-  Cut low;                  // whoever stands behind it is not listed
-  Cut splitters[kBins];     // from the last to the first: bin b lies between splitters b - 1 and b
-  uint32_t bins[kBins];     // listed weights
-  int32_t bin;              // bins above it win as a whole
-  uint32_t left;            // winners still sought in it, the finalists
-  uint32_t finalists;       // their place in the pool
-  uint32_t finalist_count;  // written so far
-};
-
-struct alignas(16) State {
-  const void* gradient;
-  uint64_t seed;
-  uint32_t k, nnz;
-  uint32_t tiles_done, chunks, chunks_done;
-  uint32_t flagged;  // the sample misled, or a list was full: the last launch does the whole layer
-  Side drop, grow;
-};
-static_assert(sizeof(State) % 16 == 0, "what lies behind the states moves 16 bytes at a time");
-
-// --- one layer -----------------------------------------------------------------------------------------------------------
 
 // The stored counters of a group.
 struct Counts {

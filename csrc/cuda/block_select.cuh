@@ -1,35 +1,14 @@
 // The exact selection of one block: digits of the key from the top, then of the index.
 #pragma once
 
-#include "update.cuh"
+#include <cstdint>
+
+#include "block_scan.cuh"
+#include "threshold.cuh"
 
 namespace dstee::cuda {
 
 constexpr int kDigits = 1 << 11;  // 11 bits at a time
-
-struct ScanStorage {
-  uint32_t sums[32];
-};
-
-// The sum over the threads before this one. *total: over all.
-__device__ __forceinline__ uint32_t block_scan(ScanStorage& s, uint32_t x, uint32_t* total) {
-  const unsigned lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
-  uint32_t sum = x;
-  for (unsigned step = 1; step < 32; step *= 2) {
-    const uint32_t other = __shfl_up_sync(~0u, sum, step);
-    if (lane >= step) sum += other;
-  }
-  if (lane == 31) s.sums[warp] = sum;
-  __syncthreads();
-  uint32_t before = 0;
-  *total = 0;
-  for (unsigned w = 0; w < warps; ++w) {
-    if (w < warp) before += s.sums[w];
-    *total += s.sums[w];
-  }
-  __syncthreads();
-  return before + sum - x;
-}
 
 struct SelectStorage {
   uint32_t digits[kDigits];

@@ -1,0 +1,34 @@
+// Prefix sums over the threads of one block.
+#pragma once
+
+#include <cstdint>
+
+#include "launch.cuh"
+
+namespace dstee::cuda {
+
+struct ScanStorage {
+  uint32_t sums[32];
+};
+
+// The sum over the threads before this one. *total: over all.
+__device__ __forceinline__ uint32_t block_scan(ScanStorage& s, uint32_t x, uint32_t* total) {
+  const unsigned lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
+  uint32_t sum = x;
+  for (unsigned step = 1; step < 32; step *= 2) {
+    const uint32_t other = __shfl_up_sync(~0u, sum, step);
+    if (lane >= step) sum += other;
+  }
+  if (lane == 31) s.sums[warp] = sum;
+  __syncthreads();
+  uint32_t before = 0;
+  *total = 0;
+  for (unsigned w = 0; w < warps; ++w) {
+    if (w < warp) before += s.sums[w];
+    *total += s.sums[w];
+  }
+  __syncthreads();
+  return before + sum - x;
+}
+
+}  // namespace dstee::cuda

@@ -1,0 +1,45 @@
+// Numbers that kernels read themselves, so that a captured graph follows them.
+#pragma once
+
+#include <optional>
+
+#include "../arguments.h"
+#include "../rules.h"
+#include "launch.cuh"
+
+namespace dstee::cuda {
+
+// A number read on the device, so that a captured graph follows it: a float32 or other floating-point scalar, or a constant.
+struct Scalar {
+  const void* pointer = nullptr;
+  bool is_double = false;
+  Dtype dtype = kF32;
+  float constant = 0;
+};
+
+DSTEE_HD float value_of(const Scalar& s) {
+  if (!s.pointer) return s.constant;
+  if (s.is_double) return static_cast<float>(*static_cast<const double*>(s.pointer));
+  if (s.dtype == kBF16) return to_float(*static_cast<const bf16*>(s.pointer));
+  if (s.dtype == kF16) return to_float(*static_cast<const f16*>(s.pointer));
+  return *static_cast<const float*>(s.pointer);
+}
+
+inline Scalar scalar_of(double constant, const std::optional<Tensor>& tensor) {
+  using torch::headeronly::ScalarType;
+  Scalar s;
+  s.constant = static_cast<float>(constant);
+  if (!tensor) return s;
+  const ScalarType dtype = tensor->scalar_type();
+  STD_TORCH_CHECK(tensor->device().type() == kDevice && tensor->numel() == 1,
+                  "dstee: a scalar argument is not one element where the kernels run");
+  STD_TORCH_CHECK(
+      dtype == ScalarType::Float || dtype == ScalarType::Double || dtype == ScalarType::BFloat16 || dtype == ScalarType::Half,
+      "dstee: a scalar argument is not float32, float64, bfloat16 or float16");
+  s.pointer = tensor->const_data_ptr();
+  s.is_double = dtype == ScalarType::Double;
+  s.dtype = dtype == ScalarType::BFloat16 ? kBF16 : dtype == ScalarType::Half ? kF16 : kF32;
+  return s;
+}
+
+}  // namespace dstee::cuda
