@@ -1,4 +1,4 @@
-"""Cases shared by the tests and the bench: seeded inputs, many of them hostile, and the one rule of comparison: equal bits.
+"""Cases shared by the tests and the bench: seeded inputs, many of them hostile.
 
 Every tensor of a :class:`Case` lies inside a larger buffer whose margins hold a known value, so that a kernel that writes
 outside its tensor is found, and starts either on a vector boundary or on an odd element.
@@ -6,9 +6,8 @@ outside its tensor is found, and starts either on a vector boundary or on an odd
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -16,8 +15,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dstee import backends, encoding, ops
-from dstee.backends import native
+from dstee import encoding, ops
+
+__all__ = [
+    "DTYPES",
+    "FAMILIES",
+    "LARGE_SIZES",
+    "ROUNDS",
+    "SIZES",
+    "Case",
+    "duplicate",
+    "geometry",
+    "make_case",
+    "place",
+    "random_counters",
+    "random_mask",
+    "values",
+]
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 FAMILIES = (
@@ -29,113 +43,6 @@ SIZES = (0, 1, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 1023, 1024, 1025, 40
 LARGE_SIZES = (32767, 32768, 32769, 40009, 65535, 65536, 65537, 70001, 140009)
 ROUNDS = (0, 1, 2, 14, 15, 16, 30, 31, 32, 100, 300, 32764, 32765)
 MARGIN = 64
-
-
-# --- comparison ----------------------------------------------------------------------------------------------------------
-
-
-def assert_same_bits(actual: Any, expected: Any, name: str = "tensor") -> None:
-    """Both hold the same bits, -0.0 and 0.0 told apart; NaN equals NaN whatever its payload. Takes tensors, None, lists.
-
-    Raises:
-        AssertionError: naming the first index that differs.
-    """
-    if isinstance(expected, Tensor) and isinstance(actual, Tensor):
-        _assert_same_tensor(actual.detach().cpu(), expected.detach().cpu(), name)
-    elif isinstance(expected, Sequence) and isinstance(actual, Sequence):
-        assert len(actual) == len(expected), f"{name}: {len(actual)} tensors, expected {len(expected)}"
-        for i, (a, e) in enumerate(zip(actual, expected, strict=True)):
-            assert_same_bits(a, e, f"{name}[{i}]")
-    else:
-        assert actual is None and expected is None, f"{name}: {type(actual).__name__}, expected {type(expected).__name__}"
-
-
-def _assert_same_tensor(actual: Tensor, expected: Tensor, name: str) -> None:
-    assert actual.dtype == expected.dtype, f"{name}: dtype {actual.dtype}, expected {expected.dtype}"
-    assert actual.shape == expected.shape, f"{name}: shape {list(actual.shape)}, expected {list(expected.shape)}"
-    a, e = actual.contiguous().view(-1), expected.contiguous().view(-1)
-    if torch.equal(_bits(a), _bits(e)):
-        return
-    different = _bits(a) != _bits(e)
-    if a.is_floating_point():
-        different &= ~(a.isnan() & e.isnan())
-    if not bool(different.any()):
-        return
-    first = int(different.nonzero()[0])
-    place = [int(i) for i in np.unravel_index(first, tuple(actual.shape) or (1,))]
-    raise AssertionError(
-        f"{name}: {int(different.sum())} of {a.numel()} elements differ, first at index {place} (element {first}): "
-        f"{_show(a[first])}, expected {_show(e[first])}"
-    )
-
-
-def _bits(t: Tensor) -> Tensor:
-    if not t.is_floating_point():
-        return t
-    return t.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[t.element_size()])
-
-
-def _show(value: Tensor) -> str:
-    return f"{value.item()!r} ({int(_bits(value)) & (1 << 8 * value.element_size()) - 1:#x})"
-
-
-# --- configurations ------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Configuration:
-    """One way to run the ops: a backend and, for the native one, its instruction set, threads and forced detours."""
-
-    backend: str
-    isa: str = "auto"
-    threads: int = 2
-    fallback: str = "none"
-
-    def __str__(self) -> str:
-        if self.backend != "native":
-            return self.backend
-        return f"native-{self.isa}-t{self.threads}" + ("" if self.fallback == "none" else f"-{self.fallback}")
-
-    @contextlib.contextmanager
-    def active(self) -> Iterator[None]:
-        """Forces this configuration inside the block and restores what was before."""
-        threads, module = torch.get_num_threads(), native.load()[0]
-        with backends.use_backend(self.backend):
-            try:
-                torch.set_num_threads(self.threads)
-                if self.backend == "native" and module is not None:
-                    module.force_isa(self.isa)
-                    module.force_fallback(self.fallback)
-                yield
-            finally:
-                torch.set_num_threads(threads)
-                if self.backend == "native" and module is not None:
-                    module.force_isa("auto")
-                    module.force_fallback("none")
-
-
-def native_isas() -> list[str]:
-    """Instruction sets that the compiled module can use on this machine; empty when it does not load."""
-    module, _ = native.load()
-    found: list[str] = []
-    if module is None:
-        return found
-    for isa in ("avx512", "avx2", "scalar"):
-        with contextlib.suppress(ValueError):
-            module.force_isa(isa)
-            found.append(isa)
-    module.force_isa("auto")
-    return found
-
-
-def configurations(thorough: bool = False) -> list[Configuration]:
-    """The reference and each instruction set; ``thorough``: instead, every other thread count and every forced detour."""
-    isas = native_isas()
-    if not thorough:
-        return [Configuration("reference", threads=1), *(Configuration("native", isa) for isa in isas)]
-    threads = [Configuration("native", isa, threads=n) for isa in isas for n in (1, 3, 5)]
-    detours = [Configuration("native", isa, fallback=mode) for isa in isas for mode in ("miss", "overflow")]
-    return threads + detours
 
 
 # --- memory --------------------------------------------------------------------------------------------------------------
@@ -289,11 +196,10 @@ class Case:
 
     def masked_sgd_(self) -> None:
         assert self.sgd is not None and self.grads is not None
-        rule = {f.name: getattr(self.sgd, f.name) for f in fields(self.sgd)}
-        found_inf = self.options.get("found_inf")
         ops.masked_sgd_(
-            self.params, self.grads, self.momenta, self.mask_bits, grad_scale=self.grad_scale, found_inf=found_inf, **rule
-        )
+            self.params, self.grads, self.momenta, self.mask_bits,
+            sgd=self.sgd, grad_scale=self.grad_scale, found_inf=self.options.get("found_inf"),
+        )  # fmt: skip
 
     def masks(self) -> list[Tensor]:
         """bool [n] per layer, storage order."""
