@@ -221,7 +221,7 @@ def bench_step(name: str, density: float, oracles: list[str]) -> dict:
         "torch fused + masks": (nothing, masked, REPEATS),
         "torch fused, dense": (nothing, lambda: optimizer.step(), REPEATS),
     })  # fmt: skip
-    kernels = {"step": cuda_traffic.masked_sgd([cuda_traffic.of_masks(mask) for mask in layers.masks])}
+    kernels = {"masked_sgd": cuda_traffic.masked_sgd([cuda_traffic.of_masks(mask) for mask in layers.masks])}
     floor = layers.n / 8 + 5 * 32 * sectors(layers.masks, 4)
     return row("masked_sgd_", name, density, layers, kernels, floor, times, copied)
 

@@ -157,10 +157,10 @@ def drop_grow(
     step: SGD is fused, with momentum if there are momenta. counted: with counters and a bonus. blocks: that the GPU holds at
     once, about 4 on each of the 132 processors of an H100.
     """
-    run, out = tiles_of_run(layers, blocks), {"prepare": Bytes()}
+    run, out = tiles_of_run(layers, blocks), {"sample": Bytes()}
     for layer in layers:
         if layer.is_small:
-            out["prepare"] += _small(layer, step, momenta, counted, regrow)
+            out["sample"] += _small(layer, step, momenta, counted, regrow)
             continue
         for name, part in _large(layer, step, momenta, counted, regrow, run).items():
             out[name] = out.get(name, Bytes()) + part
@@ -171,8 +171,8 @@ def _large(layer: Layer, step: bool, momenta: bool, counted: bool, regrow: bool,
     n, item, k = layer.n, layer.item, layer.k
     if k == 0:
         sweep = masked_sgd([layer], momenta) if step else Bytes(loaded=n / 8, moved=n / 8)
-        return {"prepare": Bytes(stored=8 * BINS, moved=8 * BINS), "sweep": sweep, "resolve": Bytes(), "apply": Bytes(),
-                "finish": Bytes()}  # fmt: skip
+        return {"sample": Bytes(stored=8 * BINS, moved=8 * BINS), "sweep": sweep, "select_drop": Bytes(), "commit": Bytes(),
+                "select_grow": Bytes()}  # fmt: skip
     drop, grow = listed(n, layer.active, k), listed(n, n - layer.active, k)
     last_drop, last_grow = finalists(n, drop, k), finalists(n, grow, k)
     pieces = chunks(n, drop + grow, run)
@@ -189,7 +189,7 @@ def _large(layer: Layer, step: bool, momenta: bool, counted: bool, regrow: bool,
 
     again = k * grow / (n - layer.active) + last_drop / 2 if regrow else 0.0  # dropped, and looked at for the growth
     read, marked = SECTOR * last_drop + (SECTOR + counters) * again, ENTRY * k + FINALIST * last_drop
-    resolve = Bytes(
+    select_drop = Bytes(
         loaded=ENTRY * drop,
         stored=marked,
         gathered=read,
@@ -198,7 +198,7 @@ def _large(layer: Layer, step: bool, momenta: bool, counted: bool, regrow: bool,
 
     changed, tensors = 2 * layer.gone, 1 + momenta
     flips, zeros = counters * changed, SECTOR * layer.gone * tensors
-    apply = Bytes(
+    commit = Bytes(
         loaded=ENTRY * (drop + grow),
         stored=FINALIST * last_grow,
         gathered=flips + (SECTOR + counters) * last_grow,
@@ -210,9 +210,9 @@ def _large(layer: Layer, step: bool, momenta: bool, counted: bool, regrow: bool,
         + 2 * min(SECTOR * changed, n / 8),
     )
     looks = FINALIST * last_grow * 4  # three digits of the keys, then the winners
-    finish = Bytes(loaded=looks, moved=looks)
-    return {"prepare": _sample(layer, step, momenta, counted), "sweep": sweep, "resolve": resolve, "apply": apply,
-            "finish": finish}  # fmt: skip
+    select_grow = Bytes(loaded=looks, moved=looks)
+    return {"sample": _sample(layer, step, momenta, counted), "sweep": sweep, "select_drop": select_drop, "commit": commit,
+            "select_grow": select_grow}  # fmt: skip
 
 
 def _sample(layer: Layer, step: bool, momenta: bool, counted: bool) -> Bytes:

@@ -22,7 +22,7 @@ __device__ __forceinline__ void finish_dropped(const Weights& x, uint32_t index,
 }
 
 __global__ void __launch_bounds__(kThreads, 4)
-    apply_kernel(const Table table, const Pass pass, State* states, const Pool pool) {
+    commit_kernel(const Table table, const Pass pass, State* states, const Pool pool) {
   for_chunks_of_warp(pool, states, [&](const Chunk& chunk, uint32_t lane) {
     State& state = states[chunk.layer];
     const Weights x(table.rows[chunk.layer].layer, pass, state.gradient, state.seed);

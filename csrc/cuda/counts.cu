@@ -14,7 +14,7 @@ using torch::headeronly::ScalarType;
 
 template <class I>
 __global__ void __launch_bounds__(kFlatThreads)
-    encode_kernel(const I* N, const uint8_t* mask, int16_t* counts, int64_t n, int64_t round) {
+    encode_counts_kernel(const I* N, const uint8_t* mask, int16_t* counts, int64_t n, int64_t round) {
   for_flat(n, [&](int64_t i) {
     const auto x = static_cast<int64_t>(N[i]);
     store(&counts[i], static_cast<int16_t>(mask[i] ? flip_count(x, round) : x));
@@ -22,7 +22,7 @@ __global__ void __launch_bounds__(kFlatThreads)
 }
 
 __global__ void __launch_bounds__(kFlatThreads)
-    decode_kernel(const int16_t* counts, const uint8_t* bits, int32_t* N, int64_t n, int32_t round) {
+    decode_counts_kernel(const int16_t* counts, const uint8_t* bits, int32_t* N, int64_t n, int32_t round) {
   for_flat(n, [&](int64_t i) {
     const int32_t stored = counts[i];
     store(&N[i], bits[i / 8] >> (i % 8) & 1 ? flip_count(stored, round) : stored);
@@ -34,14 +34,15 @@ __device__ void add_up(unsigned long long mine, unsigned long long* total) {
   if (threadIdx.x % 32 == 0 && mine) atomicAdd(total, mine);
 }
 
-__global__ void __launch_bounds__(kFlatThreads) active_kernel(const uint8_t* bits, int64_t bytes, unsigned long long* total) {
+__global__ void __launch_bounds__(kFlatThreads)
+    count_active_kernel(const uint8_t* bits, int64_t bytes, unsigned long long* total) {
   unsigned long long mine = 0;
   for_flat(bytes, [&](int64_t i) { mine += static_cast<unsigned>(__popc(static_cast<unsigned>(bits[i]))); });
   add_up(mine, total);
 }
 
 __global__ void __launch_bounds__(kFlatThreads)
-    explored_kernel(const int16_t* counts, const uint8_t* bits, int64_t n, unsigned long long* total) {
+    count_explored_kernel(const int16_t* counts, const uint8_t* bits, int64_t n, unsigned long long* total) {
   unsigned long long mine = 0;
   for_flat(n, [&](int64_t i) { mine += counts[i] != 0 || (bits[i / 8] >> (i % 8) & 1); });
   add_up(mine, total);
@@ -49,7 +50,8 @@ __global__ void __launch_bounds__(kFlatThreads)
 
 template <class I>
 void encode(const Tensor& N, const uint8_t* mask, int16_t* out, int64_t round, cudaStream_t stream) {
-  launch_flat<encode_kernel<I>>(N.numel(), stream, static_cast<const I*>(N.const_data_ptr()), mask, out, N.numel(), round);
+  launch_flat<encode_counts_kernel<I>>(N.numel(), stream, static_cast<const I*>(N.const_data_ptr()), mask, out, N.numel(),
+                                       round);
 }
 
 Tensor zeros(size_t count, const Tensor& like, cudaStream_t stream) {
@@ -94,8 +96,8 @@ Tensor decode_counts(const Tensor& counts, const Tensor& mask_bits, int64_t roun
   const int64_t n = out.numel();
   const auto* from = flat_data<int16_t>(counts, ScalarType::Short, n, "counts");
   const auto* bits = flat_data<uint8_t>(mask_bits, ScalarType::Byte, (n + 7) / 8, "mask_bits");
-  launch_flat<decode_kernel>(n, guard.stream(), from, bits, static_cast<int32_t*>(out.mutable_data_ptr()), n,
-                             static_cast<int32_t>(round));
+  launch_flat<decode_counts_kernel>(n, guard.stream(), from, bits, static_cast<int32_t*>(out.mutable_data_ptr()), n,
+                                    static_cast<int32_t>(round));
   return out;
 }
 
@@ -106,8 +108,8 @@ Tensor count_active(const Tensors& mask_bits) {
   auto* totals = static_cast<unsigned long long*>(out.mutable_data_ptr());
   for (size_t l = 0; l < mask_bits.size(); ++l) {
     const int64_t bytes = mask_bits[l].numel();
-    launch_flat<active_kernel>(bytes, guard.stream(), flat_data<uint8_t>(mask_bits[l], ScalarType::Byte, bytes, "mask_bits"),
-                               bytes, totals + l);
+    launch_flat<count_active_kernel>(bytes, guard.stream(),
+                                     flat_data<uint8_t>(mask_bits[l], ScalarType::Byte, bytes, "mask_bits"), bytes, totals + l);
   }
   return out;
 }
@@ -119,8 +121,9 @@ Tensor count_explored(const Tensors& counts, const Tensors& mask_bits) {
   auto* totals = static_cast<unsigned long long*>(out.mutable_data_ptr());
   for (size_t l = 0; l < counts.size(); ++l) {
     const int64_t n = counts[l].numel();
-    launch_flat<explored_kernel>(n, guard.stream(), flat_data<int16_t>(counts[l], ScalarType::Short, n, "counts"),
-                                 flat_data<uint8_t>(mask_bits[l], ScalarType::Byte, (n + 7) / 8, "mask_bits"), n, totals + l);
+    launch_flat<count_explored_kernel>(n, guard.stream(), flat_data<int16_t>(counts[l], ScalarType::Short, n, "counts"),
+                                       flat_data<uint8_t>(mask_bits[l], ScalarType::Byte, (n + 7) / 8, "mask_bits"), n,
+                                       totals + l);
   }
   return out;
 }

@@ -1,14 +1,16 @@
 // drop_grow_ on the GPU: one sweep over the large layers, five launches for any number of layers (one more for each further
-// 1,280); one launch where all layers are small.
+// 1,280); one launch where all layers are small. A file a stage:
 //
-//   prepare  a block a layer: a small layer whole; of a large one a sample, and from it who need not be listed
-//   sweep    masked SGD and scores; possible winners go to lists, counted in bins between the sample's keys
-//   resolve  the exact drop; the dropped enter the growth
-//   apply    mask bits, counters and zeros of all who win or lose with their whole bin
-//   finish   the exact end of the growth in its last bin; whole layers whose sample misled or whose list was full
+//   sample       one block a layer: of a large layer a sample, and from it which weights need not be listed;
+//                small_layer: a small one is updated whole
+//   sweep        masked SGD and scores; weights that may be selected are listed and counted in bins between the sample's keys
+//   select_drop  the exact drop; what is dropped may grow again
+//   commit       mask bits, counters and zeros of all weights that the bins decide
+//   select_grow  the exact growth in the bin of the k-th key, committed at once;
+//                fallback: a layer whose sample misled or whose list was full, by scans of all of it
 //
-// No host sync, no waiting between blocks: the last block to finish a layer takes its decision. All memory is initialised by
-// the first launch. Sets are functions of keys and indices alone, so the result does not depend on grids or schedules.
+// No host sync, no waiting between blocks: the last block to finish a layer decides for it. All memory is initialised by the
+// first launch. The selected sets are functions of keys and indices alone, so the result does not depend on grids or schedules.
 #include <cmath>
 #include <cstdint>
 #include <optional>
@@ -67,9 +69,10 @@ Work plan(const std::vector<Layer>& layers, const std::vector<int64_t>& k, bool 
 }
 
 template <size_t most>
-void prepare(const Table& table, const std::vector<Layer>& layers, const std::vector<int64_t>& k, const int64_t* k_on_device,
-             const std::vector<int64_t>& seeds, const Pass& pass, const Step& step, bool with_step, State* states,
-             const Pool& pool, unsigned threads, size_t dynamic_bytes, cudaStream_t stream) {
+void launch_sample(const Table& table, const std::vector<Layer>& layers, const std::vector<int64_t>& k,
+                   const int64_t* k_on_device, const std::vector<int64_t>& seeds, const Pass& pass, const Step& step,
+                   bool with_step, State* states, const Pool& pool, unsigned threads, size_t dynamic_bytes,
+                   cudaStream_t stream) {
   for (size_t first = 0; first < layers.size(); first += most) {
     const size_t count = layers.size() - first < most ? layers.size() - first : most;
     Calls<static_cast<int>(most)> calls{};
@@ -78,8 +81,8 @@ void prepare(const Table& table, const std::vector<Layer>& layers, const std::ve
       if (!k_on_device) calls.k[i] = k[first + i];
       if (!seeds.empty()) calls.seed[i] = seeds[first + i];
     }
-    launch<prepare_kernel<static_cast<int>(most)>>(static_cast<unsigned>(count), threads, dynamic_bytes, stream, table, calls,
-                                                   static_cast<int>(first), k_on_device, pass, step, with_step, states, pool);
+    launch<sample_kernel<static_cast<int>(most)>>(static_cast<unsigned>(count), threads, dynamic_bytes, stream, table, calls,
+                                                  static_cast<int>(first), k_on_device, pass, step, with_step, states, pool);
   }
 }
 
@@ -126,10 +129,10 @@ void drop_grow_(const UpdateArguments& a) {
   const int64_t* asked = a.k_tensor ? static_cast<const int64_t*>(a.k_tensor->const_data_ptr()) : nullptr;
   const unsigned threads = work.largest <= 4096 ? kThreads : 2 * kThreads;
   const size_t keys = work.tiles ? sizeof(uint64_t) * kMostSampled : sizeof(uint32_t) * static_cast<size_t>(work.largest);
-  auto prepare_all = [&](auto prepare) {
-    prepare(table, layers, a.k, asked, a.grow_seeds, pass, step, with_step, states, pool, threads, keys, stream);
+  auto sample = [&](auto launch_sample) {
+    launch_sample(table, layers, a.k, asked, a.grow_seeds, pass, step, with_step, states, pool, threads, keys, stream);
   };
-  prepare_all(layers.size() <= kFewCalls ? prepare<kFewCalls> : prepare<kManyCalls>);
+  sample(layers.size() <= kFewCalls ? launch_sample<kFewCalls> : launch_sample<kManyCalls>);
   if (work.tiles == 0) return;
   auto sweep = [&](auto by_gradient) {
     const int grid = resident_blocks<sweep_kernel<by_gradient.value>>();
@@ -140,10 +143,10 @@ void drop_grow_(const UpdateArguments& a) {
     sweep(std::true_type{});
   else
     sweep(std::false_type{});
-  const auto grid = static_cast<unsigned>(resident_blocks<resolve_kernel>());
-  launch<resolve_kernel>(grid, kThreads, 0, stream, table, pass, states, pool);
-  launch<apply_kernel>(grid, kThreads, 0, stream, table, pass, states, pool);
-  launch<finish_kernel>(static_cast<unsigned>(layers.size()), 2 * kThreads, 0, stream, table, pass, states, pool);
+  const auto grid = static_cast<unsigned>(resident_blocks<select_drop_kernel>());
+  launch<select_drop_kernel>(grid, kThreads, 0, stream, table, pass, states, pool);
+  launch<commit_kernel>(grid, kThreads, 0, stream, table, pass, states, pool);
+  launch<select_grow_kernel>(static_cast<unsigned>(layers.size()), 2 * kThreads, 0, stream, table, pass, states, pool);
 }
 
 DSTEE_CUDA_LIBRARY(m) { m.impl("drop_grow_", TORCH_BOX(&drop_grow_entry<drop_grow_>)); }

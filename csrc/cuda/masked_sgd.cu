@@ -13,7 +13,7 @@ namespace dstee::cuda {
 namespace {
 
 __global__ void __launch_bounds__(kThreads, 4)
-    step_kernel(const Table table, const __grid_constant__ Gradients gradients, const Step step) {
+    masked_sgd_kernel(const Table table, const __grid_constant__ Gradients gradients, const Step step) {
   if (value_of(step.found_inf) != 0) return;
   const SgdRule rule = rule_on_device(step);
   for_groups(table, [&](int index, const Row& row, int64_t i, int count) {
@@ -34,7 +34,7 @@ void masked_sgd_(const StepArguments& a) {
   const DeviceGuard guard(a.params[0]);
   const Step step = step_of(a.sgd, a.lr, a.grad_scale, a.found_inf);
   for_chunks(layers, a.params[0], guard.stream(), [&](const Table& table, const Gradients& gradients, size_t) {
-    launch<step_kernel>(grid_for(table.tiles), kThreads, 0, guard.stream(), table, gradients, step);
+    launch<masked_sgd_kernel>(grid_for(table.tiles), kThreads, 0, guard.stream(), table, gradients, step);
   });
 }
 

@@ -137,8 +137,8 @@ struct PrepareStorage {
 
 template <int layers>
 __global__ void __launch_bounds__(2 * kThreads)
-    prepare_kernel(const Table table, const __grid_constant__ Calls<layers> calls, int first, const int64_t* k_on_device,
-                   const Pass pass, const Step step, bool with_step, State* states, const Pool pool) {
+    sample_kernel(const Table table, const __grid_constant__ Calls<layers> calls, int first, const int64_t* k_on_device,
+                  const Pass pass, const Step step, bool with_step, State* states, const Pool pool) {
   auto& storage = shared<PrepareStorage>();
   const int index = first + static_cast<int>(blockIdx.x);
   const Row& row = table.rows[index];

@@ -67,7 +67,7 @@ __device__ __forceinline__ void settle_drop(ResolveStorage& s, const Pool& pool,
 }
 
 __global__ void __launch_bounds__(kThreads, 4)
-    resolve_kernel(const Table table, const Pass pass, State* states, const Pool pool) {
+    select_drop_kernel(const Table table, const Pass pass, State* states, const Pool pool) {
   auto& s = shared<ResolveStorage>();
   for_chunks_of_warp(pool, states, [&](const Chunk& chunk, uint32_t lane) {
     State& state = states[chunk.layer];

@@ -19,7 +19,7 @@
 namespace dstee::cuda {
 
 __global__ void __launch_bounds__(2 * kThreads)
-    finish_kernel(const Table table, const Pass pass, State* states, const Pool pool) {
+    select_grow_kernel(const Table table, const Pass pass, State* states, const Pool pool) {
   auto& s = shared<SelectStorage>();
   const Row& row = table.rows[blockIdx.x];
   if (row.layer.n <= kSmallLayer) return;

@@ -70,12 +70,12 @@ def test_drop_grow_moves_what_the_model_says(density: float, step: bool, dtype: 
     text = "; ".join(f"{name} {asked(row) / n:.3f}, model {expected[name].asked / n:.3f}" for name, row in found.items())
     assert sum(map(asked, found.values())) == pytest.approx(whole.asked, rel=WITHIN), text
     assert asked(found["sweep"]) == pytest.approx(expected["sweep"].asked, rel=WITHIN), text
-    assert asked(found["prepare"]) == pytest.approx(expected["prepare"].asked, rel=WITHIN), text
+    assert asked(found["sample"]) == pytest.approx(expected["sample"].asked, rel=WITHIN), text
     # What the two load depends on how often a warp's list is full, which at some densities is a matter of chance.
-    assert found["resolve"]["stored"] == pytest.approx(expected["resolve"].stored, rel=WITHIN), text
+    assert found["select_drop"]["stored"] == pytest.approx(expected["select_drop"].stored, rel=WITHIN), text
     for kind in ("gathered", "scattered"):
-        assert found["apply"][kind] == pytest.approx(getattr(expected["apply"], kind), rel=WITHIN), text
-    assert asked(found["finish"]) < 0.2 * n, text
+        assert found["commit"][kind] == pytest.approx(getattr(expected["commit"], kind), rel=WITHIN), text
+    assert asked(found["select_grow"]) < 0.2 * n, text
 
 
 @needs_harness
@@ -89,7 +89,7 @@ def test_masked_sgd_moves_what_the_model_says(density: float, dtype: torch.dtype
         case.masked_sgd_()
         found = counted(module)
     model = cuda_traffic.masked_sgd([cuda_traffic.of_masks(mask, item=case.params[0].element_size()) for mask in case.masks()])
-    assert list(found) == ["step"] and asked(found["step"]) == pytest.approx(model.asked, rel=0.01)
+    assert list(found) == ["masked_sgd"] and asked(found["masked_sgd"]) == pytest.approx(model.asked, rel=0.01)
 
 
 @needs_harness
@@ -104,8 +104,8 @@ def test_small_layers_move_what_the_model_says(step: bool) -> None:
         found = counted(module)
     layers = [cuda_traffic.of_masks(*masks) for masks in zip(before, case.masks(), case.k, strict=True)]
     model = cuda_traffic.drop_grow(layers, step=step, blocks=RESIDENT)
-    assert list(found) == list(model) == ["prepare"]
-    assert asked(found["prepare"]) == pytest.approx(model["prepare"].asked, rel=0.02)
+    assert list(found) == list(model) == ["sample"]
+    assert asked(found["sample"]) == pytest.approx(model["sample"].asked, rel=0.02)
 
 
 @pytest.mark.parametrize("density", [0.02, 0.05, 0.10])
@@ -129,7 +129,7 @@ def test_facts_of_masks() -> None:
 def test_nothing_swapped_costs_one_look_and_a_dense_layer_everything() -> None:
     n = 1 << 20
     idle = cuda_traffic.drop_grow([cuda_traffic.scattered(n, 0.05, swap=0.0)], step=True)
-    assert idle["apply"].moved == 0 and idle["finish"].moved == 0 and idle["resolve"].moved == 0
+    assert idle["commit"].moved == 0 and idle["select_grow"].moved == 0 and idle["select_drop"].moved == 0
     dense = cuda_traffic.masked_sgd([cuda_traffic.scattered(n, 1.0)])
     assert dense.moved == dense.asked == n * (20 + 1 / 8)
     update = cuda_traffic.drop_grow([cuda_traffic.scattered(n, 1.0, swap=0.0)], step=True)["sweep"]

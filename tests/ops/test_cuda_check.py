@@ -72,7 +72,7 @@ def test_names_as_people_write_them() -> None:
     space = "dstee::cuda::(anonymous namespace)::"
     whole = f"void {space}digit_kernel<({space}Side)1>(dstee::cuda::Table, int)"
     assert cuda_check.shorten(whole) == "digit_kernel<1>"
-    assert cuda_check.shorten("dstee::cuda::step_kernel(dstee::cuda::Table, int)") == "step_kernel"
+    assert cuda_check.shorten("dstee::cuda::sweep_kernel(dstee::cuda::Table, int)") == "sweep_kernel"
     assert (
         cuda_check.shorten("void dstee::cuda::encode_kernel<unsigned char>(unsigned char const*)")
         == "encode_kernel<unsigned char>"

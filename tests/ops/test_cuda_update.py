@@ -52,7 +52,7 @@ def one_thread() -> Iterator[None]:
 def flagged(n: int) -> bool:
     """Whether the latest update read a layer of n weights in its last launch: each look is 2 n bytes at least, and no fewer
     than three are needed. The finalists of a layer that was not flagged are a few hundred."""
-    return module().traffic()["finish_kernel"]["loaded"] > 4 * n
+    return module().traffic()["select_grow_kernel"]["loaded"] > 4 * n
 
 
 # --- all that can be asked for -------------------------------------------------------------------------------------------
