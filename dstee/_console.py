@@ -1,7 +1,8 @@
-"""What the commands print, and the error whose text a user sees instead of a traceback."""
+"""What the commands print, and the errors of which a user sees one line instead of a traceback."""
 
 from __future__ import annotations
 
+import signal
 import sys
 from typing import TYPE_CHECKING, TextIO
 
@@ -11,6 +12,14 @@ if TYPE_CHECKING:
 
 class UsageError(ValueError):
     """What was asked for cannot be done; the text is the one line that the user sees."""
+
+
+class Interrupted(Exception):
+    """A signal asked the command to stop; what it has done is saved."""
+
+    def __init__(self, signum: int):
+        super().__init__(signal.Signals(signum).name)
+        self.signum = signum
 
 
 def one_line(text: object) -> str:

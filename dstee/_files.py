@@ -15,6 +15,10 @@ class CheckpointError(ValueError):
     """A checkpoint or exported file cannot be used; the text names the file and what is wrong with it."""
 
 
+class WriteError(Exception):
+    """Writing failed so often that the work stops; the text is the one line that the user sees."""
+
+
 def write_atomic(path: Path, parts: Iterable[bytes | memoryview]) -> None:
     """Replaces ``path`` by ``parts``, all or nothing: temporary file beside it, fsync, rename, fsync of the folder.
 
@@ -73,3 +77,8 @@ def _refuse_constant(text: str) -> NoReturn:
 def _finite(text: str) -> float:
     number = float(text)
     return number if math.isfinite(number) else _refuse_constant(text)
+
+
+def dump_json(value: object) -> bytes:
+    """The text of a JSON file, which :func:`parse_json` reads back."""
+    return json.dumps(value, indent=2, allow_nan=False).encode() + b"\n"

@@ -7,20 +7,27 @@ tensors follow in that order without gaps, so offsets cannot lie and every byte 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
 import os
+import re
 import stat
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from io import BufferedReader
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
 from dstee._files import CheckpointError, parse_json, write_atomic
+
+__all__ = ["CheckpointFolder", "digest", "load", "save"]
+
+Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
 
 MAGIC = b"DSTEECK1"
 FORMAT_VERSION = 1
@@ -42,7 +49,7 @@ _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 # --- trees <-> JSON ------------------------------------------------------------------------------------------------------
 
 
-def _encode(node: Any, tensors: list[Tensor], depth: int = 0) -> Any:
+def _encode(node: object, tensors: list[Tensor], depth: int = 0) -> Json:
     if depth > _MAX_DEPTH:
         raise ValueError(f"a checkpoint tree may be {_MAX_DEPTH} levels deep at most")
     if isinstance(node, Tensor):
@@ -65,7 +72,7 @@ def _encode(node: Any, tensors: list[Tensor], depth: int = 0) -> Any:
     raise TypeError(f"a checkpoint holds dict, list, tuple, str, int, float, bool, None and tensors, got {type(node).__name__}")
 
 
-def _decode(node: Any, tensors: Iterator[tuple[int, Tensor]], depth: int = 0) -> Any:
+def _decode(node: Json, tensors: Iterator[tuple[int, Tensor]], depth: int = 0) -> object:
     if depth > 2 * _MAX_DEPTH:
         raise CheckpointError("the tree is nested too deeply")
     if isinstance(node, list):
@@ -85,13 +92,15 @@ def _decode(node: Any, tensors: Iterator[tuple[int, Tensor]], depth: int = 0) ->
             return float(value)
         if key == "$tuple" and isinstance(value, list):
             return tuple(_decode(item, tensors, depth + 1) for item in value)
-        if key == "$dict" and isinstance(value, list) and all(_is_item(item) for item in value):
-            return {item[0]: _decode(item[1], tensors, depth + 1) for item in value}
+        if key == "$dict" and isinstance(value, list):
+            return {key: _decode(item, tensors, depth + 1) for key, item in map(_item, value)}
     raise CheckpointError(f"the tree holds an unknown node {key}")
 
 
-def _is_item(item: Any) -> bool:
-    return isinstance(item, list) and len(item) == 2 and isinstance(item[0], (str, int))
+def _item(pair: Json) -> tuple[str | int, Json]:
+    if isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], (str, int)):
+        return pair[0], pair[1]
+    raise CheckpointError("the tree holds an item without key and value")
 
 
 def _bytes(tensor: Tensor) -> memoryview:
@@ -103,7 +112,7 @@ def _blake2b(data: bytes | bytearray | memoryview) -> str:
     return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
-def _pack(tree: Any) -> tuple[bytes, list[memoryview]]:
+def _pack(tree: object) -> tuple[bytes, list[memoryview]]:
     tensors: list[Tensor] = []
     encoded = _encode(tree, tensors)
     payload = [_bytes(tensor) for tensor in tensors]
@@ -115,7 +124,7 @@ def _pack(tree: Any) -> tuple[bytes, list[memoryview]]:
     return json.dumps(header, allow_nan=False, separators=(",", ":")).encode(), payload
 
 
-def digest(tree: Any) -> str:
+def digest(tree: object) -> str:
     """blake2b (16 bytes, hex) of everything in ``tree``: equal exactly when every value, dtype, shape and bit is equal."""
     return _blake2b(_pack(tree)[0])
 
@@ -123,7 +132,7 @@ def digest(tree: Any) -> str:
 # --- one file ------------------------------------------------------------------------------------------------------------
 
 
-def save(path: Path, tree: Any) -> None:
+def save(path: Path, tree: object) -> None:
     """Writes ``tree`` (dict, list, tuple, str, int, float, bool, None, tensors) to ``path``, all or nothing.
 
     Raises:
@@ -135,7 +144,7 @@ def save(path: Path, tree: Any) -> None:
     write_atomic(path, [_PREFIX.pack(MAGIC, len(header), hashlib.blake2b(header, digest_size=32).digest()), header, *payload])
 
 
-def load(path: Path) -> Any:
+def load(path: Path) -> object:
     """Reads what :func:`save` wrote; tensors are on the CPU, contiguous. Sizes are checked before memory is taken.
 
     Raises:
@@ -159,7 +168,7 @@ def _open_regular(path: str, flags: int) -> int:
     return fd
 
 
-def _read(file: Any, size: int) -> Any:
+def _read(file: BufferedReader, size: int) -> object:
     prefix = file.read(_PREFIX.size)
     if not MAGIC.startswith(prefix[:8]) or (size >= 8 and prefix[:8] != MAGIC):
         raise CheckpointError("not a dstee checkpoint")
@@ -181,43 +190,114 @@ def _read(file: Any, size: int) -> Any:
     if version > FORMAT_VERSION:
         raise CheckpointError(f"has format version {version}, this dstee reads up to {FORMAT_VERSION}: install a newer dstee")
     entries = [_entry(i, entry) for i, entry in enumerate(_as_list(header.get("tensors")))]
-    total = sum(nbytes for *_, nbytes in entries)
+    total = sum(entry.nbytes for entry in entries)
     if total != size - _PREFIX.size - length:
         held = size - _PREFIX.size - length
         raise CheckpointError(f"truncated or damaged: the tensors need {total} bytes, the file holds {held}")
-    tensors = enumerate([_read_tensor(file, i, *entry) for i, entry in enumerate(entries)])
+    tensors = enumerate([_read_tensor(file, i, entry) for i, entry in enumerate(entries)])
     tree = _decode(header.get("tree"), tensors)
     if next(tensors, None) is not None:
         raise CheckpointError("damaged: a tensor is not part of the tree")
     return tree
 
 
-def _as_list(value: Any) -> list[Any]:
+def _as_list(value: Json) -> list[Json]:
     if not isinstance(value, list):
         raise CheckpointError("damaged: the header lists no tensors")
     return value
 
 
-def _entry(i: int, entry: Any) -> tuple[torch.dtype, list[int], str, int]:
+class _Entry(NamedTuple):
+    dtype: torch.dtype
+    shape: list[int]
+    blake2b: str
+    nbytes: int
+
+
+def _entry(i: int, entry: Json) -> _Entry:
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "blake2b"}:
         raise CheckpointError(f"damaged: tensor {i} is not described by dtype, shape and blake2b")
     shape, name = entry["shape"], entry["dtype"]
     if not isinstance(name, str) or name not in DTYPES:
         raise CheckpointError(f"damaged: tensor {i} has an unknown dtype")
-    if not isinstance(shape, list) or len(shape) > 16 or not all(type(d) is int and 0 <= d < _MAX_DIM for d in shape):
+    sizes = [d for d in shape if type(d) is int and 0 <= d < _MAX_DIM] if isinstance(shape, list) else []
+    if sizes != shape or len(sizes) > 16:
         raise CheckpointError(f"damaged: tensor {i} has an impossible shape")
-    return DTYPES[name], shape, str(entry["blake2b"]), math.prod(shape) * DTYPES[name].itemsize
+    return _Entry(DTYPES[name], sizes, str(entry["blake2b"]), math.prod(sizes) * DTYPES[name].itemsize)
 
 
-def _read_tensor(file: Any, i: int, dtype: torch.dtype, shape: list[int], expected: str, nbytes: int) -> Tensor:
-    data = bytearray(nbytes)
-    if file.readinto(data) != nbytes:
+def _read_tensor(file: BufferedReader, i: int, entry: _Entry) -> Tensor:
+    data = bytearray(entry.nbytes)
+    if file.readinto(data) != entry.nbytes:
         raise CheckpointError(f"truncated in tensor {i}")
-    if _blake2b(data) != expected:
-        raise CheckpointError(f"damaged: tensor {i} ({dtype}, {shape}) does not match its digest")
-    if not nbytes:
-        return torch.empty(shape, dtype=dtype)
+    if _blake2b(data) != entry.blake2b:
+        raise CheckpointError(f"damaged: tensor {i} ({entry.dtype}, {entry.shape}) does not match its digest")
+    if not entry.nbytes:
+        return torch.empty(entry.shape, dtype=entry.dtype)
     raw = torch.frombuffer(data, dtype=torch.uint8)
-    if dtype is torch.bool and int(raw.max()) > 1:
+    if entry.dtype is torch.bool and int(raw.max()) > 1:
         raise CheckpointError(f"damaged: tensor {i} is bool and holds other values than 0 and 1")
-    return raw.view(dtype).reshape(shape)
+    return raw.view(entry.dtype).reshape(entry.shape)
+
+
+# --- the files of one training -------------------------------------------------------------------------------------------
+
+_FILE = re.compile(r"checkpoint-(\d{10})\.dst")
+
+
+class CheckpointFolder:
+    """The checkpoints of one training, named by optimizer step; the last ``keep`` whole ones stay.
+
+    ``warn`` gets one line for every damaged file that is skipped.
+    """
+
+    def __init__(self, folder: Path, keep: int, warn: Callable[[str], None]):
+        self.folder, self.keep, self.warn = folder, keep, warn
+        self._damaged: set[int] = set()
+
+    def path(self, step: int) -> Path:
+        return self.folder / f"checkpoint-{step:010d}.dst"
+
+    def steps(self) -> list[int]:
+        """Steps of the files present, oldest first, whole or not."""
+        if not self.folder.is_dir():
+            return []
+        return sorted(int(match[1]) for name in os.listdir(self.folder) if (match := _FILE.fullmatch(name)))
+
+    def save(self, step: int, tree: Mapping[str, object]) -> None:
+        """Writes the checkpoint of ``step``, then removes those that it makes superfluous and what a killed writer left.
+
+        Raises:
+            OSError: it could not be written; the older ones are untouched.
+        """
+        save(self.path(step), tree)
+        self._damaged.discard(step)
+        older = [s for s in self.steps() if s <= step]
+        whole = [s for s in older if s not in self._damaged]
+        with contextlib.suppress(OSError):
+            for old in set(older) - set(whole[-self.keep :]):
+                os.unlink(self.path(old))
+            for name in os.listdir(self.folder):
+                if name.startswith(".checkpoint-") and name.endswith(".tmp"):
+                    os.unlink(self.folder / name)
+
+    def newest(self) -> tuple[Path, Mapping[str, object]] | None:
+        """The newest whole checkpoint; damaged ones are named in a warning and skipped. None when there are no files.
+
+        Raises:
+            CheckpointError: there are files, but none is whole.
+        """
+        steps = self.steps()
+        for step in reversed(steps):
+            try:
+                tree = load(self.path(step))
+                if not isinstance(tree, dict) or tree.get("step") != step:
+                    raise CheckpointError(f"{self.path(step)}: does not hold step {step}, which its name says")
+            except CheckpointError as error:
+                self._damaged.add(step)
+                self.warn(f"skipped a checkpoint: {error}")
+            else:
+                return self.path(step), tree
+        if steps:
+            raise CheckpointError(f"{self.folder}: none of {len(steps)} checkpoints is whole: remove them to train afresh")
+        return None

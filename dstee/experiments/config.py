@@ -12,49 +12,89 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeVar, get_args
 
 from dstee._console import UsageError
+from dstee.experiments.data import DATA_SETS
+from dstee.methods import METHODS
+from dstee.sparsification import Distribution
 
-METHODS = ("dst-ee", "rigl", "set", "static", "dense")
-COMPARED = ("dense", "static", "set", "rigl", "dst-ee")
+__all__ = ["COMPARED", "DENSE", "Config", "Setting", "differences", "method_keys", "method_name", "setting"]
 
-# What suits each data set. Digits at 98 %: 3,328 of 166,400 weights are active, and where they are makes a difference.
-BY_DATA: dict[str, dict[str, Any]] = {
-    "digits": {"hidden": (512, 256), "epochs": 60, "batch_size": 64, "every": 20, "checkpoint_every": 400},
-    "mnist": {"hidden": (512, 256), "epochs": 5, "batch_size": 128, "every": 40, "checkpoint_every": 1000},
-}
+DENSE = "dense"
+"""The training without a mask, beside the methods of :mod:`dstee.methods`."""
+COMPARED = (DENSE, "static", "set", "rigl", "dst-ee")
+
+T = TypeVar("T")
+Rule = tuple[str, Callable[[T], bool]]
+
+
+def method_keys() -> tuple[str, ...]:
+    """What may be trained, as the command line names it."""
+    return (*METHODS, DENSE)
+
+
+def method_name(key: str) -> str:
+    """What tables and pictures call it."""
+    return METHODS[key].name if key in METHODS else key
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What the command line says of a field of :class:`Config`, and which values it takes.
+
+    ``free``: it does not decide the bits and may change when a run is resumed.
+    """
+
+    group: str
+    text: str
+    rule: tuple[str, Callable[..., bool]] | None = None
+    choices: Callable[[], tuple[str, ...]] | None = None
+    free: bool = False
+
+
+def setting(field: dataclasses.Field[object]) -> Setting:
+    found = field.metadata["setting"]
+    assert isinstance(found, Setting)
+    return found
 
 
 def _field(
-    group: str, help: str, default: Any = None, rule: tuple[str, Callable[[Any], bool]] | None = None, **more: Any
-) -> Any:
-    return dataclasses.field(default=default, metadata={"group": group, "help": help, "rule": rule, **more})
+    group: str, text: str, default: T, rule: Rule[T] | None = None, choices: Callable[[], tuple[str, ...]] | None = None,
+    free: bool = False,
+) -> T:  # fmt: skip
+    return dataclasses.field(default=default, metadata={"setting": Setting(group, text, rule, choices, free)})
 
 
-def _at_least(low: float) -> tuple[str, Callable[[Any], bool]]:
+def _of(*choices: str) -> Callable[[], tuple[str, ...]]:
+    return lambda: choices
+
+
+def _at_least(low: float) -> tuple[str, Callable[[float], bool]]:
     return f">= {low:g}", lambda x: x >= low
 
 
-_POSITIVE = ("> 0", lambda x: x > 0)
-_BELOW_ONE = ("in [0, 1)", lambda x: 0 <= x < 1)
-_SHARE = ("in (0, 1]", lambda x: 0 < x <= 1)
-_WIDTHS = ("a list of 1 to 16 widths from 1 to 65536", lambda x: 1 <= len(x) <= 16 and all(1 <= w <= 65536 for w in x))
-_SEED = ("in 0..2^31-1", lambda x: 0 <= x < 2**31)
+_POSITIVE: Rule[float] = ("> 0", lambda x: x > 0)
+_BELOW_ONE: Rule[float] = ("in [0, 1)", lambda x: 0 <= x < 1)
+_SHARE: Rule[float] = ("in (0, 1]", lambda x: 0 < x <= 1)
+_WIDTHS: Rule[tuple[int, ...]] = (
+    "a list of 1 to 16 widths from 1 to 65536", lambda x: 1 <= len(x) <= 16 and all(1 <= w <= 65536 for w in x)
+)  # fmt: skip
+_SEED: Rule[int] = ("in 0..2^31-1", lambda x: 0 <= x < 2**31)
 
 
 @dataclass(frozen=True)
 class Config:
     """Everything that decides the bits of a run; see ``dstee train --help`` for the meaning of each field."""
 
-    data: str = _field("data", "data set", "digits", choices=tuple(BY_DATA))
+    data: str = _field("data", "data set", "digits", choices=lambda: tuple(DATA_SETS))
     compare: bool = _field("run", "train dense, static, SET, RigL and DST-EE instead of one method", False)
-    method: str = _field("method", "how the mask is trained", "dst-ee", choices=METHODS)
+    method: str = _field("method", "how the mask is trained", "dst-ee", choices=method_keys)
     seed: int = _field("run", "first seed: initial weights, initial mask, order of the data", 0, _SEED)
     seeds: int = _field("run", "number of seeds (default 1, with --compare 3)", 1, ("in 1..1000", lambda x: 1 <= x <= 1000))
     sparsity: float = _field("method", "share of weights that are zero", 0.98, _BELOW_ONE)
-    distribution: str = _field(
-        "method", "how the active weights are shared out", "erk", choices=("erk", "uniform", "uniform-dense-first")
+    distribution: Distribution = _field(  # noqa: RUF009  # a string
+        "method", "how the active weights are shared out", "erk", choices=_of(*get_args(Distribution))
     )
     # On digits RigL grows gradients of 1e-4 to 2e-2, the median inactive one is 1e-5. With c = 1e-3 a weight that was never
     # active gets c * ln(t) = 3e-3 to 7e-3: it competes with the gradients instead of drowning in them or drowning them.
@@ -62,18 +102,18 @@ class Config:
     eps: float = _field("method", "DST-EE: offset of the counters (paper, Eq. 1)", 1.0, _POSITIVE)
     every: int = _field("method", "optimizer steps from one mask update to the next", 20, _at_least(1))
     drop_fraction: float = _field("method", "share of a layer's active weights that an update swaps, at first", 0.3, _SHARE)
-    drop_schedule: str = _field("method", "how that share falls", "cosine", choices=("cosine", "linear", "constant"))
+    drop_schedule: str = _field("method", "how that share falls", "cosine", choices=_of("cosine", "linear", "constant"))
     drop_floor: float = _field("method", "what it falls to", 0.0, _BELOW_ONE)
     stop_fraction: float = _field("method", "share of the training after which the mask stays", 0.75, _SHARE)
     order: str = _field(
         "method", "an update comes after the SGD step or replaces it (default: the method's own)", "default",
-        choices=("default", "after", "replace"),
+        choices=_of("default", "after", "replace"),
     )  # fmt: skip
     hidden: tuple[int, ...] = _field("model", "widths of the hidden layers, as 512,256", (512, 256), _WIDTHS)
     epochs: int = _field("training", "passes over the training data", 60, _at_least(1))
     batch_size: int = _field("training", "samples per step", 64, _at_least(2))
     lr: float = _field("training", "learning rate at first", 0.1, _at_least(0))
-    lr_schedule: str = _field("training", "how it falls, to 0 at the end", "cosine", choices=("cosine", "constant"))
+    lr_schedule: str = _field("training", "how it falls, to 0 at the end", "cosine", choices=_of("cosine", "constant"))
     momentum: float = _field("training", "momentum of SGD", 0.9, _BELOW_ONE)
     weight_decay: float = _field("training", "weight decay of SGD", 5e-4, _at_least(0))
     nesterov: bool = _field("training", "Nesterov momentum", True)
@@ -84,7 +124,7 @@ class Config:
     keep_checkpoints: int = _field("run", "checkpoints that are kept per training", 2, _at_least(1), free=True)
 
     @staticmethod
-    def resolve(given: Mapping[str, Any]) -> Config:
+    def resolve(given: Mapping[str, object]) -> Config:
         """The configuration from whatever ``given`` names, the rest from the defaults.
 
         Raises:
@@ -96,7 +136,8 @@ class Config:
             if name not in fields:
                 close = difflib.get_close_matches(name, fields, 1)
                 wrong.append(f"unknown setting {name!r}" + (f" (did you mean {close[0]!r}?)" if close else ""))
-        values: dict[str, Any] = {**BY_DATA.get(str(given.get("data", "digits")), {})}
+        data = str(given.get("data", Config.data))
+        values: dict[str, object] = {**DATA_SETS[data].settings} if data in DATA_SETS else {}
         if given.get("compare") is True:
             values["seeds"] = 3
         values |= {name: given[name] for name in given if name in fields}
@@ -109,19 +150,19 @@ class Config:
             wrong.append("nesterov needs a momentum > 0: pass --no-nesterov or a momentum")
         if wrong:
             raise UsageError("; ".join(wrong))
-        return Config(**values)
+        return Config(**values)  # type: ignore[arg-type]  # just checked
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Plain types, as stored in JSON; :meth:`resolve` reads it back."""
         values = dataclasses.asdict(self)
         return {**values, "hidden": list(self.hidden)}
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, object]:
         """The settings that decide the result; the others may change when a run is resumed."""
-        free = {f.name for f in dataclasses.fields(self) if f.metadata.get("free")}
+        free = {f.name for f in dataclasses.fields(self) if setting(f).free}
         return {name: value for name, value in self.to_dict().items() if name not in free}
 
-    def of_training(self) -> dict[str, Any]:
+    def of_training(self) -> dict[str, object]:
         """The settings that decide one training; how many others stand beside it does not matter to it."""
         return {name: value for name, value in self.identity().items() if name not in ("compare", "method", "seed", "seeds")}
 
@@ -131,7 +172,7 @@ class Config:
         return [(method, self.seed + i) for i in range(self.seeds) for method in methods]
 
 
-def _checked(field: dataclasses.Field, value: Any) -> Any:
+def _checked(field: dataclasses.Field[object], value: object) -> object:
     default, name = field.default, field.name
     if isinstance(default, tuple):
         if not isinstance(value, (list, tuple)) or not all(type(item) is int for item in value):
@@ -143,16 +184,15 @@ def _checked(field: dataclasses.Field, value: Any) -> Any:
         value = float(value)
     elif type(value) is not type(default):
         raise UsageError(f"{name} must be of type {type(default).__name__}, got {value!r}")
-    choices = field.metadata.get("choices")
-    if choices and value not in choices:
-        raise UsageError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
-    rule = field.metadata["rule"]
+    choices, rule = setting(field).choices, setting(field).rule
+    if choices and value not in choices():
+        raise UsageError(f"{name} must be one of {', '.join(choices())}, got {value!r}")
     if rule and not rule[1](value):
         raise UsageError(f"{name} must be {rule[0]}, got {json.dumps(value)}")
     return value
 
 
-def differences(here: Mapping[str, Any], there: Mapping[str, Any]) -> list[str]:
+def differences(here: Mapping[str, object], there: Mapping[str, object]) -> list[str]:
     """``name: there -> here`` for every setting in which two configurations differ."""
     names = sorted(set(here) | set(there))
     return [

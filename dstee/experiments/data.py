@@ -7,14 +7,18 @@ import hashlib
 import math
 import os
 import zipfile
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from dstee._console import UsageError
+
+__all__ = ["DATA_SETS", "Dataset", "Order", "OrderState", "Source", "load"]
 
 _MNIST = {
     "x_train": (60_000, 28, 28),
@@ -44,15 +48,6 @@ class Dataset:
         return hasher.hexdigest()
 
 
-def load(name: str, data_dir: str | None) -> Dataset:
-    """Data set ``name``: "digits" (inside scikit-learn) or "mnist" (``mnist.npz`` in ``data_dir`` or ``$DSTEE_DATA``).
-
-    Raises:
-        UsageError: a file or package is missing or damaged; the text says which, and which option helps.
-    """
-    return _digits() if name == "digits" else _mnist(data_dir)
-
-
 def _standardised(name: str, x_train: Tensor, y_train: Tensor, x_test: Tensor, y_test: Tensor) -> Dataset:
     x_train, x_test = (x.flatten(1).float() for x in (x_train, x_test))
     # Pixels are small whole numbers: both sums are exact.
@@ -62,7 +57,7 @@ def _standardised(name: str, x_train: Tensor, y_train: Tensor, x_test: Tensor, y
     return Dataset(name, x_train, y_train.long(), x_test, y_test.long())
 
 
-def _digits() -> Dataset:
+def _digits(data_dir: str | None) -> Dataset:
     """1,797 real 8x8 images, of which 500 are the test set, the same for every seed."""
     try:
         from sklearn.datasets import load_digits
@@ -81,8 +76,6 @@ def _mnist(data_dir: str | None) -> Dataset:
     path = Path(folder) / "mnist.npz"
     if not path.is_file():
         raise UsageError(f"no file {path}: pass the folder of mnist.npz as --data-dir DIR or in DSTEE_DATA")
-    import numpy as np
-
     try:
         with zipfile.ZipFile(path) as archive:
             _check_sizes({Path(info.filename).stem: info.file_size for info in archive.infolist()})
@@ -102,14 +95,45 @@ def _check_sizes(sizes: dict[str, int]) -> None:
             raise ValueError(f"array {key} would take {sizes[key]} bytes")
 
 
-def _checked(key: str, array: Any) -> Any:
-    import numpy as np
-
+def _checked(key: str, array: np.ndarray) -> np.ndarray:
     if array.shape != _MNIST[key] or array.dtype.kind not in "ui":
         raise ValueError(f"array {key} is {array.dtype} {list(array.shape)}, expected integers {list(_MNIST[key])}")
     if key.startswith("y") and (array.min() < 0 or array.max() > 9):
         raise ValueError(f"array {key} has labels outside 0..9")
     return array.astype(np.int64) if key.startswith("y") else array.astype(np.uint8)
+
+
+@dataclass(frozen=True)
+class Source:
+    """How a data set is read, and the settings that suit it where the user names no others."""
+
+    load: Callable[[str | None], Dataset]
+    settings: Mapping[str, object]
+
+
+# Digits at 98 %: 3,328 of 166,400 weights are active, and where they are makes a difference.
+DATA_SETS: dict[str, Source] = {
+    "digits": Source(_digits, {"hidden": (512, 256), "epochs": 60, "batch_size": 64, "every": 20, "checkpoint_every": 400}),
+    "mnist": Source(_mnist, {"hidden": (512, 256), "epochs": 5, "batch_size": 128, "every": 40, "checkpoint_every": 1000}),
+}
+"""The choices of ``--data``."""
+
+
+def load(name: str, data_dir: str | None) -> Dataset:
+    """Data set ``name``: "digits" (inside scikit-learn) or "mnist" (``mnist.npz`` in ``data_dir`` or ``$DSTEE_DATA``).
+
+    Raises:
+        UsageError: a file or package is missing or damaged; the text says which, and which option helps.
+    """
+    return DATA_SETS[name].load(data_dir)
+
+
+class OrderState(TypedDict):
+    """The exact position in the order of the data."""
+
+    position: int
+    permutation: Tensor
+    generator: Tensor
 
 
 class Order:
@@ -136,14 +160,14 @@ class Order:
         self.position += 1
         return self._permutation[start : start + self.batch_size]
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> OrderState:
         return {
             "position": self.position,
             "permutation": self._permutation,
             "generator": self._generator.get_state(),
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: OrderState) -> None:
         """Raises ValueError, before anything changes, if the state is not one of this data and batch size."""
         position, permutation = state["position"], state["permutation"]
         if type(position) is not int or not 0 <= position <= self.batches:

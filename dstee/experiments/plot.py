@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 import io
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from dstee._console import UsageError
 from dstee._files import parse_json, write_atomic
-from dstee.experiments.config import differences
+from dstee.experiments.config import DENSE, differences, method_keys, method_name
+from dstee.experiments.records import as_record
 from dstee.experiments.run_folder import read_manifest
-from dstee.experiments.trial import NAMES
+from dstee.methods import METHODS
+
+__all__ = ["Curves", "draw", "plot_runs", "read_run"]
 
 # Okabe and Ito's colours, which stay apart for colour-blind readers; dashes keep them apart in print.
-_STYLES = {
+_STYLES: dict[str, tuple[str, object]] = {
     "dense": ("#000000", (0, (1, 1.5))),
     "static": ("#999999", (0, (4, 1.5))),
     "set": ("#E69F00", (0, (4, 1.5, 1, 1.5))),
     "rigl": ("#0072B2", (0, (6, 2))),
     "dst-ee": ("#D55E00", "solid"),
 }
-_EXTRA = ("#D55E00", "#0072B2", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#000000", "#999999")
+_COLOURS = ("#D55E00", "#0072B2", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#000000", "#999999")
+
+
+Point = tuple[float, float]
 
 
 @dataclass
@@ -32,11 +36,15 @@ class Curves:
 
     label: str
     method: str
-    updates: list[list[tuple[float, float]]] = field(default_factory=list)
-    epochs: list[list[tuple[float, float]]] = field(default_factory=list)
+    updates: list[list[Point]] = field(default_factory=list)
+    epochs: list[list[Point]] = field(default_factory=list)
 
 
-def read_run(folder: Path, warn: Any = lambda text: None) -> tuple[dict[str, Any], dict[str, Curves]]:
+def _ignore(text: str) -> None:
+    pass
+
+
+def read_run(folder: Path, warn: Callable[[str], None] = _ignore) -> tuple[Mapping[str, object], dict[str, Curves]]:
     """The settings of a run folder and its curves by method, from the JSON lines alone.
 
     An incomplete last line (a killed writer's) is left out with a warning.
@@ -49,39 +57,34 @@ def read_run(folder: Path, warn: Any = lambda text: None) -> tuple[dict[str, Any
         raise UsageError(f"{folder} holds no run (no config.json)")
     curves: dict[str, Curves] = {}
     for file in sorted(folder.glob("*/metrics.jsonl")):
-        updates, epochs = [], []
+        updates: list[Point] = []
+        epochs: list[Point] = []
         method = None
         lines = file.read_bytes().split(b"\n")
         if lines.pop():
             warn(f"{file}: the last line is incomplete and left out")
         for number, line in enumerate(lines, 1):
             try:
-                record = parse_json(line)
+                record = as_record(parse_json(line))
                 method = record["method"]
-                if method not in NAMES:
+                if method not in method_keys():
                     raise ValueError(f"unknown method {method!r}")
-                if record["kind"] == "update":
-                    updates.append((_number(record["round"]), _number(record["exploration"])))
-                elif record["kind"] == "epoch":
-                    epochs.append((_number(record["epoch"]), _number(record["accuracy"])))
-            except (ValueError, KeyError, TypeError) as error:
+            except ValueError as error:
                 raise UsageError(f"{file}, line {number}: not a metric of dstee: {error}") from error
+            if record["kind"] == "update":
+                updates.append((record["round"], record["exploration"]))
+            else:
+                epochs.append((record["epoch"], record["accuracy"]))
         if method is not None:
-            curve = curves.setdefault(method, Curves(NAMES[method], method))
+            curve = curves.setdefault(method, Curves(method_name(method), method))
             curve.updates.append(updates)
             curve.epochs.append(epochs)
     if not curves:
         raise UsageError(f"{folder} holds no metrics yet")
-    return manifest["config"], {method: curves[method] for method in NAMES if method in curves}
+    return manifest["config"], {method: curves[method] for method in (DENSE, *METHODS) if method in curves}
 
 
-def _number(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise ValueError(f"{value!r} is not a number")
-    return float(value)
-
-
-def plot_runs(folders: Sequence[Path], output: Path, warn: Any = lambda text: None) -> None:
+def plot_runs(folders: Sequence[Path], output: Path, warn: Callable[[str], None] = _ignore) -> None:
     """Draws the runs in ``folders`` into the PNG file ``output``; what differs between their settings is in the legend.
 
     Raises:
@@ -115,7 +118,9 @@ def draw(lines: Sequence[Curves], title: str) -> bytes:
     left, right = figure.subplots(1, 2)
     once = len({line.method for line in lines}) == len(lines)
     for i, line in enumerate(lines):
-        color, dash = _STYLES[line.method] if once else (_EXTRA[i % len(_EXTRA)], _STYLES[line.method][1])
+        other = _COLOURS[i % len(_COLOURS)]
+        color, dash = _STYLES.get(line.method, (other, "dashdot"))
+        color = color if once else other
         style = {"color": color, "linestyle": dash, "linewidth": 2 if line.method == "dst-ee" else 1.5, "label": line.label}
         for axes, seeds, scale in ((left, line.updates, 1), (right, line.epochs, 100)):
             x, low, mean, high = _band(seeds, scale)
@@ -138,7 +143,7 @@ def draw(lines: Sequence[Curves], title: str) -> bytes:
     return buffer.getvalue()
 
 
-def _band(seeds: Sequence[Sequence[tuple[float, float]]], scale: float) -> tuple[list[float], ...]:
+def _band(seeds: Sequence[Sequence[Point]], scale: float) -> tuple[list[float], ...]:
     """x, lowest, mean and highest of the seeds, at every x that all of them reached."""
     tables = [dict(seed) for seed in seeds if seed]
     xs = sorted(set.intersection(*(set(table) for table in tables))) if tables else []

@@ -1,16 +1,24 @@
-"""What ``dstee`` shows: progress, tables, warnings. rich draws; without a terminal it is plain lines, no control characters."""
+"""What ``dstee train`` shows: progress and table. rich draws; without a terminal it is plain lines, no control characters."""
 
 from __future__ import annotations
 
 import dataclasses
 import statistics
 import sys
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from dstee._console import make_console, one_line
-from dstee.experiments.config import Config
-from dstee.experiments.trial import NAMES, Result, Trial
+from dstee.experiments.config import DENSE, Config, method_name, setting
+from dstee.experiments.records import Result
+from dstee.experiments.trial import Trial
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bar
+    from rich.progress import TaskID
+    from rich.table import Table
+
+__all__ = ["Progress", "config_lines", "results_table"]
 
 
 class Progress:
@@ -24,8 +32,8 @@ class Progress:
         self.lines = 1 if len(config.trials()) > 1 else self.LINES
         self.count, self.index = len(config.trials()), 0
         self._warn = warn
-        self._bar: Any = None
-        self._task: Any = None
+        self._bar: Bar | None = None
+        self._task: TaskID | None = None
 
     def __enter__(self) -> Progress:
         if self.console.is_terminal:
@@ -57,13 +65,13 @@ class Progress:
         if self._bar is not None:
             if self._task is None:
                 self._task = self._bar.add_task("", total=self.count * trial.total, state="")
-            title = f"{NAMES[trial.method]} seed {trial.seed} {self.index}/{self.count}"
+            title = f"{method_name(trial.method)} seed {trial.seed} {self.index}/{self.count}"
             self._bar.update(self._task, description=f"{title:20}")
         elif trial.step_number > 0:
             self._print(trial, f"continues at step {trial.step_number} of {trial.total}")
 
     def advance(self, trial: Trial, loss: float) -> None:
-        if self._bar is not None:
+        if self._bar is not None and self._task is not None:
             done = (self.index - 1) * trial.total + trial.step_number
             self._bar.update(self._task, completed=done, state=_state(trial, loss))
             return
@@ -72,15 +80,15 @@ class Progress:
             self._print(trial, f"epoch {trial.epoch:3d}/{trial.config.epochs}  {_state(trial, loss)}")
 
     def finish(self, trial: Trial) -> None:
-        if self._bar is not None:
+        if self._bar is not None and self._task is not None:
             self._bar.update(self._task, completed=(self.index - 1) * trial.total + trial.step_number)
 
     def _print(self, trial: Trial, text: str) -> None:
-        print(f"{NAMES[trial.method]:7} seed {trial.seed}  {text}", file=sys.stderr, flush=True)
+        print(f"{method_name(trial.method):7} seed {trial.seed}  {text}", file=sys.stderr, flush=True)
 
 
 def _state(trial: Trial, loss: float) -> str:
-    last = next((r for r in reversed(trial.history)), None)
+    last = trial.history[-1] if trial.history else None
     accuracy = trial.accuracy()
     shown = "   --" if accuracy is None else f"{100 * accuracy:5.2f}"
     return f"loss {loss:6.4f}  accuracy {shown} %  R {last['exploration'] if last else trial.exploration():.3f}"
@@ -94,11 +102,11 @@ def config_lines(config: Config) -> list[str]:
             continue
         value = getattr(config, field.name)
         shown = ",".join(map(str, value)) if isinstance(value, tuple) else value
-        groups.setdefault(field.metadata["group"], []).append(f"{field.name}={shown}")
+        groups.setdefault(setting(field).group, []).append(f"{field.name}={shown}")
     return [f"{group:9} {'  '.join(values)}" for group, values in groups.items()]
 
 
-def results_table(results: Sequence[Result]) -> Any:
+def results_table(results: Sequence[Result]) -> Table:
     """The closing table: one row per method, accuracy as mean ± standard deviation over the seeds."""
     from rich import box
     from rich.table import Table
@@ -113,51 +121,15 @@ def results_table(results: Sequence[Result]) -> Any:
         rows = [r for r in results if r.method == method]
         accuracy = _spread([100 * r.accuracy for r in rows])
         table.add_row(
-            NAMES[method], accuracy, f"{_mean(r.exploration for r in rows):.3f}", f"{rows[0].nnz:,}",
+            method_name(method), accuracy, f"{statistics.fmean(r.exploration for r in rows):.3f}", f"{rows[0].nnz:,}",
             f"{rows[0].inference_flops:.3f}x", f"{rows[0].training_flops:.3f}x",
-            "-" if method == "dense" else f"{_mean(r.kernel_seconds for r in rows):.2f}",
-            f"{_mean(r.seconds for r in rows):.2f}",
+            "-" if method == DENSE else f"{statistics.fmean(r.kernel_seconds for r in rows):.2f}",
+            f"{statistics.fmean(r.seconds for r in rows):.2f}",
         )  # fmt: skip
     return table
-
-
-def _mean(values: Iterable[float]) -> float:
-    return statistics.fmean(values)
 
 
 def _spread(values: list[float]) -> str:
     """Mean ± sample standard deviation."""
     mean = f"{statistics.fmean(values):.2f}"
     return f"{mean} ± {statistics.stdev(values):.2f}" if len(values) > 1 else mean
-
-
-def backend_lines() -> list[str]:
-    """One line per backend and device: which ops it can run there, or why it cannot."""
-    import torch
-
-    from dstee import backends, ops, reference
-
-    names = [
-        name
-        for name, f in vars(reference).items()
-        if getattr(f, "__module__", None) == reference.__name__ and hasattr(ops, name)
-    ]
-    devices = [torch.device("cpu")]
-    if torch.cuda.is_available():
-        devices += [torch.device("cuda", i) for i in range(torch.cuda.device_count())]
-    lines = []
-    for device in devices:
-        where = f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
-        for backend in backends.BACKENDS.values():
-            reasons: dict[str, list[str]] = {}
-            for name in names:
-                reasons.setdefault(backend.why_not(name, device) or "", []).append(name)
-            for reason, ops_of_reason in reasons.items():
-                which = "" if len(reasons) == 1 else f" [{', '.join(ops_of_reason)}]"
-                lines.append(f"{backend.name:10} {where:6} {'can run' if not reason else f'cannot run: {reason}'}{which}")
-        try:
-            chosen = backends.resolve("drop_grow_", device).name
-        except (ValueError, RuntimeError) as error:
-            chosen = f"none: {one_line(error)}"
-        lines.append(f"{'-> runs on':10} {where:6} {chosen}")
-    return lines

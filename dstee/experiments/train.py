@@ -9,22 +9,19 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol
+from typing import Protocol, cast
 
 import torch
 
+from dstee._console import Interrupted
+from dstee.experiments.checkpoint import CheckpointFolder
 from dstee.experiments.config import Config
 from dstee.experiments.data import Dataset
-from dstee.experiments.run_folder import CheckpointFolder, MetricsLog, Patience
-from dstee.experiments.trial import Result, Trial
+from dstee.experiments.records import MetricsLog, Result
+from dstee.experiments.run_folder import Patience
+from dstee.experiments.trial import SavedState, Trial
 
-
-class Interrupted(Exception):
-    """A signal asked the training to stop; its state is saved."""
-
-    def __init__(self, signum: int):
-        super().__init__(signal.Signals(signum).name)
-        self.signum = signum
+__all__ = ["Reporter", "run_trials"]
 
 
 class Reporter(Protocol):
@@ -41,7 +38,7 @@ class _Signals:
 
     def __init__(self) -> None:
         self.signum: int | None = None
-        self._before: dict[int, Any] = {}
+        self._before: dict[int, Callable[[int, FrameType | None], object] | int | None] = {}
 
     def __enter__(self) -> _Signals:
         for signum in (signal.SIGTERM, signal.SIGINT):
@@ -70,7 +67,7 @@ def _threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def run(
+def run_trials(
     config: Config, data: Dataset, folder: Path, reporter: Reporter, *, after_step: Callable[[int], None] | None = None
 ) -> list[Result]:
     """All trainings of ``config`` in ``folder``, each continued from its newest whole checkpoint, if it has one.
@@ -93,16 +90,16 @@ def run(
     with _threads(config.threads), _Signals() as signals:
         for method, seed in config.trials():
             trial = Trial(config, method, seed, data)
-            _train(trial, folder / trial.name, reporter, signals, count)
+            _train_one(trial, folder / trial.name, reporter, signals, count)
             results.append(trial.result())
     return results
 
 
-def _train(trial: Trial, folder: Path, reporter: Reporter, signals: _Signals, count: Callable[[], None]) -> None:
+def _train_one(trial: Trial, folder: Path, reporter: Reporter, signals: _Signals, count: Callable[[], None]) -> None:
     config = trial.config
     checkpoints = CheckpointFolder(folder, config.keep_checkpoints, reporter.warn)
     if (found := checkpoints.newest()) is not None:
-        trial.restore(*found)
+        trial.restore(found[0], cast(SavedState, found[1]))
     log = MetricsLog(folder / "metrics.jsonl", trial.history)
     saving, logging = Patience("a checkpoint", reporter.warn), Patience("the metrics", reporter.warn)
     saving.insist(lambda: folder.mkdir(exist_ok=True))
@@ -110,7 +107,7 @@ def _train(trial: Trial, folder: Path, reporter: Reporter, signals: _Signals, co
     saved = trial.step_number if found else None
 
     def save() -> None:
-        checkpoints.save(trial.step_number, {**trial.state(), "seconds": [trial.seconds, trial.kernel_seconds]})
+        checkpoints.save(trial.step_number, trial.saved())
 
     reporter.start(trial)
     while trial.step_number < trial.total and signals.signum is None:

@@ -2,45 +2,50 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 import dstee
-from dstee import backends, metrics
+from dstee import CheckpointError, backends, metrics
 from dstee._console import UsageError
-from dstee._files import CheckpointError
 from dstee.encoding import MAX_ROUNDS
 from dstee.experiments import checkpoint
-from dstee.experiments.config import Config, differences
-from dstee.experiments.data import Dataset, Order
-from dstee.methods import METHODS
+from dstee.experiments.config import DENSE, Config, differences, setting
+from dstee.experiments.data import Dataset, Order, OrderState
+from dstee.experiments.records import EpochRecord, Record, Result, UpdateRecord, as_record
+from dstee.methods import METHODS, Method, method_from_dict
 from dstee.schedule import DROPS, UpdateSchedule
 
-NAMES = {"dense": "dense", **{key: method.name for key, method in METHODS.items()}}
+__all__ = ["SavedState", "Trial", "TrialState", "mlp", "tensor_differences"]
 
 
-@dataclass(frozen=True)
-class Result:
-    """One training at its end. FLOPs are relative to dense; seconds are wall time and time in the ops of the catalogue."""
+class TrialState(TypedDict):
+    """Everything that the rest of a training depends on."""
 
-    method: str
-    seed: int
-    accuracy: float
-    exploration: float
-    nnz: int
-    numel: int
-    inference_flops: float
-    training_flops: float
-    seconds: float
-    kernel_seconds: float
-    digest: str
+    step: int
+    config: dict[str, object]
+    trial: dict[str, object]
+    data: str
+    model: dict[str, Tensor]
+    optimizer: dict[str, Any]
+    sparse: dict[str, Any] | None
+    order: OrderState
+    rng: Tensor
+    loss_sum: float
+    history: list[Record]
+
+
+class SavedState(TrialState):
+    """What a checkpoint holds: the state, and the wall time and the time in dstee's ops until then."""
+
+    seconds: list[float]
 
 
 def mlp(features: int, hidden: tuple[int, ...], classes: int = 10) -> nn.Sequential:
@@ -53,11 +58,13 @@ def mlp(features: int, hidden: tuple[int, ...], classes: int = 10) -> nn.Sequent
     return model
 
 
-def _method(config: Config, key: str) -> Any:
-    order: dict[str, Any] = {} if config.order == "default" else {"order": config.order}
-    if key == "dst-ee":
-        return dstee.DSTEE(c=config.c, eps=config.eps, **order)
-    return METHODS[key](**order)
+def _method(config: Config, key: str) -> Method:
+    """The method with what the configuration says of its parameters."""
+    kind = METHODS[key]
+    said = {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if setting(f).group == "method"}
+    if config.order == "default":
+        del said["order"]
+    return kind(**{f.name: said[f.name] for f in dataclasses.fields(kind) if f.name in said})
 
 
 def _schedule(config: Config, total: int) -> UpdateSchedule:
@@ -84,22 +91,17 @@ class Trial:
         self.order = Order(len(data.y_train), config.batch_size, seed)
         self.total = config.epochs * self.order.batches
         self.step_number, self.loss_sum = 0, 0.0
-        self.history: list[dict[str, Any]] = []
+        self.history: list[Record] = []
         self.seconds = self.kernel_seconds = 0.0
-        sgd: dict[str, Any] = {
-            "lr": config.lr,
-            "momentum": config.momentum,
-            "weight_decay": config.weight_decay,
-            "nesterov": config.nesterov,
-        }
+        sgd: dict[str, Any] = {name: getattr(config, name) for name in ("lr", "momentum", "weight_decay", "nesterov")}
         self.sparse: dstee.SparseModel | None = None
         self.optimizer: torch.optim.Optimizer
-        if method == "dense":
+        if method == DENSE:
             self.optimizer = torch.optim.SGD(self.model.named_parameters(), **sgd)
             return
         try:
             self.sparse = dstee.sparsify(
-                self.model, config.sparsity, distribution=cast(Any, config.distribution), seed=seed,
+                self.model, config.sparsity, distribution=config.distribution, seed=seed,
                 method=_method(config, method), schedule=_schedule(config, self.total), track_exploration=True,
             )  # fmt: skip
         except ValueError as error:
@@ -123,7 +125,7 @@ class Trial:
         """Test accuracy of the last completed epoch, in 0..1."""
         return next((r["accuracy"] for r in reversed(self.history) if r["kind"] == "epoch"), None)
 
-    def step(self) -> tuple[float, list[dict[str, Any]]]:
+    def step(self) -> tuple[float, list[Record]]:
         """One step of the optimizer; its loss, and what it adds to the history."""
         t = self.step_number + 1
         if self.config.lr_schedule == "cosine":
@@ -133,32 +135,37 @@ class Trial:
         self.optimizer.zero_grad()
         loss = cross_entropy(self.model(self.data.x_train[batch]), self.data.y_train[batch])
         loss.backward()
-        records = []
+        records: list[Record] = []
         if self.sparse is None:
             self.optimizer.step()
-        elif self._sparse_step():
-            update = {"round": self.sparse.round, "exploration": self.exploration(), "churn": metrics.churn(self.sparse)}
-            records.append(self._record("update", step=t, **update))
+        elif self._sparse_step(self.sparse):
+            records.append(self._update_record(self.sparse, t))
         self.step_number = t
         value = loss.item()
         self.loss_sum += value
         if t % self.order.batches == 0:
-            mean = self.loss_sum / self.order.batches
+            records.append(self._epoch_record(t, self.loss_sum / self.order.batches))
             self.loss_sum = 0.0
-            epoch = {"loss": mean if math.isfinite(mean) else None, "accuracy": self._test()}
-            records.append(self._record("epoch", step=t, epoch=self.epoch, **epoch, exploration=self.exploration()))
         self.history += records
         return value, records
 
-    def _sparse_step(self) -> bool:
-        assert self.sparse is not None
+    def _sparse_step(self, sparse: dstee.SparseModel) -> bool:
         with backends.kernel_time() as timer:
-            changed = self.sparse.step(self.optimizer)
+            changed = sparse.step(self.optimizer)
         self.kernel_seconds += timer.seconds
         return changed
 
-    def _record(self, kind: str, **values: Any) -> dict[str, Any]:
-        return {"kind": kind, "method": self.method, "seed": self.seed, **values}
+    def _update_record(self, sparse: dstee.SparseModel, t: int) -> UpdateRecord:
+        return {
+            "kind": "update", "method": self.method, "seed": self.seed, "step": t, "round": sparse.round,
+            "exploration": self.exploration(), "churn": metrics.churn(sparse),
+        }  # fmt: skip
+
+    def _epoch_record(self, t: int, loss: float) -> EpochRecord:
+        return {
+            "kind": "epoch", "method": self.method, "seed": self.seed, "step": t, "epoch": self.epoch,
+            "loss": loss if math.isfinite(loss) else None, "accuracy": self._test(), "exploration": self.exploration(),
+        }  # fmt: skip
 
     @torch.no_grad()
     def _test(self) -> float:
@@ -170,8 +177,8 @@ class Trial:
         self.model.train()
         return hits / len(self.data.y_test)
 
-    def state(self) -> dict[str, Any]:
-        """Everything that the rest of the training depends on; equal states have equal :func:`checkpoint.digest`."""
+    def state(self) -> TrialState:
+        """Equal states have equal :func:`checkpoint.digest`."""
         return {
             "step": self.step_number,
             "config": self.config.of_training(),
@@ -186,8 +193,11 @@ class Trial:
             "history": self.history,
         }
 
-    def restore(self, path: Path, tree: dict[str, Any]) -> None:
-        """Continues from ``tree``, as :meth:`state` made it and ``path`` held it.
+    def saved(self) -> SavedState:
+        return {**self.state(), "seconds": [self.seconds, self.kernel_seconds]}
+
+    def restore(self, path: Path, tree: SavedState) -> None:
+        """Continues from ``tree``, which ``path`` held; nothing in it is believed before it is checked.
 
         Raises:
             CheckpointError: it is another training's, or its names, shapes or values do not fit (all differences at once).
@@ -197,7 +207,7 @@ class Trial:
                 raise ValueError("; ".join(wrong))
             self.model.load_state_dict(tree["model"])
             if self.sparse is not None:
-                self.sparse.load_state_dict(tree["sparse"])
+                self.sparse.load_state_dict(tree["sparse"] or {})
                 for name, mask in self.sparse.masks().items():
                     if self.model.get_parameter(name)[~mask].count_nonzero():
                         raise ValueError(f"{name} has weights outside its mask")
@@ -210,7 +220,7 @@ class Trial:
             reason = f"{error} is missing" if isinstance(error, KeyError) else error
             raise CheckpointError(f"{path}: does not fit this training: {' '.join(str(reason).split())}") from error
 
-    def _misfits(self, tree: dict[str, Any]) -> list[str]:
+    def _misfits(self, tree: TrialState) -> list[str]:
         """Every way in which ``tree`` is not a state of this training."""
         wrong = differences(self.config.of_training(), tree["config"]) + differences(self.state()["trial"], tree["trial"])
         if tree["data"] != self.data.digest:
@@ -226,13 +236,15 @@ class Trial:
         wrong += tensor_differences("momentum", params if named else {}, named)
         return wrong or self._contradictions(tree)
 
-    def _contradictions(self, tree: dict[str, Any]) -> list[str]:
+    def _contradictions(self, tree: TrialState) -> list[str]:
         """What a whole checkpoint of this training never holds: numbers that do not belong together."""
         step, history, batches = tree["step"], tree["history"], self.order.batches
         if type(step) is not int or not 0 <= step <= self.total:
             return [f"step {step!r} is not in 0..{self.total}"]
-        if not isinstance(history, list) or not all(map(_is_record, history)):
-            return ["the history holds something else than records"]
+        if not isinstance(history, list):
+            return ["the history is no list"]
+        for record in history:
+            as_record(record)
         wrong = []
         if tree["order"]["position"] != ((step - 1) % batches + 1 if step else 0):
             wrong.append("the position in the data is not that of its step")
@@ -241,8 +253,13 @@ class Trial:
         if type(tree["loss_sum"]) is not float:
             wrong.append("loss_sum is not a number")
         if self.sparse is not None:
-            own, got = self.sparse.state_dict(), tree["sparse"]
-            wrong += [f"the sparse {key} is another" for key in ("method", "schedule", "seed") if own[key] != got[key]]
+            got = tree["sparse"] or {}
+            same = {
+                "method": method_from_dict(got["method"]) == self.sparse.method,
+                "schedule": UpdateSchedule.from_dict(got["schedule"]) == self.sparse.schedule,
+                "seed": got["seed"] == self.sparse.seed,
+            }
+            wrong += [f"the sparse {key} is another" for key in same if not same[key]]
             updates = [r["round"] for r in history if r["kind"] == "update"]
             if got["t"] != step or updates != list(range(1, got["round"] + 1)):
                 wrong.append("the mask updates are not those of its step")
@@ -259,19 +276,6 @@ class Trial:
             self.method, self.seed, self.accuracy() or 0.0, self.exploration(), nnz, numel, inference, training,
             self.seconds, self.kernel_seconds, checkpoint.digest(self.state()),
         )  # fmt: skip
-
-
-_RECORDS = {
-    "update": {"kind", "method", "seed", "step", "round", "exploration", "churn"},
-    "epoch": {"kind", "method", "seed", "step", "epoch", "loss", "accuracy", "exploration"},
-}
-
-
-def _is_record(record: Any) -> bool:
-    if not isinstance(record, dict) or set(record) != _RECORDS.get(record.get("kind", "")):
-        return False
-    numbers = {key: value for key, value in record.items() if key not in ("kind", "method") and (key, value) != ("loss", None)}
-    return all(type(value) in (int, float) for value in numbers.values())
 
 
 def tensor_differences(what: str, expected: Mapping[Any, Tensor | None], got: Mapping[Any, Tensor]) -> list[str]:

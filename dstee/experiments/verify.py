@@ -8,15 +8,15 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
 
-from dstee import cli
 from dstee._console import UsageError
-from dstee._files import parse_json, write_atomic
-from dstee.experiments import data
+from dstee._files import dump_json, write_atomic
+from dstee.experiments import commands, data
 from dstee.experiments.config import Config
 from dstee.experiments.data import Order
-from dstee.experiments.run_folder import json_file
+from dstee.experiments.records import read_digests
+
+__all__ = ["verify_resume"]
 
 
 def verify_resume(config: Config, data_dir: str | None, out: Path | None) -> int:
@@ -35,22 +35,22 @@ def verify_resume(config: Config, data_dir: str | None, out: Path | None) -> int
     with tempfile.TemporaryDirectory(prefix="dstee-verify-") as temporary:
         base = out or Path(temporary)
         print(f"straight: {len(config.trials())} x {steps} steps")
-        cli.train(config, base / "straight", data_dir, "new", show_paths=out is not None)
+        commands.train(config, base / "straight", data_dir, "new", show_paths=out is not None)
         settings = base / "settings.json"
-        write_atomic(settings, [json_file(config.to_dict())])
+        write_atomic(settings, [dump_json(config.to_dict())])
         command = ["train", "--config", str(settings), "--out", str(base / "killed")]
         if data_dir is not None:
             command += ["--data-dir", data_dir]
-        died = _run([*command, "--kill-at-step", str(kill)])
+        died = _dstee([*command, "--kill-at-step", str(kill)])
         if died.returncode != -signal.SIGKILL:
             raise UsageError(f"the second training was not killed but ended with status {died.returncode}: {_last_line(died)}")
         saved = sorted(path.name for path in (base / "killed").glob("*/checkpoint-*.dst"))
         total = len(config.trials()) * steps
         print(f"killed (SIGKILL) at step {kill} of {total}, with {len(saved)} checkpoints on disk; resuming")
-        resumed = _run([*command, "--resume"])
+        resumed = _dstee([*command, "--resume"])
         if resumed.returncode != 0:
             raise UsageError(f"the killed training could not be resumed: {_last_line(resumed)}")
-        return _verdict(_digests(base / "straight"), _digests(base / "killed"))
+        return _verdict(read_digests(base / "straight"), read_digests(base / "killed"))
 
 
 def _kill_step(steps: int, trials: int, every: int) -> int:
@@ -61,7 +61,7 @@ def _kill_step(steps: int, trials: int, every: int) -> int:
     return max(1, trials // 2 * steps + within)
 
 
-def _run(arguments: list[str]) -> subprocess.CompletedProcess[str]:
+def _dstee(arguments: list[str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", "dstee", *arguments], capture_output=True, text=True, errors="replace")
 
 
@@ -69,12 +69,7 @@ def _last_line(process: subprocess.CompletedProcess[str]) -> str:
     return (process.stderr.strip().splitlines() or ["(it said nothing)"])[-1]
 
 
-def _digests(folder: Path) -> dict[str, Any]:
-    results = parse_json((folder / "results.json").read_bytes())["results"]
-    return {f"{r['method']}-seed{r['seed']}": r["digest"] for r in results}
-
-
-def _verdict(straight: dict[str, Any], killed: dict[str, Any]) -> int:
+def _verdict(straight: dict[str, str], killed: dict[str, str]) -> int:
     for name, digest in straight.items():
         print(f"{name:16} {digest}  {killed.get(name)}  {'same' if killed.get(name) == digest else 'DIFFERENT'}")
     same = straight == killed

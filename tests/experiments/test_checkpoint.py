@@ -12,7 +12,7 @@ from support.faults import Crash, FaultyOS
 
 from dstee import CheckpointError, _files
 from dstee.experiments import checkpoint
-from dstee.experiments import run_folder as runs
+from dstee.experiments.checkpoint import CheckpointFolder
 
 
 def make_tree(step=7):
@@ -245,12 +245,12 @@ def test_a_crash_at_any_call_leaves_a_whole_newest_checkpoint(tmp_path, monkeypa
     for n in range(200):
         folder = tmp_path / str(n)
         folder.mkdir()
-        checkpoints = runs.CheckpointFolder(folder, 2, warn=pytest.fail)
+        checkpoints = CheckpointFolder(folder, 2, warn=pytest.fail)
         for step in (1, 2):
             checkpoints.save(step, make_tree(step))
         dead = FaultyOS(n, Crash(), dead=True)
         monkeypatch.setattr(_files, "os", dead)
-        monkeypatch.setattr(runs, "os", dead)
+        monkeypatch.setattr(checkpoint, "os", dead)
         try:
             checkpoints.save(3, make_tree(3))
         except Crash:
@@ -258,17 +258,17 @@ def test_a_crash_at_any_call_leaves_a_whole_newest_checkpoint(tmp_path, monkeypa
         else:
             finished = True
         monkeypatch.setattr(_files, "os", os)
-        monkeypatch.setattr(runs, "os", os)
-        _, tree = runs.CheckpointFolder(folder, 2, warn=pytest.fail).newest()
+        monkeypatch.setattr(checkpoint, "os", os)
+        _, tree = CheckpointFolder(folder, 2, warn=pytest.fail).newest()
         assert tree["step"] in (2, 3) and same(tree, make_tree(tree["step"]))
-        runs.CheckpointFolder(folder, 2, warn=pytest.fail).save(4, make_tree(4))
+        CheckpointFolder(folder, 2, warn=pytest.fail).save(4, make_tree(4))
         assert not [name for name in os.listdir(folder) if "tmp" in name]
         if finished:
             break
     assert finished and n > 8
 
 
-def test_mutation_of_the_order_is_seen(tmp_path, monkeypatch):
+def test_the_file_is_synced_before_the_rename_and_the_folder_after_it(tmp_path, monkeypatch):
     """fsync of the file comes before the rename, fsync of the folder after it."""
     calls = []
 
@@ -296,7 +296,7 @@ def test_mutation_of_the_order_is_seen(tmp_path, monkeypatch):
 @pytest.fixture
 def folder(tmp_path):
     warnings = []
-    checkpoints = runs.CheckpointFolder(tmp_path, 3, warnings.append)
+    checkpoints = CheckpointFolder(tmp_path, 3, warnings.append)
     for step in (10, 20, 30, 40, 50):
         checkpoints.save(step, make_tree(step))
     return checkpoints, warnings
@@ -350,4 +350,4 @@ def test_none_whole_is_an_error_and_none_at_all_is_not(folder, tmp_path):
         damage(checkpoints.path(step))
     with pytest.raises(CheckpointError, match="none of 3 checkpoints is whole"):
         checkpoints.newest()
-    assert runs.CheckpointFolder(tmp_path / "nowhere", 3, pytest.fail).newest() is None
+    assert CheckpointFolder(tmp_path / "nowhere", 3, pytest.fail).newest() is None

@@ -14,9 +14,7 @@ import torch
 from support.command_server import TINY, digests, shared_server
 
 from dstee import _files, cli
-from dstee.experiments import checkpoint, plot
-from dstee.experiments import progress as report
-from dstee.experiments import run_folder as runs
+from dstee.experiments import checkpoint, info, plot, run_folder
 
 
 @pytest.fixture(scope="module")
@@ -210,8 +208,8 @@ def test_resuming_a_finished_run_changes_nothing(tmp_path, capsys):
 
 def test_a_folder_in_use_is_refused(tmp_path, capsys):
     assert cli.main(["train", "--out", "a", *TINY]) == 0
-    manifest = runs.read_manifest(tmp_path / "a")
-    holder = runs.RunFolder(tmp_path / "a", {k: manifest[k] for k in ("config", "identity", "data_digest")}, "resume")
+    manifest = run_folder.read_manifest(tmp_path / "a")
+    holder = run_folder.RunFolder(tmp_path / "a", {k: manifest[k] for k in ("config", "identity", "data_digest")}, "resume")
     try:
         assert cli.main(["train", "--out", "a", "--resume"]) == 2
         assert "in use by another training" in capsys.readouterr().err
@@ -301,7 +299,7 @@ def test_a_full_disk_has_status_2(tmp_path, capsys, monkeypatch):
         real(path, parts)
 
     monkeypatch.setattr(checkpoint, "write_atomic", full)
-    monkeypatch.setattr(runs, "PAUSE", 0)
+    monkeypatch.setattr(run_folder, "PAUSE", 0)
     assert cli.main(["train", "--out", "a", *TINY]) == 2
     error = capsys.readouterr().err
     assert len(re.findall("training goes on", error)) == 2 and "(3 of 3 times): make room" in error
@@ -311,7 +309,7 @@ def test_a_disk_that_is_full_at_the_start_leaves_no_folder(tmp_path, capsys, mon
     def full(path, parts):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(runs, "write_atomic", full)
+    monkeypatch.setattr(run_folder, "write_atomic", full)
     assert cli.main(["train", "--out", "a", *TINY]) == 2
     assert capsys.readouterr().err == "dstee: error: the run folder a (--out) cannot be written: No space left on device\n"
     assert os.listdir(tmp_path) == []
@@ -322,7 +320,7 @@ def test_every_device_is_listed_with_the_reason(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"GPU {device.index}")
-    lines = report.backend_lines()
+    lines = info.backend_lines()
     for i in (0, 1):
         assert any(re.match(rf"native +cuda:{i} \(GPU {i}\) cannot run: .+", line) for line in lines)
         assert any(re.match(rf"reference +cuda:{i} \(GPU {i}\) can run", line) for line in lines)

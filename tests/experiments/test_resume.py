@@ -90,10 +90,10 @@ def test_verify_resume_proves_it_on_the_users_configuration(capsys):
 
 def test_verify_resume_says_when_it_is_not_so(capsys, monkeypatch):
     monkeypatch.setattr(
-        verify, "_run", lambda arguments: subprocess.CompletedProcess([], -9 if "--kill-at-step" in arguments else 0)
+        verify, "_dstee", lambda arguments: subprocess.CompletedProcess([], -9 if "--kill-at-step" in arguments else 0)
     )
     answers = iter([{"dst-ee-seed0": "0" * 32}, {"dst-ee-seed0": "1" * 32}])
-    monkeypatch.setattr(verify, "_digests", lambda folder: next(answers))
+    monkeypatch.setattr(verify, "read_digests", lambda folder: next(answers))
     assert cli.main(["verify-resume", *TINY]) == 1
     assert "DIFFERENT" in capsys.readouterr().out
 

@@ -11,8 +11,9 @@ import torch
 from support.faults import Crash, FaultyOS
 
 from dstee import CheckpointError, _files
-from dstee.experiments import checkpoint, train
-from dstee.experiments import run_folder as runs
+from dstee._console import Interrupted
+from dstee.experiments import checkpoint, records, run_folder, train
+from dstee.experiments.checkpoint import CheckpointFolder
 from dstee.experiments.config import COMPARED, Config
 from dstee.experiments.data import Dataset
 from dstee.experiments.trial import Trial
@@ -57,7 +58,7 @@ class Log:
 def run(config, folder, after_step=None):
     log = Log()
     folder.mkdir(exist_ok=True)
-    return train.run(config, DATA, folder, log, after_step=after_step), log
+    return train.run_trials(config, DATA, folder, log, after_step=after_step), log
 
 
 def outcome(results):
@@ -70,7 +71,7 @@ def metrics(folder, name):
 
 @pytest.fixture(autouse=True)
 def no_pause(monkeypatch):
-    monkeypatch.setattr(runs, "PAUSE", 0)
+    monkeypatch.setattr(run_folder, "PAUSE", 0)
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +149,7 @@ def test_a_signal_finishes_the_step_and_saves(tmp_path, straight, signum):
         if step == 8:
             os.kill(os.getpid(), signum)
 
-    with pytest.raises(train.Interrupted) as stopped:
+    with pytest.raises(Interrupted) as stopped:
         run(config, tmp_path / "a", kill)
     assert stopped.value.signum == signum and signal.getsignal(signum) is before
     results, log = run(config, tmp_path / "a")
@@ -194,7 +195,7 @@ WRITING = ("open", "write", "fsync", "replace")
 
 
 def patch_os(monkeypatch, faulty):
-    for module in (_files, checkpoint, runs):
+    for module in (_files, checkpoint, records):
         monkeypatch.setattr(module, "os", faulty)
 
 
@@ -214,7 +215,7 @@ def test_a_full_disk_at_any_single_call_is_reported_and_survived(tmp_path, monke
             assert not log.warnings
             break
         assert len(log.warnings) == 1 and "No space left on device (1 of 3 times)" in log.warnings[0]
-        assert runs.CheckpointFolder(folder / "dst-ee-seed0", 2, pytest.fail).newest()[1]["step"] == 12
+        assert CheckpointFolder(folder / "dst-ee-seed0", 2, pytest.fail).newest()[1]["step"] == 12
         assert not [name for name in os.listdir(folder / "dst-ee-seed0") if "tmp" in name]
     assert n > 40
 
@@ -244,7 +245,7 @@ def test_death_at_any_call_resumes_to_the_same_bits(tmp_path, monkeypatch, strai
 def test_a_disk_that_stays_full_stops_the_training_and_can_be_resumed(tmp_path, monkeypatch, straight, from_call):
     config = make_config()
     patch_os(monkeypatch, FaultyOS(from_call, OSError(28, "No space left on device"), dead=True, calls=WRITING))
-    with pytest.raises(runs.WriteError, match=r"No space left on device \(3 of 3 times\): make room, then .* --resume"):
+    with pytest.raises(_files.WriteError, match=r"No space left on device \(3 of 3 times\): make room, then .* --resume"):
         run(config, tmp_path / "a")
     patch_os(monkeypatch, os)
     assert outcome(run(config, tmp_path / "a")[0]) == straight(config)[0]
@@ -258,7 +259,7 @@ def saved(tmp_path):
     """A finished run folder, its configuration and its newest checkpoint."""
     config = make_config()
     run(config, tmp_path / "a")
-    folder = runs.CheckpointFolder(tmp_path / "a" / "dst-ee-seed0", 2, pytest.fail)
+    folder = CheckpointFolder(tmp_path / "a" / "dst-ee-seed0", 2, pytest.fail)
     assert folder.steps() == [20, 24]
     return tmp_path / "a", config, folder
 
@@ -383,4 +384,4 @@ def test_other_data_are_refused(saved):
     path, config, _ = saved
     other = dataclasses.replace(DATA, x_test=DATA.x_test + 1)
     with pytest.raises(CheckpointError, match="other data"):
-        train.run(config, other, path, Log())
+        train.run_trials(config, other, path, Log())

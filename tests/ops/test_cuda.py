@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from dstee import backends, encoding, ops, reference
 from dstee.backends import native
-from dstee.experiments import progress as report
+from dstee.experiments.info import backend_lines
 from dstee.testing import DTYPES, Case, assert_same_bits, make_case
 
 on_gpu.skip_or_fail()
@@ -87,7 +87,7 @@ def test_the_native_backend_is_chosen_and_shown(monkeypatch: pytest.MonkeyPatch)
     assert backends.resolve("drop_grow_", torch.device(DEVICE)).name == "native"
     info = native.build_info()
     assert info["cuda"] and info["archs"] and not info["why_no_cuda"]
-    assert any(line.startswith("native ") and "cuda:0" in line and line.endswith("can run") for line in report.backend_lines())
+    assert any(line.startswith("native ") and "cuda:0" in line and line.endswith("can run") for line in backend_lines())
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -11,25 +11,14 @@ from pathlib import Path
 from dstee import cli
 
 TINY = [
-    "--hidden",
-    "16",
-    "--epochs",
-    "2",
-    "--batch-size",
-    "128",
-    "--every",
-    "4",
-    "--checkpoint-every",
-    "3",
-    "--sparsity",
-    "0.9",
-]
+    "--hidden", "16", "--epochs", "2", "--batch-size", "128", "--every", "4", "--checkpoint-every", "3", "--sparsity", "0.9",
+]  # fmt: skip
 
 # Starting Python with torch takes seconds. This process does it once and then forks one real process per command line.
 SERVER = """
 import json, os, sys
 from dstee import cli
-from dstee.experiments import config, data, plot, train, trial
+from dstee.experiments import commands, config, data, trial
 dataset = data.load("digits", None)
 trial.Trial(config.Config.resolve({}), "dst-ee", 0, dataset).step()  # torch's late imports
 print("ready", flush=True)

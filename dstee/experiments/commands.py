@@ -1,0 +1,117 @@
+"""``dstee train`` from its options to its files."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from dstee import backends
+from dstee._console import UsageError, complain, make_console
+from dstee._files import parse_json
+from dstee.experiments import data, plot
+from dstee.experiments.config import COMPARED, Config
+from dstee.experiments.info import versions
+from dstee.experiments.progress import Progress, config_lines, results_table
+from dstee.experiments.records import write_results
+from dstee.experiments.run_folder import Manifest, Mode, Patience, RunFolder, read_manifest
+from dstee.experiments.train import run_trials
+from dstee.experiments.trial import Trial
+
+__all__ = ["configuration", "train", "train_from_options"]
+
+_warn = partial(complain, "warning")
+
+
+def train_from_options(
+    given: Mapping[str, object], config_file: str | None, out: Path | None, data_dir: str | None, mode: Mode,
+    kill_at_step: int | None = None,
+) -> None:  # fmt: skip
+    """``given`` is what the options say; ``kill_at_step``: see :func:`train`.
+
+    Raises:
+        UsageError: it cannot be done.
+    """
+    if mode != "new" and out is None:
+        raise UsageError(f"--{mode} needs --out DIR, the folder of the run")
+    held = read_manifest(out) if out is not None and mode == "resume" else None
+    config = configuration(given, config_file, held["config"] if held else {})
+    if held:
+        here = versions()
+        made_by = {"dstee": held.get("dstee"), "torch": held.get("torch")}
+        if made_by != (now := {key: here[key] for key in made_by}):
+            _warn(f"the run was started with {made_by}, this is {now}: its bits may differ from here on")
+    train(config, _default_folder(config) if out is None else out, data_dir, mode, kill_at_step)
+
+
+def configuration(given: Mapping[str, object], file: str | None, held: Mapping[str, object]) -> Config:
+    """What is given, on top of a configuration file, on top of what the run in the folder has."""
+    settings = dict(held)
+    if file is not None:
+        try:
+            loaded = parse_json(Path(file).read_bytes())
+            settings = {**settings, **loaded.get("config", loaded)}
+        except OSError as error:
+            raise UsageError(f"--config {file} cannot be read: {error.strerror}") from error
+        except (ValueError, AttributeError, TypeError) as error:
+            raise UsageError(f"--config {file} is not a JSON object of settings: {error}") from error
+    return Config.resolve({**settings, **given})
+
+
+def _default_folder(config: Config) -> Path:
+    stem = f"runs/{config.data}-{'compare' if config.compare else config.method}"
+    return next(path for i in range(1, 10**6) if not (path := Path(stem if i == 1 else f"{stem}-{i}")).exists())
+
+
+def train(
+    config: Config, path: Path, data_dir: str | None, mode: Mode, kill_at_step: int | None = None, show_paths: bool = True
+) -> None:
+    """All trainings of ``config`` in the folder ``path``; everything is checked before the folder is made.
+
+    ``kill_at_step``: the process dies by SIGKILL after that many steps; ``show_paths`` names the files at the end.
+    """
+    dataset = data.load(config.data, data_dir)
+    console = make_console(sys.stdout)
+    try:
+        backend = backends.resolve("drop_grow_", torch.device("cpu")).name
+    except (ValueError, RuntimeError) as error:
+        raise UsageError(str(error)) from error
+    for method, seed in config.trials()[: len(COMPARED)]:
+        Trial(config, method, seed, dataset)
+    here = versions()
+    manifest: Manifest = {
+        "dstee": here["dstee"],
+        "torch": here["torch"],
+        "identity": config.identity(),
+        "data_digest": dataset.digest,
+        "config": config.to_dict(),
+    }
+    try:
+        folder = RunFolder(path, manifest, mode)
+    except OSError as error:
+        raise UsageError(f"the run folder {path} (--out) cannot be written: {error.strerror or error}") from error
+    try:
+        samples = f"{len(dataset.y_train):,} training and {len(dataset.y_test):,} test images"
+        head = [f"dstee {here['dstee']}  torch {here['torch']}  backend {backend}  {samples}", *config_lines(config)]
+        console.print("\n".join(head), markup=False, soft_wrap=True)
+        kill = None if kill_at_step is None else partial(_kill, kill_at_step)
+        with Progress(config, _warn) as progress:
+            results = run_trials(config, dataset, path, progress, after_step=kill)
+        patience = Patience("the results", _warn)
+        patience.insist(lambda: write_results(path, results))
+        patience.insist(lambda: plot.plot_runs([path], path / "curves.png"))
+        console.print("", results_table(results), sep="\n")
+        if show_paths:
+            console.print(f"\npicture  {path / 'curves.png'}\nmetrics  {path}/*/metrics.jsonl", markup=False, soft_wrap=True)
+    finally:
+        folder.close()
+
+
+def _kill(at: int, step: int) -> None:
+    if step >= at:
+        os.kill(os.getpid(), signal.SIGKILL)

@@ -1,0 +1,126 @@
+"""What a training leaves behind in numbers: records of its updates and epochs, and its result."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal, TypedDict, cast
+
+from dstee._files import dump_json, parse_json, write_atomic
+
+__all__ = ["EpochRecord", "MetricsLog", "Record", "Result", "UpdateRecord", "as_record", "read_digests", "write_results"]
+
+
+class UpdateRecord(TypedDict):
+    """A mask update, at its step."""
+
+    kind: Literal["update"]
+    method: str
+    seed: int
+    step: int
+    round: int
+    exploration: float
+    churn: float
+
+
+class EpochRecord(TypedDict):
+    """The end of an epoch; ``loss`` is its mean, None where that is not finite."""
+
+    kind: Literal["epoch"]
+    method: str
+    seed: int
+    step: int
+    epoch: int
+    loss: float | None
+    accuracy: float
+    exploration: float
+
+
+Record = UpdateRecord | EpochRecord
+_FIELDS = {"update": set(UpdateRecord.__annotations__), "epoch": set(EpochRecord.__annotations__)}
+
+
+def as_record(value: object) -> Record:
+    """``value``, read from a file, if it is a record.
+
+    Raises:
+        ValueError: it is not; the text says why.
+    """
+    if not isinstance(value, dict):
+        raise ValueError(f"a record is an object, got {type(value).__name__}")
+    fields = _FIELDS.get(kind) if isinstance(kind := value.get("kind"), str) else None
+    if fields is None:
+        raise ValueError(f"unknown kind {kind!r}")
+    if wrong := fields ^ set(value):
+        raise ValueError(f"{', '.join(map(repr, sorted(map(str, wrong))))} missing or unknown")
+    if not isinstance(value["method"], str):
+        raise ValueError(f"unknown method {value['method']!r}")
+    for key, number in value.items():
+        if key in ("kind", "method") or (key == "loss" and number is None):
+            continue
+        if type(number) not in (int, float) or not math.isfinite(number):
+            raise ValueError(f"{key} {number!r} is not a number")
+    return cast(Record, value)
+
+
+class MetricsLog:
+    """``records``, a list that its owner extends, as JSON lines on disk."""
+
+    def __init__(self, path: Path, records: list[Record]):
+        self.path, self.records = path, records
+        self._behind = True
+
+    def flush(self, *new: Record) -> None:
+        """Brings the file up to date: appends ``new``, or writes all records where the file was never whole or is not now.
+
+        Raises:
+            OSError: it could not be written; the next call repairs it.
+        """
+        if self._behind:
+            write_atomic(self.path, [_line(record) for record in self.records])
+        elif new:
+            self._behind = True
+            fd = os.open(self.path, os.O_WRONLY | os.O_APPEND)
+            try:
+                data = memoryview(b"".join(_line(record) for record in new))
+                while data:
+                    data = data[os.write(fd, data) :]
+            finally:
+                os.close(fd)
+        self._behind = False
+
+
+def _line(record: Record) -> bytes:
+    return json.dumps(record, allow_nan=False).encode() + b"\n"
+
+
+@dataclass(frozen=True)
+class Result:
+    """One training at its end. FLOPs are relative to dense; seconds are wall time and time in dstee's ops."""
+
+    method: str
+    seed: int
+    accuracy: float
+    exploration: float
+    nnz: int
+    numel: int
+    inference_flops: float
+    training_flops: float
+    seconds: float
+    kernel_seconds: float
+    digest: str
+
+
+def write_results(run: Path, results: Sequence[Result]) -> None:
+    """``results.json`` of the folder ``run``. Raises OSError: it could not be written."""
+    write_atomic(run / "results.json", [dump_json({"results": [asdict(result) for result in results]})])
+
+
+def read_digests(run: Path) -> dict[str, str]:
+    """The digest of each training's last state, by training, from ``results.json``."""
+    results = parse_json((run / "results.json").read_bytes())["results"]
+    return {f"{r['method']}-seed{r['seed']}": r["digest"] for r in results}
