@@ -18,4 +18,25 @@ from dstee.schedule import UpdateSchedule as UpdateSchedule
 from dstee.sparse_model import SparseModel as SparseModel
 from dstee.sparsification import sparsify as sparsify
 
+__all__ = [
+    "DSTEE",
+    "SET",
+    "CheckpointError",
+    "ConstantDrop",
+    "CosineDrop",
+    "LinearDrop",
+    "RigL",
+    "SGDRule",
+    "SparseModel",
+    "SparseSGD",
+    "Static",
+    "UpdateSchedule",
+    "__version__",
+    "bonus_table",
+    "metrics",
+    "ops",
+    "sparsify",
+    "use_backend",
+]
+
 __version__ = "0.1.0"

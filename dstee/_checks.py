@@ -1,4 +1,4 @@
-"""Argument checks of the catalogue (``ops.py``): each names the argument and its list index and says what to do.
+"""Argument checks of the ops (``ops.py``): each names the argument and its list index and says what to do.
 
 Nothing here touches the data except :func:`check_k` on CPU masks; all of it runs before anything is modified.
 """

@@ -11,6 +11,8 @@ import math
 import torch
 from torch import Tensor
 
+__all__ = ["MAX_ROUNDS", "bonus_table", "flat", "flip_counts", "mask_bytes", "pack_bits", "unflat", "unpack_bits"]
+
 MAX_ROUNDS = 32_767
 """Mask rounds (the initial mask is the first) that an int16 counter holds exactly."""
 

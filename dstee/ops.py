@@ -1,4 +1,4 @@
-"""The catalogue: every op's schema, checks and public function. A backend implements the schemas and checks nothing.
+"""Every op: its schema, checks and public function. A backend implements the schemas and checks nothing.
 
 The public functions take lists with one tensor per layer, so that one call serves the whole model. "Flat index" is the
 order in memory. A sparse layer obeys one invariant, which every op keeps: weight and momentum are 0 where the mask is False.
@@ -16,6 +16,19 @@ from dstee import _checks, backends, encoding, reference, sgd_rule
 from dstee.backends.timing import timed
 from dstee.encoding import bonus_table as bonus_table
 from dstee.sgd_rule import SGDRule as SGDRule
+
+__all__ = [
+    "SGDRule",
+    "bonus_table",
+    "count_active",
+    "count_explored",
+    "decode_counts",
+    "drop_grow_",
+    "encode_counts",
+    "masked_sgd_",
+    "pack_mask",
+    "unpack_mask",
+]
 
 _library = torch.library.Library("dstee", "DEF")
 

@@ -13,6 +13,24 @@ from torch import Tensor
 from dstee.encoding import flat, flip_counts, pack_bits, unpack_bits
 from dstee.sgd_rule import SGDRule, unpack
 
+__all__ = [
+    "LARGEST",
+    "clip_swaps",
+    "count_active",
+    "count_explored",
+    "counter_of",
+    "decode_counts",
+    "drop_grow_",
+    "encode_counts",
+    "first_k",
+    "masked_sgd_",
+    "pack_mask",
+    "random_signal",
+    "rank",
+    "sgd",
+    "unpack_mask",
+]
+
 LARGEST = 0x7F80_0002  # above every rank: rank(+Inf) is 0x7F80_0001
 
 

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import ClassVar
 
+__all__ = ["DROPS", "ConstantDrop", "CosineDrop", "Drop", "LinearDrop", "UpdateSchedule"]
+
 
 def _check_share(name: str, value: float) -> None:
     if not 0 <= value <= 1:

@@ -9,6 +9,8 @@ from typing import TypeAlias
 
 from torch import Tensor, nn
 
+__all__ = ["Candidate", "Predicate", "Rule", "Rules", "candidates", "is_lazy", "select"]
+
 Predicate = Callable[[str, nn.Module, nn.Parameter], bool]
 Rule: TypeAlias = str | type | Predicate
 Rules: TypeAlias = Rule | Sequence[Rule | Sequence[Rule]] | None

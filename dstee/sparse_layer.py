@@ -12,6 +12,19 @@ from dstee import _checks, ops
 from dstee.encoding import flat
 from dstee.selection import Candidate, is_lazy
 
+__all__ = [
+    "SparseLayer",
+    "Strides",
+    "check_parameter",
+    "like",
+    "make_layer",
+    "pack_like",
+    "reorder",
+    "reorder_bits",
+    "row_major",
+    "unpack_like",
+]
+
 Strides = tuple[int, ...]
 
 

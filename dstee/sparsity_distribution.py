@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+__all__ = ["Shapes", "erk", "explicit", "random_mask", "seed64", "uniform"]
+
 Shapes = Mapping[str, Sequence[int]]
 
 

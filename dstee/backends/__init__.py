@@ -7,3 +7,5 @@ from dstee.backends.registry import resolve as resolve
 from dstee.backends.registry import use_backend as use_backend
 from dstee.backends.timing import KernelTime as KernelTime
 from dstee.backends.timing import kernel_time as kernel_time
+
+__all__ = ["BACKENDS", "Backend", "KernelTime", "forced", "kernel_time", "resolve", "use_backend"]

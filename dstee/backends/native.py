@@ -12,6 +12,8 @@ import torch
 
 from dstee.backends import version_counters
 
+__all__ = ["OLDEST_TORCH", "build_info", "function", "load", "why_not"]
+
 OLDEST_TORCH = (2, 11)
 _KEYS = {
     "cpu": torch._C.DispatchKeySet(torch._C.DispatchKey.CPU),

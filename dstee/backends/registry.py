@@ -18,10 +18,12 @@ from dstee import reference
 from dstee.backends import native
 from dstee.backends import triton as triton_backend
 
+__all__ = ["BACKENDS", "Backend", "forced", "resolve", "use_backend"]
+
 
 @dataclass(frozen=True)
 class Backend:
-    """A set of implementations of the catalogue.
+    """A set of implementations of the ops.
 
     ``why_not(op, device)`` is None when the backend can run the op there, else the reason in one line.
     ``guards_itself``: its kernels refuse bad arguments before they write, with a RuntimeError.

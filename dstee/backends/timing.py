@@ -14,7 +14,7 @@ __all__ = ["KernelTime", "kernel_time", "timed"]
 
 @dataclass
 class KernelTime:
-    """Calls and wall seconds spent in the ops of the catalogue; on a GPU, the time to launch them."""
+    """Calls and wall seconds spent in the ops; on a GPU, the time to launch them."""
 
     calls: int = 0
     seconds: float = 0.0

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+__all__ = ["bump", "written"]
+
 
 def bump(tensors: list[torch.Tensor]) -> None:
     try:
