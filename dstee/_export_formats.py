@@ -5,8 +5,9 @@ from __future__ import annotations
 import importlib
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -79,7 +80,7 @@ def _rows(shape: torch.Size) -> tuple[int, int]:
     return rows, shape.numel() // max(rows, 1)
 
 
-def _quiet_sparse(make, *args: Any) -> Tensor:
+def _quiet_sparse(make: Callable[..., Tensor], *args: object) -> Tensor:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Sparse (CSR|BSR) tensor support is in beta state")
         return make(*args, check_invariants=True)  # else torch warns that it does not check
@@ -126,7 +127,7 @@ def _blocks(weight: Tensor, mask: Tensor, r: int, c: int) -> Tensor:
 # --- safetensors ---------------------------------------------------------------------------------------------------------
 
 
-def _safetensors() -> Any:
+def _safetensors() -> tuple[ModuleType, ModuleType]:
     try:
         return importlib.import_module("safetensors"), importlib.import_module("safetensors.torch")
     except ImportError as error:

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol, TypeAlias
 
 import torch
 from torch.amp.grad_scaler import OptState
 
+Closure: TypeAlias = Callable[[], Any]
+"""As torch's: computes the gradients; what it returns is the loss."""
 
-def core_optimizer(optimizer: Any) -> torch.optim.Optimizer:
+
+class Stepper(Protocol):
+    """A torch optimizer, or what wraps one and keeps it as ``.optimizer`` (accelerate, Lightning)."""
+
+    def step(self, *args: Any, **kwargs: Any) -> Any: ...
+
+
+def core_optimizer(optimizer: object) -> torch.optim.Optimizer:
     """The optimizer inside wrappers that keep it as ``.optimizer`` (accelerate, Lightning)."""
     core = optimizer
     while isinstance(inner := getattr(core, "optimizer", None), torch.optim.Optimizer) and inner is not core:
@@ -19,7 +28,7 @@ def core_optimizer(optimizer: Any) -> torch.optim.Optimizer:
     return core
 
 
-def before_step(closure: Callable[[], Any] | None, check: Callable[[], None]) -> Callable[[], Any] | None:
+def before_step(closure: Closure | None, check: Callable[[], None]) -> Closure | None:
     """Runs ``check`` once the gradients exist and before anything moves: now, or inside the closure that is returned."""
     if closure is None:
         check()
@@ -33,7 +42,9 @@ def before_step(closure: Callable[[], Any] | None, check: Callable[[], None]) ->
     return checked
 
 
-def run_step(optimizer: Any, core: torch.optim.Optimizer, closure: Callable[[], Any] | None, scaler: Any) -> bool:
+def run_step(
+    optimizer: Stepper, core: torch.optim.Optimizer, closure: Closure | None, scaler: torch.amp.GradScaler | None
+) -> bool:
     """The optimizer's step as its owner would call it. False when it was skipped: overflow, accumulation in a wrapper."""
     performed = False
 
@@ -45,7 +56,7 @@ def run_step(optimizer: Any, core: torch.optim.Optimizer, closure: Callable[[], 
     handle = core.register_step_post_hook(note)
     try:
         if scaler is not None:
-            scaler.step(optimizer)
+            scaler.step(optimizer)  # type: ignore[arg-type]  # a wrapper will do
         elif closure is not None:
             optimizer.step(closure)
         else:
@@ -55,14 +66,15 @@ def run_step(optimizer: Any, core: torch.optim.Optimizer, closure: Callable[[], 
     return performed
 
 
-def unscale(scaler: torch.amp.GradScaler, optimizer: torch.optim.Optimizer) -> bool:
+def unscale(scaler: torch.amp.GradScaler, optimizer: Stepper) -> bool:
     """Unscales the gradients unless that was done; True when they are finite. GradScaler has no public way to ask."""
-    if scaler._per_optimizer_states[id(optimizer)]["stage"] is OptState.READY:
-        scaler.unscale_(optimizer)
-    return not any(found_inf.item() for found_inf in scaler._found_inf_per_device(optimizer).values())
+    owner: Any = optimizer  # a wrapper has the parameter groups that the scaler looks at
+    if scaler._per_optimizer_states[id(owner)]["stage"] is OptState.READY:
+        scaler.unscale_(owner)
+    return not any(found_inf.item() for found_inf in scaler._found_inf_per_device(owner).values())
 
 
-def accumulates(optimizer: Any) -> bool:
+def accumulates(optimizer: object) -> bool:
     """True when accelerate's wrapper would skip this step because gradients are still being accumulated.
 
     Raises:

@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -26,6 +26,8 @@ from dstee.encoding import MAX_ROUNDS, mask_bytes
 from dstee.methods import Method, method_from_dict
 from dstee.schedule import UpdateSchedule
 from dstee.sparse_layer import SparseLayer, reorder, reorder_bits, row_major
+
+T = TypeVar("T")
 
 FORMAT_VERSION = 1
 _TENSORS = {"mask": torch.uint8, "counts": torch.int16, "previous": torch.uint8}
@@ -115,11 +117,11 @@ def encode(
     return state | {"digest": _head_digest(state)}
 
 
-def _is_int(value: Any, low: int, high: int) -> bool:
+def _is_int(value: object, low: int, high: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
 
 
-def decode(state: Any, layers: Mapping[str, SparseLayer], strict: bool) -> Restored:
+def decode(state: object, layers: Mapping[str, SparseLayer], strict: bool) -> Restored:
     """Checks all of ``state`` against the model and returns it; touches nothing.
 
     Raises:
@@ -176,7 +178,7 @@ def _error(problems: list[str]) -> ValueError:
     return ValueError("cannot load the sparse state, nothing was changed:\n  " + "\n  ".join(problems))
 
 
-def _read(key: str, from_dict, value: Any, problems: list[str]):
+def _read(key: str, from_dict: Callable[[dict[str, Any]], T], value: object, problems: list[str]) -> T | None:
     if not isinstance(value, dict) or not all(isinstance(v, (str, int, float, bool)) for v in (*value, *value.values())):
         problems.append(f"{key} is no dict of plain values")
         return None
@@ -187,7 +189,7 @@ def _read(key: str, from_dict, value: Any, problems: list[str]):
         return None
 
 
-def _check_layer(saved: Any, layer: SparseLayer, round: Any, strict: bool, method: Method | None) -> list[str]:
+def _check_layer(saved: object, layer: SparseLayer, round: object, strict: bool, method: Method | None) -> list[str]:
     if not isinstance(saved, dict):
         return [f"expected a dict, got {type(saved).__name__}"]
     known = {"shape", "nnz", *_TENSORS, *(f"{key}_digest" for key in _TENSORS)}
@@ -215,14 +217,14 @@ def _check_layer(saved: Any, layer: SparseLayer, round: Any, strict: bool, metho
                 wrong.append(f"{key} has {active} active weights, nnz says {nnz}")
             if n % 8 and int(saved[key][-1]) >> n % 8:
                 wrong.append(f"{key} has bits beyond its {n} weights")
-    if "counts" in saved and _is_int(round, 0, MAX_ROUNDS):
+    if "counts" in saved and isinstance(round, int) and _is_int(round, 0, MAX_ROUNDS):
         low, high = (int(x) for x in saved["counts"].aminmax())
         if low < 0 or high > round:
             wrong.append(f"counts lie in {low}..{high}, expected 0..{round}")
     return wrong
 
 
-def _check_tensor(key: str, t: Any, saved_digest: Any, dtype: torch.dtype, size: int) -> list[str]:
+def _check_tensor(key: str, t: object, saved_digest: object, dtype: torch.dtype, size: int) -> list[str]:
     """Sizes come before contents, so that a small file cannot declare a huge tensor."""
     if not isinstance(t, Tensor) or t.layout is not torch.strided or t.is_meta:
         return [f"{key} must be a dense tensor, got {type(t).__name__}"]

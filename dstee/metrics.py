@@ -147,7 +147,7 @@ def training_flops(dense: float, sparse: float, method: Method, schedule: Update
     return (3 * sparse * schedule.every + 2 * sparse + dense) / (schedule.every + 1)
 
 
-def flops(sparse: SparseModel, example_input: Any) -> Flops:
+def flops(sparse: SparseModel, example_input: object) -> Flops:
     """FLOPs of linear layers, convolutions (transposed too) and attention projections; all else is left out.
 
     Runs one forward in eval mode without gradients and puts every module's mode back. Layers that are not sparse count in full.
@@ -189,13 +189,16 @@ def flops(sparse: SparseModel, example_input: Any) -> Flops:
     return Flops(dense_forward, sparse_forward, 3 * dense_forward, training)
 
 
-def _call(model: nn.Module, example_input: Any) -> Any:
+def _call(model: nn.Module, example_input: object) -> None:
     if isinstance(example_input, Mapping):
-        return model(**example_input)
-    return model(*example_input) if isinstance(example_input, tuple) else model(example_input)
+        model(**example_input)
+    elif isinstance(example_input, tuple):
+        model(*example_input)
+    else:
+        model(example_input)
 
 
-def _uses(module: Counted, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> list[tuple[Tensor, float]]:
+def _uses(module: Counted, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> list[tuple[Tensor, float]]:
     """(weight, how often one forward used each of its elements, on average); padding counts as input."""
     if isinstance(module, nn.MultiheadAttention):
         inputs = dict(zip(("query", "key", "value"), args, strict=False)) | kwargs

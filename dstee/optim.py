@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.optimizer import ParamsT
 from torch.optim.sgd import sgd as dense_sgd
 
 from dstee import _optimizer_state, ops
+from dstee._optimizer_step import Closure
 from dstee.mask_update import MaskKeeper
 from dstee.sparse_layer import SparseLayer
 
@@ -37,7 +38,7 @@ class SparseSGD(torch.optim.SGD):
 
     def __init__(
         self,
-        params: Any,
+        params: ParamsT,
         sparse: MaskKeeper,
         lr: float | Tensor = 1e-3,
         momentum: float = 0,
@@ -74,7 +75,7 @@ class SparseSGD(torch.optim.SGD):
             self.param_groups.pop()
             raise ValueError("SparseSGD works in place and does not support differentiable=True: use torch.optim.SGD")
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+    def step(self, closure: Closure | None = None) -> Any:
         """One step on all parameters that have a gradient; the masks stay as they are. Returns the closure's loss.
 
         Raises:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import weakref
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from dstee import _export_formats, _optimizer_state, _optimizer_step, _state_dict, ops
+from dstee._optimizer_step import Closure, Stepper
 from dstee.layer_batch import LayerBatch
 from dstee.mask_update import FusingOptimizer, MaskUpdate
 from dstee.methods import Method
@@ -109,9 +110,7 @@ class SparseModel:
 
     # --- stepping --------------------------------------------------------------------------------------------------------
 
-    def step(
-        self, optimizer: Any, *, closure: Callable[[], Any] | None = None, scaler: torch.amp.GradScaler | None = None
-    ) -> bool:
+    def step(self, optimizer: Stepper, *, closure: Closure | None = None, scaler: torch.amp.GradScaler | None = None) -> bool:
         """The whole step: ``optimizer``'s, and a mask update when one is due. Call it after backward, before zero_grad.
 
         Any torch optimizer will do, wrapped or not, if it holds the model's sparse weights; with :class:`SparseSGD` step and
@@ -151,7 +150,7 @@ class SparseModel:
                 self._pending = None
             return performed and self._finish(core, fusing, update)
 
-    def update(self, optimizer: Any = None) -> bool:
+    def update(self, optimizer: Stepper | None = None) -> bool:
         """What :meth:`step` does besides the optimizer's step, for hosts that own that step: call it right after.
 
         After a step that a GradScaler skipped, :class:`SparseSGD` knows and nothing counts; of other optimizers the caller must
@@ -163,11 +162,12 @@ class SparseModel:
         Raises:
             RuntimeError: as :meth:`step`; the method has ``order="replace"``; no optimizer is known.
         """
-        if optimizer is None and self._optimizer is not None:
-            optimizer = self._optimizer()
-        if optimizer is None:
+        stepped: Stepper | FusingOptimizer | None = optimizer
+        if stepped is None and self._optimizer is not None:
+            stepped = self._optimizer()
+        if stepped is None:
             raise RuntimeError("update() does not know who made the step: pass the optimizer, sparse.update(optimizer)")
-        core, fusing = self._core(optimizer)
+        core, fusing = self._core(stepped)
         if self.method.updates and self.method.order == "replace":
             raise RuntimeError(
                 f"{self.method.name} with order='replace' updates instead of stepping: call sparse.step(optimizer), "
@@ -229,7 +229,7 @@ class SparseModel:
 
     # --- inside a step ---------------------------------------------------------------------------------------------------
 
-    def _core(self, optimizer: Any) -> tuple[torch.optim.Optimizer, FusingOptimizer | None]:
+    def _core(self, optimizer: Stepper | FusingOptimizer) -> tuple[torch.optim.Optimizer, FusingOptimizer | None]:
         """The optimizer inside wrappers, and the same once more if it masks its own step."""
         core = _optimizer_step.core_optimizer(optimizer)
         if not isinstance(core, FusingOptimizer):
@@ -268,11 +268,11 @@ class SparseModel:
 
     def _replace(
         self,
-        optimizer: Any,
+        optimizer: Stepper,
         core: torch.optim.Optimizer,
         fusing: FusingOptimizer | None,
         update: MaskUpdate,
-        closure: Callable[[], Any] | None,
+        closure: Closure | None,
         scaler: torch.amp.GradScaler | None,
     ) -> bool:
         """``order="replace"``: the update alone, without the optimizer's step."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor
 __all__ = ["assert_same_bits"]
 
 
-def assert_same_bits(actual: Any, expected: Any, name: str = "tensor") -> None:
+def assert_same_bits(actual: object, expected: object, name: str = "tensor") -> None:
     """Both hold the same bits, -0.0 and 0.0 told apart; NaN equals NaN whatever its payload. Takes tensors, None, lists.
 
     Raises:
