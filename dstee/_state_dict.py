@@ -218,10 +218,15 @@ def _check_layer(saved: object, layer: SparseLayer, round: object, strict: bool,
             if n % 8 and int(saved[key][-1]) >> n % 8:
                 wrong.append(f"{key} has bits beyond its {n} weights")
     if "counts" in saved and isinstance(round, int) and _is_int(round, 0, MAX_ROUNDS):
-        low, high = (int(x) for x in saved["counts"].aminmax())
-        if low < 0 or high > round:
-            wrong.append(f"counts lie in {low}..{high}, expected 0..{round}")
+        out = counts_out_of_range(saved["counts"], round)
+        wrong += [f"counts {out}"] if out else []
     return wrong
+
+
+def counts_out_of_range(counts: Tensor, round: int) -> str | None:
+    """What is wrong with the numbers in stored counters after ``round`` updates; None when nothing is."""
+    low, high = (int(x) for x in counts.aminmax())
+    return f"lie in {low}..{high}, expected 0..{round}" if low < 0 or high > round else None
 
 
 def _check_tensor(key: str, t: object, saved_digest: object, dtype: torch.dtype, size: int) -> list[str]:

@@ -9,10 +9,11 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from dstee import ops
 from dstee.sgd_rule import SGDRule
 from dstee.sparse_layer import SparseLayer
 
-__all__ = ["LayerBatch", "by_device", "count_each"]
+__all__ = ["LayerBatch", "by_device", "count_active", "count_each", "count_nonzero"]
 
 T = TypeVar("T")
 
@@ -32,6 +33,16 @@ def count_each(items: Sequence[T], device_of: Callable[[T], torch.device], count
         for i, n in zip(indices, count([items[i] for i in indices]).tolist(), strict=True):
             numbers[i] = n
     return numbers
+
+
+def count_active(mask_bits: Sequence[Tensor]) -> list[int]:
+    """:func:`dstee.ops.count_active` for packed masks on any devices."""
+    return count_each(mask_bits, lambda bits: bits.device, ops.count_active)
+
+
+def count_nonzero(masks: Sequence[Tensor]) -> list[int]:
+    """Entries of each mask (a tensor of any dtype) that are not 0."""
+    return count_each(masks, lambda mask: mask.device, lambda group: torch.stack([mask.count_nonzero() for mask in group]))
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dstee import _checks, sparsity_distribution
-from dstee.layer_batch import count_each
+from dstee.layer_batch import count_nonzero
 from dstee.methods import DSTEE, Method
 from dstee.schedule import UpdateSchedule
 from dstee.selection import Candidate, Rules, candidates, select
@@ -103,8 +103,7 @@ def from_masks(
     method, schedule = _check_arguments(model, method, schedule, seed)
     chosen = fit_masks(model, masks)
     _check_parameters([c for c, _ in chosen])
-    fitted = [mask for _, mask in chosen]
-    nnz = count_each(fitted, lambda mask: mask.device, lambda group: torch.stack([mask.count_nonzero() for mask in group]))
+    nnz = count_nonzero([mask for _, mask in chosen])
     counted = method.needs_counter or track_exploration
     layers = {c.name: make_layer(c, mask, n, counted) for (c, mask), n in zip(chosen, nnz, strict=True)}
     sparse = SparseModel(model, layers, method, schedule, seed)

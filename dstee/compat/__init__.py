@@ -1,4 +1,5 @@
-"""Swap-in faces of other sparse training libraries, on the kernels of this one: change one import, or :func:`patch`."""
+"""Other sparse training libraries' interfaces on the kernels of this one: change one import, or :func:`patch` a live object."""
 
-from dstee.compat._patch import patch as patch
-from dstee.compat._patch import unpatch as unpatch
+from dstee.compat.patching import patch, unpatch
+
+__all__ = ["patch", "unpatch"]

@@ -11,8 +11,8 @@ from torch import Tensor
 
 import dstee
 from dstee import ops
-from dstee.compat import _uneven
 from dstee.reference import random_signal
+from dstee.uneven_update import LayerUpdate, drop_grow_
 
 VALUES = [0.0, -0.0, 1.0, -1.0, 2.0, 0.5, -0.5, math.inf, -math.inf, math.nan, 3.25]
 
@@ -36,9 +36,7 @@ def brute(w, mask, g, N, drop, grow, bonus, regrow) -> list[bool]:
     return [(mask[i] and i not in dropped) or i in grown for i in range(len(w))]
 
 
-def case(
-    rng: random.Random, dtype: torch.dtype, regrow: bool, nan: bool, alone: bool
-) -> tuple[_uneven.Layer, Tensor, list[int]]:
+def case(rng: random.Random, dtype: torch.dtype, regrow: bool, nan: bool, alone: bool) -> tuple[LayerUpdate, Tensor, list[int]]:
     n = rng.randint(1, 40)
     values = VALUES if nan else [v for v in VALUES if not math.isnan(v)]
     mask = torch.tensor([rng.random() < rng.choice([0.1, 0.5, 0.9]) for _ in range(n)])
@@ -49,7 +47,7 @@ def case(
     grow = 0 if alone else rng.randint(0, n - active + (drop if regrow else 0))
     N = [rng.randint(int(mask[i]), 3 + int(mask[i])) for i in range(n)]
     counts = None if alone else ops.encode_counts(torch.tensor(N), mask, 3)
-    return _uneven.Layer(w, ops.pack_mask(mask), drop, grow, g, None, counts, torch.ones_like(w)), mask, N
+    return LayerUpdate(w, ops.pack_mask(mask), drop, grow, g, None, counts), mask, N
 
 
 @pytest.mark.parametrize("regrow", [True, False])
@@ -66,29 +64,30 @@ def test_equals_sorting(seed, dtype, regrow):
         for layer, mask, N in cases
     ]
     before = [layer.weight.clone() for layer, _, _ in cases]
-    _uneven.drop_grow_([layer for layer, _, _ in cases], bonus=bonus, round=3, regrow=regrow)
-    for (layer, mask, N), new, old in zip(cases, expected, before, strict=True):
+    layers = [layer for layer, _, _ in cases]
+    zeroed = drop_grow_(layers, bonus=bonus, round=3, regrow=regrow, report_zeroed=True)
+    for (layer, mask, N), new, old, gone in zip(cases, expected, before, zeroed, strict=True):
         assert layer.bools().tolist() == new
         kept = mask & layer.bools()
         assert torch.equal(layer.weight.nan_to_num(7), torch.where(kept, old, 0).nan_to_num(7))
-        assert torch.equal(layer.marker == 0, mask & ~layer.bools())
+        assert torch.equal(gone, mask & ~layer.bools())
         if layer.counts is None:
             continue
-        counter = ops.decode_counts(layer.counts, layer.bits, 4, (len(N),))
+        counter = ops.decode_counts(layer.counts, layer.mask_bits, 4, (len(N),))
         assert counter.tolist() == [a + b for a, b in zip(N, new, strict=True)]
 
 
 def test_seeds_rank_the_same_alone_and_beside_uneven_layers():
     torch.manual_seed(0)
 
-    def layer(drop: int, grow: int) -> _uneven.Layer:
+    def layer(drop: int, grow: int) -> LayerUpdate:
         mask = torch.arange(100) % 2 == 0
-        return _uneven.Layer(torch.ones(100) * mask, ops.pack_mask(mask), drop, grow, seed=77)
+        return LayerUpdate(torch.ones(100) * mask, ops.pack_mask(mask), drop, grow, seed=77)
 
     alone, even, uneven = layer(10, 10), layer(10, 10), layer(0, 10)
-    _uneven.drop_grow_([alone], bonus=None, round=0)
-    _uneven.drop_grow_([even, uneven], bonus=None, round=0)
-    assert torch.equal(alone.bits, even.bits)
+    drop_grow_([alone], bonus=None, round=0)
+    drop_grow_([even, uneven], bonus=None, round=0)
+    assert torch.equal(alone.mask_bits, even.mask_bits)
     score = random_signal(77, 100, torch.device("cpu")).masked_fill(torch.arange(100) % 2 == 0, -1)
     assert set(score.topk(10).indices.tolist()) == set(
         (uneven.bools() & (torch.arange(100) % 2 == 1)).nonzero().view(-1).tolist()
@@ -98,7 +97,19 @@ def test_seeds_rank_the_same_alone_and_beside_uneven_layers():
 def test_numbers_that_no_layer_has():
     for drop, grow in ((3, 0), (0, 9), (-1, 0), (1, 10), (0, -1)):
         w = torch.tensor([1.0, 2.0] + [0.0] * 8)
-        layer = _uneven.Layer(w, ops.pack_mask(w != 0), drop, grow)
+        layer = LayerUpdate(w, ops.pack_mask(w != 0), drop, grow)
         with pytest.raises(ValueError, match=f"cannot drop {drop} and grow {grow} of 10 weights, 2 active"):
-            _uneven.drop_grow_([layer], bonus=None, round=0)
-        assert layer.bits.tolist() == [3, 0]
+            drop_grow_([layer], bonus=None, round=0)
+        assert layer.mask_bits.tolist() == [3, 0]
+
+
+def test_reset_regrown_weights_are_reported() -> None:
+    """Weights 0 and 1 are dropped, and the gradient brings 1 back at once: the masks alone do not tell that it was reset."""
+    w, mask = torch.tensor([1.0, 2.0, 3.0, 0.0]), torch.tensor([True, True, True, False])
+    for drop, grow in ((2, 2), (2, 1)):
+        layer = LayerUpdate(w.clone(), ops.pack_mask(mask), drop, grow, torch.tensor([0.0, 9.0, 0.0, 5.0]))
+        assert drop_grow_([layer], bonus=None, round=0, reset_regrown=True) == []
+        layer = LayerUpdate(w.clone(), ops.pack_mask(mask), drop, grow, torch.tensor([0.0, 9.0, 0.0, 5.0]))
+        (zeroed,) = drop_grow_([layer], bonus=None, round=0, reset_regrown=True, report_zeroed=True)
+        assert layer.bools().tolist() == [False, True, True, grow == 2]
+        assert zeroed.tolist() == [True, True, False, False] and layer.weight.tolist() == [0.0, 0.0, 3.0, 0.0]

@@ -1,4 +1,4 @@
-"""What the faces share: masks as other libraries keep them, one tensor per weight, and updates of many layers in one call."""
+"""Masks as other libraries keep them, one tensor of 0 and 1 per weight, and updates of many layers with such masks."""
 
 from __future__ import annotations
 
@@ -7,63 +7,33 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from dstee import _checks, ops
+from dstee import ops
+from dstee.sparse_layer import like, pack_like, unpack_like
+from dstee.sparse_model import SparseModel
 
-
-def find_owner(module: nn.Module, name: str) -> tuple[nn.Module, str]:
-    """The submodule that holds parameter ``name`` of ``module``, and its attribute there."""
-    prefix, _, attribute = name.rpartition(".")
-    return module.get_submodule(prefix), attribute
-
-
-def like(t: Tensor, p: Tensor, dtypes: tuple[torch.dtype, ...] = ()) -> Tensor:
-    """``t`` with device, memory order and dtype of ``p`` (or one of ``dtypes``): itself if it has them, else a copy."""
-    t = t.detach()
-    if t.layout is not torch.strided:
-        t = t.to_dense()
-    if t.dtype in (p.dtype, *dtypes) and t.device == p.device and _checks.layout(t) == _checks.layout(p):
-        return t
-    return torch.empty_like(p, dtype=t.dtype if t.dtype in dtypes else p.dtype, requires_grad=False).copy_(t)
+__all__ = [
+    "check_mask",
+    "drop_grow",
+    "keep_largest",
+    "swap_",
+    "to_masks",
+]
 
 
-def pack(mask: Tensor, p: Tensor) -> Tensor:
-    """A mask of any dtype (not 0 is active) as bits in the memory order of ``p``."""
-    if mask.dtype is not torch.bool:
-        mask = mask != 0
-    if mask.device != p.device or _checks.layout(mask) != _checks.layout(p):
-        mask = torch.empty_like(p, dtype=torch.bool, requires_grad=False).copy_(mask)
-    return ops.pack_mask(mask)
+def check_mask(name: str, mask: object, shape: torch.Size) -> None:
+    """Raises ValueError unless ``mask`` is a tensor of 0 and 1 with this shape."""
+    if not isinstance(mask, Tensor) or mask.shape != shape:
+        got = list(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
+        raise ValueError(f"the mask of {name} is {got}, expected a tensor of shape {list(shape)}")
+    if mask.dtype != torch.bool and not bool(((mask == 0) | (mask == 1)).all()):
+        raise ValueError(f"the mask of {name} holds other values than 0 and 1")
 
 
-def unpack(bits: Tensor, p: Tensor) -> Tensor:
-    """Inverse of :func:`pack`: bool, shape and strides of ``p``."""
-    return ops.unpack_mask(bits, (p.numel(),)).as_strided(p.shape, p.stride())
-
-
-def count_active(masks: Sequence[Tensor]) -> list[int]:
-    """Entries of each mask that are not 0; one host sync per device."""
-    found = [0] * len(masks)
-    groups = defaultdict(list)
-    for i, mask in enumerate(masks):
-        groups[mask.device].append(i)
-    for indices in groups.values():
-        for i, n in zip(indices, torch.stack([masks[i].count_nonzero() for i in indices]).tolist(), strict=True):
-            found[i] = n
-    return found
-
-
-def count_bits(bits: Sequence[Tensor]) -> list[int]:
-    """:func:`count_active` for packed masks."""
-    found = [0] * len(bits)
-    groups = defaultdict(list)
-    for i, b in enumerate(bits):
-        groups[b.device].append(i)
-    for indices in groups.values():
-        for i, n in zip(indices, ops.count_active([bits[i] for i in indices]).tolist(), strict=True):
-            found[i] = n
-    return found
+def to_masks(sparse: SparseModel, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    """Masks by parameter name, 0 and 1 in ``dtype``, on the weights' devices: sparselearning's ``masks``."""
+    return {name: mask.contiguous().to(dtype) for name, mask in sparse.masks().items()}
 
 
 def keep_largest(scores: Tensor, k: int) -> Tensor:
@@ -128,7 +98,7 @@ def drop_grow(
 @torch.no_grad()
 def swap_(params: Sequence[Tensor], masks: Sequence[Tensor], k: Sequence[int] | Tensor, **arguments: Any) -> None:
     """:func:`drop_grow` for callers who keep their masks as tensors (bool, float, ...), which change in place."""
-    bits = [pack(mask, p) for mask, p in zip(masks, params, strict=True)]
+    bits = [pack_like(mask, p) for mask, p in zip(masks, params, strict=True)]
     drop_grow(params, bits, k, **arguments)
     for mask, b, p in zip(masks, bits, params, strict=True):
-        mask.copy_(unpack(b, p))
+        mask.copy_(unpack_like(b, p))

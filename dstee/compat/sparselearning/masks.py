@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from dstee import ops
-from dstee.compat._state import find_owner, pack
 from dstee.encoding import flat, flip_counts
-from dstee.sparse_layer import SparseLayer, check_parameter
+from dstee.layer_batch import count_active
+from dstee.sparse_layer import SparseLayer, check_parameter, pack_like
 
 
 class MaskView(Tensor):
@@ -51,7 +51,8 @@ class Masks(MutableMapping[str, Tensor]):
         Raises:
             TypeError, ValueError: the parameter cannot be sparse here (dtype, memory); the text says why.
         """
-        owner, attribute = find_owner(module, name)
+        prefix, _, attribute = name.rpartition(".")
+        owner = module.get_submodule(prefix)
         p = owner._parameters[attribute]
         assert p is not None
         check_parameter(name, p)
@@ -77,18 +78,14 @@ class Masks(MutableMapping[str, Tensor]):
     def recount(self) -> None:
         """Counts the active weights of all layers anew: one host sync per device."""
         layers = list(self._layers.values())
-        by_device: dict[torch.device, list[SparseLayer]] = {}
-        for layer in layers:
-            by_device.setdefault(layer.mask_bits.device, []).append(layer)
-        for group in by_device.values():
-            for layer, nnz in zip(group, ops.count_active([layer.mask_bits for layer in group]).tolist(), strict=True):
-                layer.nnz = nnz
+        for layer, nnz in zip(layers, count_active([layer.mask_bits for layer in layers]), strict=True):
+            layer.nnz = nnz
 
     def set_bits(self, name: str, mask: Tensor) -> None:
         """Replaces one mask; :meth:`recount` afterwards."""
         layer = self._layers[name]
         p, old = layer.follow(), layer.mask_bits
-        layer.mask_bits = pack(mask, p)
+        layer.mask_bits = pack_like(mask, p)
         if layer.counts is not None:
             before, after = (flat(layer.bools(bits)) for bits in (old, layer.mask_bits))
             N = flip_counts(layer.counts, before, self.round)

@@ -1,6 +1,6 @@
-"""``torch.ao.pruning``: a sparsifier whose masks are those of dynamic sparse training.
+"""``DSTEESparsifier``: a sparsifier of ``torch.ao.pruning`` whose masks are those of dynamic sparse training.
 
-``DSTEESparsifier`` is a :class:`torch.ao.pruning.BaseSparsifier`: ``prepare``, ``step``, ``squash_mask``, ``convert``,
+It is a :class:`torch.ao.pruning.BaseSparsifier`: ``prepare``, ``step``, ``squash_mask``, ``convert``,
 ``state_dict`` and the sparsity schedulers are used as with torch's own. The masks are FakeSparsity parametrizations, so
 autograd hands masked gradients to the optimizer; the dense ones, by which DST-EE and RigL grow, are kept on their way through
 the parametrization in those steps that carry an update.
@@ -9,58 +9,29 @@ the parametrization in those steps that carry an update.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.ao.pruning import BaseSparsifier, FakeSparsity
-from torch.ao.pruning.sparsifier.utils import get_arg_info_from_tensor_fqn
+from torch.ao.pruning import BaseSparsifier
 from torch.nn.utils import parametrize
 
-from dstee import _checks, _optimizer_state, _optimizer_step, ops
-from dstee.compat import _torch_ao_state, _uneven
+from dstee import _checks, ops, uneven_update
+from dstee._optimizer_state import zero_state
+from dstee._optimizer_step import core_optimizer
+from dstee.compat.torch_ao import state_dict as saved_state
+from dstee.compat.torch_ao.arguments import Magnitude, active_weights, check_config, check_level, to_method
+from dstee.compat.torch_ao.parametrization import DenseGradFakeSparsity
 from dstee.distributed import ranks
-from dstee.methods import DSTEE, SET, Method, RigL
+from dstee.layer_batch import count_active
+from dstee.methods import Method
 from dstee.schedule import UpdateSchedule
 from dstee.sparse_layer import check_parameter
 from dstee.sparsity_distribution import random_mask
 
+__all__ = ["DSTEESparsifier"]
 
-@dataclass(frozen=True)
-class Magnitude(Method):
-    """Gradual magnitude pruning: keeps the largest weights; swaps none. Zero weights it must grow come by index."""
-
-    name = "magnitude"
-    key = "magnitude"
-
-
-METHODS: dict[str, type[Method]] = {"dst-ee": DSTEE, "rigl": RigL, "set": SET, "magnitude": Magnitude}
-
-
-class DenseGradFakeSparsity(FakeSparsity):
-    """``mask * weight``; while ``recording``, the gradient of the product is summed up in ``dense_grad``.
-
-    The mask is no part of the model's ``state_dict`` (FakeSparsity leaves it out too, and then misses it when loading).
-    """
-
-    mask: Tensor
-
-    def __init__(self, mask: Tensor):
-        nn.Module.__init__(self)
-        self.register_buffer("mask", mask, persistent=False)
-        self.recording = False
-        self.dense_grad: Tensor | None = None
-
-    def forward(self, x: Tensor) -> Tensor:
-        out = super().forward(x)
-        if self.recording and out.requires_grad:
-            out.register_hook(self._record)
-        return out
-
-    def _record(self, grad: Tensor) -> None:
-        grad = grad.detach()
-        self.dense_grad = grad if self.dense_grad is None else self.dense_grad + grad
+Group = dict[str, Any]  # one layer, as BaseSparsifier keeps it: its module, tensor_name, tensor_fqn and options
 
 
 class DSTEESparsifier(BaseSparsifier):
@@ -97,7 +68,7 @@ class DSTEESparsifier(BaseSparsifier):
         optimizer: torch.optim.Optimizer | None = None,
     ):
         check_level("sparsity_level", sparsity_level)
-        self.method = _method(method)
+        self.method = to_method(method)
         if schedule is None:
             schedule = UpdateSchedule(every=1) if isinstance(self.method, Magnitude) else UpdateSchedule()
         if not isinstance(schedule, UpdateSchedule):
@@ -109,7 +80,7 @@ class DSTEESparsifier(BaseSparsifier):
         self.schedule = schedule
         self.init = init or ("dense" if isinstance(self.method, Magnitude) else "random")
         self.seed = seed
-        self.optimizer = None if optimizer is None else _optimizer_step.core_optimizer(optimizer)
+        self.optimizer = None if optimizer is None else core_optimizer(optimizer)
         self.t = 0
         self._squashed = False
         super().__init__(defaults={"sparsity_level": sparsity_level})
@@ -130,7 +101,7 @@ class DSTEESparsifier(BaseSparsifier):
             raise RuntimeError("this sparsifier is prepared already: squash_mask() first, or make another one")
         for entry in config or ():
             if isinstance(entry, dict) and isinstance(entry.get("tensor_fqn"), str):
-                _check_config(model, entry)
+                check_config(model, entry)
         self.groups.clear()
         self.state.clear()
         self._squashed = False
@@ -149,7 +120,7 @@ class DSTEESparsifier(BaseSparsifier):
                 self._original(group).masked_fill_(mask == 0, 0)
         self._arm()
 
-    def _initial_mask(self, fqn: str, weight: Tensor, group: Mapping[str, Any]) -> Tensor:
+    def _initial_mask(self, fqn: str, weight: Tensor, group: Group) -> Tensor:
         if group.get("mask") is not None:
             return group["mask"].to(weight.device, weight.dtype, copy=True)
         nnz = active_weights(weight.numel(), group["sparsity_level"])
@@ -158,14 +129,14 @@ class DSTEESparsifier(BaseSparsifier):
         elif self.init == "magnitude":
             n = weight.numel()
             bits = ops.pack_mask(torch.ones(n, dtype=torch.bool, device=weight.device))
-            layer = _uneven.Layer(weight.reshape(-1).clone(), bits, n - nnz, 0)
-            _uneven.drop_grow_([layer], bonus=None, round=0)
+            layer = uneven_update.LayerUpdate(weight.reshape(-1).clone(), bits, n - nnz, 0)
+            uneven_update.drop_grow_([layer], bonus=None, round=0)
             mask = layer.bools()
         else:
             mask = torch.ones(weight.numel(), device=weight.device)
         return mask.view(weight.shape).to(weight.dtype)
 
-    def _mask_module(self, group: Mapping[str, Any]) -> DenseGradFakeSparsity:
+    def _mask_module(self, group: Group) -> DenseGradFakeSparsity:
         module, name = group["module"], group["tensor_name"]
         if parametrize.is_parametrized(module, name):
             for p in module.parametrizations[name]:
@@ -173,7 +144,7 @@ class DSTEESparsifier(BaseSparsifier):
                     return p
         raise RuntimeError(f"{group['tensor_fqn']} has no mask of this sparsifier: it was squashed, or never prepared")
 
-    def _original(self, group: Mapping[str, Any]) -> nn.Parameter:
+    def _original(self, group: Group) -> nn.Parameter:
         self._mask_module(group)
         return group["module"].parametrizations[group["tensor_name"]].original
 
@@ -217,13 +188,13 @@ class DSTEESparsifier(BaseSparsifier):
         self._update(found, None)
 
     @torch.no_grad()
-    def _update(self, groups: Sequence[dict[str, Any]], scaler: torch.amp.GradScaler | None) -> bool:
+    def _update(self, groups: Sequence[Group], scaler: torch.amp.GradScaler | None) -> bool:
         groups = [g for g in groups if self._original(g).requires_grad]
         grads = self._gradients(groups, scaler)
         if grads is None:
             return False
         layers = [self._layer(group) for group in groups]
-        active = _uneven.count_active(layers)
+        active = count_active([layer.mask_bits for layer in layers])
         rounds: dict[int, list[int]] = {}
         for i, (group, layer) in enumerate(zip(groups, layers, strict=True)):
             n, fqn = layer.weight.numel(), group["tensor_fqn"]
@@ -237,15 +208,16 @@ class DSTEESparsifier(BaseSparsifier):
             layer.seed = seeds[0] if seeds else None
             rounds.setdefault(round, []).append(i)
         for round, indices in rounds.items():  # one, unless update_mask was called for some layers alone
-            _uneven.drop_grow_(
+            zeroed = uneven_update.drop_grow_(
                 [layers[i] for i in indices],
                 bonus=self.method.bonus(self.t + 1, round),
                 round=round,
                 regrow=self.method.regrow,
                 reset_regrown=self.method.reset_regrown,
+                report_zeroed=self.optimizer is not None and self.method.reset_regrown,  # else the masks say it
             )
-        for group, layer in zip(groups, layers, strict=True):
-            self._commit(group, layer)
+            for j, i in enumerate(indices):
+                self._commit(groups[i], layers[i], zeroed[j] if zeroed else None)
         return True
 
     def _swaps(self, active: int, n: int) -> int:
@@ -253,7 +225,7 @@ class DSTEESparsifier(BaseSparsifier):
             return 0
         return self.schedule.swap_count(active, self.t + 1)
 
-    def _gradients(self, groups: Sequence[dict[str, Any]], scaler: Any) -> list[Tensor] | None:
+    def _gradients(self, groups: Sequence[Group], scaler: torch.amp.GradScaler | None) -> list[Tensor] | None:
         """Dense gradients, unscaled and the same on all ranks; [] when the method needs none, None when not finite."""
         for group in groups:
             check_level(f"sparsity_level of {group['tensor_fqn']}", group["sparsity_level"])
@@ -275,27 +247,28 @@ class DSTEESparsifier(BaseSparsifier):
                 return None
         return ranks.mean(grads)
 
-    def _layer(self, group: dict[str, Any]) -> _uneven.Layer:
+    def _layer(self, group: Group) -> uneven_update.LayerUpdate:
         original, module = self._original(group), self._mask_module(group)
         mask, state = module.mask, self.state[group["tensor_fqn"]]
         off = ~mask.bool()  # four times as fast as mask == 0
         original.masked_fill_(off, 0)  # momentum and weight decay may have moved it
         bits = ops.pack_mask(off.contiguous().logical_not_())
-        marker = None if self.optimizer is None else torch.ones_like(original, memory_format=torch.contiguous_format).view(-1)
         counts = state.get("counts")
         if counts is not None and counts.device != original.device:
             counts = state["counts"] = counts.to(original.device)
-        return _uneven.Layer(original.detach().contiguous().view(-1), bits, 0, 0, counts=counts, marker=marker)
+        return uneven_update.LayerUpdate(original.detach().contiguous().view(-1), bits, 0, 0, counts=counts)
 
-    def _commit(self, group: dict[str, Any], layer: _uneven.Layer) -> None:
+    def _commit(self, group: Group, layer: uneven_update.LayerUpdate, zeroed: Tensor | None) -> None:
         """Writes mask and weights back where they were copies, and zeroes the optimizer's state with the weights."""
         original, module, state = self._original(group), self._mask_module(group), self.state[group["tensor_fqn"]]
         if layer.weight.data_ptr() != original.data_ptr():
             original.copy_(layer.weight.view(original.shape))
         new = layer.bools().view(original.shape)
-        if self.optimizer is not None and layer.marker is not None:
-            fresh = ~new | (module.mask == 0) | (layer.marker.view(original.shape) == 0)
-            _optimizer_state.zero_state(self.optimizer, original, fresh)
+        if self.optimizer is not None:
+            reset = ~new | (module.mask == 0)
+            if zeroed is not None:
+                reset |= zeroed.view(original.shape)
+            zero_state(self.optimizer, original, reset)
         module.mask.copy_(new)
         state["mask"] = module.mask
         state["round"] += 1
@@ -323,7 +296,8 @@ class DSTEESparsifier(BaseSparsifier):
 
     def state_dict(self) -> dict[str, Any]:
         """``BaseSparsifier``'s ``state`` and ``groups``, and what DST-EE counts; loads under ``weights_only=True``."""
-        return _torch_ao_state.encode(self)
+        progress = saved_state.Progress(self.t, self.seed, self.method, self.schedule)
+        return saved_state.encode(self.state, self.groups, progress)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> None:
         """Resumes from :meth:`state_dict`, or takes the masks of another sparsifier's (counters then start anew).
@@ -333,53 +307,29 @@ class DSTEESparsifier(BaseSparsifier):
         Raises:
             RuntimeError: listing all that does not fit. Nothing has changed then.
         """
-        _torch_ao_state.restore(self, state_dict, strict)
+        if not self.groups or self._squashed:
+            raise RuntimeError("load_state_dict() before prepare(): call prepare(model, config) with the same layers first")
+        own = {group["tensor_fqn"]: group for group in self.groups}
+        restored = saved_state.decode(
+            state_dict,
+            {fqn: self._original(group).shape for fqn, group in own.items()},
+            {fqn: group["sparsity_level"] for fqn, group in own.items()},
+            self.method,
+            strict,
+        )
+        if (progress := restored.progress) is not None:
+            self.t, self.seed, self.method, self.schedule = progress.t, progress.seed, progress.method, progress.schedule
+        for fqn, entry in restored.entries.items():
+            self._restore(own[fqn], entry)
+            own[fqn].update({key: value for key, value in restored.options[fqn].items() if key in own[fqn]})
         self._arm()
 
-
-# --- arguments -----------------------------------------------------------------------------------------------------------
-
-
-def check_level(name: str, level: Any) -> None:
-    if isinstance(level, bool) or not isinstance(level, (int, float)):
-        raise TypeError(f"{name} must be a number in [0, 1], got {type(level).__name__}")
-    if not 0 <= level <= 1:
-        raise ValueError(f"{name} must be in [0, 1], got {level}")
-
-
-def active_weights(n: int, level: float) -> int:
-    """Active weights of a layer of n at a sparsity level, as ``WeightNormSparsifier`` with blocks of one weight counts."""
-    return 0 if level >= 1 else n - min(round(level * n), n - 1)
-
-
-def _method(method: str | Method) -> Method:
-    if isinstance(method, str):
-        if method not in METHODS:
-            raise ValueError(f"unknown method {method!r}, expected one of {', '.join(METHODS)}")
-        return METHODS[method](order="after")
-    if not isinstance(method, Method):
-        raise TypeError(f"method must be a name or a dstee Method, got {type(method).__name__}")
-    if method.updates and method.order == "replace":
-        raise ValueError(
-            f"{method.name} with order='replace' must own the optimizer's step, which a sparsifier does not: pass "
-            "order='after', and to update instead of stepping call `if not sparsifier.step(): optimizer.step()`"
-        )
-    return method
-
-
-def _check_config(model: nn.Module, entry: Mapping[str, Any]) -> None:
-    fqn = entry["tensor_fqn"].lstrip(".")
-    info = get_arg_info_from_tensor_fqn(model, fqn)
-    weight = getattr(info["module"], info["tensor_name"], None)
-    if not isinstance(weight, Tensor):
-        raise ValueError(f"tensor_fqn {fqn!r}: the model has no such parameter")
-    if parametrize.is_parametrized(info["module"], info["tensor_name"]):
-        raise ValueError(f"{fqn} is parametrized already: squash or remove that first")
-    check_parameter(fqn, weight)
-    for key in ("sparse_block_shape", "zeros_per_block", "parametrization", "nearliness", "sparsity"):
-        if key in entry:
-            raise ValueError(f"{fqn}: {key} is not supported; the share of zeros is sparsity_level")
-    if "sparsity_level" in entry:
-        check_level(f"sparsity_level of {fqn}", entry["sparsity_level"])
-    if entry.get("mask") is not None:
-        _torch_ao_state.check_mask(fqn, entry["mask"], weight.shape)
+    def _restore(self, group: Group, entry: saved_state.Entry) -> None:
+        mask = self._mask_module(group).mask
+        mask.copy_(entry["mask"])
+        state: dict[str, Any] = {"mask": mask, "round": entry.get("round", 0)}
+        if isinstance(counts := entry.get("counts"), Tensor):
+            state["counts"] = counts.to(mask.device, copy=True)
+        elif self.method.needs_counter:
+            state["counts"] = torch.zeros(mask.numel(), dtype=torch.int16, device=mask.device)
+        self.state[group["tensor_fqn"]] = state

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
 
 from dstee import ops
-from dstee.compat._masks import Masks
-from dstee.compat._state import like
+from dstee._optimizer_state import keep_momenta, sgd_batches
+from dstee.compat.sparselearning.masks import Masks
+
+__all__ = ["masked_step"]
 
 
 def _plain(optimizer: torch.optim.Optimizer) -> bool:
-    """SGD itself, whose arithmetic the kernel knows, and nobody watching its step through hooks (who would miss gradients)."""
+    """SGD itself, whose arithmetic the kernel knows, without hooks on its step, which would miss gradients."""
     return (
         type(optimizer) is torch.optim.SGD
         and not (optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks)
@@ -45,33 +45,9 @@ def masked_step(
         for p, grad in hidden.items():
             p.grad = grad
     for group in optimizer.param_groups:
-        calls = defaultdict(list)
-        for p in group["params"]:
-            if p in hidden:
-                started = optimizer.state[p].get("momentum_buffer") is not None
-                calls[p.device, p.dtype, started].append(p)
-        for (device, _, started), params in calls.items():
-            momentum, lr = group["momentum"], group["lr"]
-            first = momentum != 0 and not started
-            buffers: list[Tensor] = []
-            if momentum != 0:
-                for p in params:
-                    buffer = torch.zeros_like(p) if first else optimizer.state[p]["momentum_buffer"]
-                    optimizer.state[p]["momentum_buffer"] = like(buffer, p)
-                    buffers.append(optimizer.state[p]["momentum_buffer"])
-            ops.masked_sgd_(
-                params,
-                [like(hidden[p], p) for p in params],
-                buffers or None,
-                [layers[id(p)].mask_bits for p in params],
-                lr=lr.item() if isinstance(lr, Tensor) and lr.device != device else lr,
-                momentum=momentum,
-                dampening=group["dampening"],
-                weight_decay=float(group["weight_decay"]),
-                nesterov=group["nesterov"],
-                maximize=group["maximize"],
-                first_step=first,
-            )
+        for batch in sgd_batches(optimizer, group, layers):
+            ops.masked_sgd_(batch.params, batch.grads, batch.momenta or None, batch.mask_bits, sgd=batch.rule)
+            keep_momenta(optimizer, batch)
     for layer in layers.values():
         versions[layer.name] = layer.param._version
     return True

@@ -5,7 +5,19 @@ from __future__ import annotations
 import argparse
 import inspect
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Protocol
+
+__all__ = ["CosineDecay", "Decay", "LinearDecay", "add_sparse_args", "next_rate"]
+
+
+class Decay(Protocol):
+    """A death rate over time; some forks pass the present rate to ``get_dr``."""
+
+    def step(self) -> None: ...
+
+    @property
+    def get_dr(self) -> Callable[..., float]: ...
 
 
 class CosineDecay:
@@ -51,7 +63,7 @@ class LinearDecay:
         return death_rate * self.factor if self.steps > 0 and self.steps % self.frequency == 0 else death_rate
 
 
-def next_rate(decay: Any, rate: float) -> float:
+def next_rate(decay: Decay, rate: float) -> float:
     """Steps a decay of any fork: ``get_dr()`` or ``get_dr(rate)``."""
     decay.step()
     required = [p for p in inspect.signature(decay.get_dr).parameters.values() if p.default is p.empty]

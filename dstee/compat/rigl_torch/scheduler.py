@@ -1,53 +1,24 @@
-"""The face of ``rigl-torch`` (0.5.2): ``from dstee.compat.rigl_torch import RigLScheduler`` and keep the script."""
+"""rigl-torch's ``RigLScheduler``."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from dstee import ops, sparsity_distribution
-from dstee.compat._rigl_update import legacy_rigl_update, rigl_update
-from dstee.compat._state import pack
+from dstee.compat.rigl_torch.fixed import Fixed
+from dstee.compat.rigl_torch.legacy import Legacy
+from dstee.compat.rigl_torch.state_dict import HYPERPARAMETERS, SchedulerState, check
 from dstee.distributed import ranks
+from dstee.encoding import bonus_table
+from dstee.sparse_layer import like, pack_like
 
-DISTRIBUTIONS = ("uniform", "erk")
-METHODS = ("rigl", "dst_ee")
-_HYPER = ("delta_T", "alpha", "T_end", "ignore_linear_layers", "static_topo", "sparsity_distribution", "grad_accumulation_n")
+__all__ = ["DenseGradHook", "RigLScheduler"]
 
-
-def weighted_layers(module: nn.Module, legacy: bool = False) -> Iterator[tuple[nn.Parameter, bool]]:
-    """(weight, is it a Linear's?) in the original's order.
-
-    ``legacy`` takes the weight of every module but BatchNorm2d, norms and embeddings included; otherwise weights of one
-    dimension and embeddings stay dense, and a shared weight counts once.
-    """
-    seen: set[int] = set()
-
-    def walk(m: nn.Module) -> Iterator[tuple[nn.Parameter, bool]]:
-        w = getattr(m, "weight", None)
-        if not (hasattr(m, "weight") and type(m) is not nn.BatchNorm2d):
-            for child in m._modules.values():
-                if child is not None:
-                    yield from walk(child)
-            return
-        if legacy and w is None:
-            raise AttributeError(f"{type(m).__name__} has weight=None: the original fails here; exact='fixed' leaves it out")
-        if w is None or (not legacy and (w.dim() < 2 or isinstance(m, nn.Embedding | nn.EmbeddingBag))):
-            return
-        if legacy or id(w) not in seen:
-            seen.add(id(w))
-            yield w, isinstance(m, nn.Linear)
-
-    yield from walk(module)
-
-
-def _as(t: Tensor, w: Tensor, dtype: torch.dtype) -> Tensor:
-    """``t`` in ``dtype``, where and how ``w`` lies in memory."""
-    return torch.empty_like(w, dtype=dtype, requires_grad=False).copy_(t)
+VARIANTS = {"fixed": Fixed(), "legacy": Legacy()}
 
 
 class DenseGradHook:
@@ -67,7 +38,7 @@ class DenseGradHook:
             self.dense_grad = part if self.dense_grad is None else self.dense_grad.add_(part)
         mask = scheduler.backward_masks[self.layer]
         assert mask is not None
-        return grad * mask if scheduler.exact == "legacy" else torch.where(mask, grad, 0)
+        return scheduler._variant.masked(grad, mask)
 
 
 class RigLScheduler:
@@ -105,7 +76,7 @@ class RigLScheduler:
         alpha: float = 0.3,
         static_topo: bool = False,
         grad_accumulation_n: int = 1,
-        state_dict: dict[str, Any] | None = None,
+        state_dict: SchedulerState | None = None,
         *,
         exact: str = "fixed",
         method: str = "rigl",
@@ -117,7 +88,7 @@ class RigLScheduler:
         self.ignore_linear_layers, self.delta_T, self.alpha = ignore_linear_layers, delta, alpha
         self.static_topo, self.grad_accumulation_n = static_topo, grad_accumulation_n
         self._check(loading=state_dict is not None)
-        layers = list(weighted_layers(model, exact == "legacy"))
+        layers = self._variant.layers(model)
         if not layers:
             raise ValueError(f"{type(model).__name__} has no weight to make sparse")
         self.model, self.optimizer = model, optimizer
@@ -136,7 +107,7 @@ class RigLScheduler:
         else:
             self.S = self._sparsities()
             self.random_sparsify()
-        self._wrap_step()
+        self._variant.after_step(optimizer, self._mask_step)
         self._handles = []
         self.backward_hook_objects: list[DenseGradHook | None] = []
         for i, w in enumerate(self.W):
@@ -149,13 +120,10 @@ class RigLScheduler:
     def _check(self, loading: bool) -> None:
         if not 0 < self.dense_allocation <= 1:
             raise ValueError(f"Dense allocation must be on the interval (0, 1]. Got: {self.dense_allocation}")
-        for name, value, known in (
-            ("exact", self.exact, ("fixed", "legacy")),
-            ("method", self.method, METHODS if self.exact == "fixed" else ("rigl",)),
-            ("sparsity_distribution", self.sparsity_distribution, DISTRIBUTIONS if self.exact == "fixed" else ("uniform",)),
-        ):
-            if value not in known:
-                raise ValueError(f"{name} must be {' or '.join(map(repr, known))} (exact={self.exact!r}), got {value!r}")
+        self._known("exact", self.exact, tuple(VARIANTS))
+        self._variant: Fixed = VARIANTS[self.exact]
+        self._known("method", self.method, self._variant.methods)
+        self._known("sparsity_distribution", self.sparsity_distribution, self._variant.distributions)
         if not 0 < self.grad_accumulation_n < self.delta_T:
             raise ValueError(
                 f"grad_accumulation_n must be in 1..delta - 1 = 1..{self.delta_T - 1}, got {self.grad_accumulation_n}"
@@ -167,6 +135,10 @@ class RigLScheduler:
                 f"T_end must be a number of steps >= 1, got {self.T_end}: pass 0.75 * steps in all (the original "
                 "fails with None at the first backward)"
             )
+
+    def _known(self, name: str, value: str, known: tuple[str, ...]) -> None:
+        if value not in known:
+            raise ValueError(f"{name} must be {' or '.join(map(repr, known))} (exact={self.exact!r}), got {value!r}")
 
     def _sparsities(self) -> list[float]:
         dense = [bool(linear) and self.ignore_linear_layers for linear in self._linear_layers_mask]
@@ -199,24 +171,10 @@ class RigLScheduler:
             self._counts = [torch.zeros(w.numel(), dtype=torch.int16, device=w.device) for w in sparse]
             self._round = 0
 
-    def _wrap_step(self) -> None:
-        """``optimizer.step()`` masks weights and momenta afterwards."""
-        inner = self.optimizer.step
-        if self.exact == "legacy":
-
-            def step() -> None:  # no closure, no result, as in the original
-                inner()
-                self.reset_momentum()
-                self.apply_mask_to_weights()
-
-            self.optimizer.step = step  # type: ignore[method-assign,assignment]
-            return
-
-        def after(optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None:
-            self.reset_momentum()
-            self.apply_mask_to_weights()
-
-        self.optimizer.register_step_post_hook(after)
+    def _mask_step(self) -> None:
+        """What follows every ``optimizer.step()``."""
+        self.reset_momentum()
+        self.apply_mask_to_weights()
 
     # --- steps -----------------------------------------------------------------------------------------------------------
 
@@ -238,15 +196,15 @@ class RigLScheduler:
         return False
 
     def _rigl_step(self) -> None:
-        if self.exact == "legacy":
-            legacy_rigl_update(self, self.cosine_annealing())
-            return
-        rigl_update(self, self.cosine_annealing(), counts=self._counts, round=self._round)
+        counted, bonus = self._counts is not None, None
+        if counted:
+            bonus = bonus_table(self.c, self.eps, max(self.step, 1), self._round)
+        self._variant.update(self, self.cosine_annealing(), self._counts, bonus, self._round if counted else 0)
         self._round += 1
 
     def check_if_backward_hook_should_accumulate_grad(self) -> bool:
         """Whether the backward pass under way is one of the last ``grad_accumulation_n`` before an update."""
-        if self.T_end is None or self.step >= self.T_end or (self.static_topo and self.exact == "fixed"):
+        if self.T_end is None or self.step >= self.T_end or (self.static_topo and not self._variant.records_static):
             return False
         return self.delta_T - self.step % self.delta_T <= self.grad_accumulation_n
 
@@ -284,13 +242,13 @@ class RigLScheduler:
 
     # --- checkpoints -----------------------------------------------------------------------------------------------------
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> SchedulerState:
         """The original's keys (masks are bool tensors, shared with the scheduler), and "dstee" with counters for dst_ee."""
-        state = {
+        state: SchedulerState = {
             "dense_allocation": self.dense_allocation,
             "S": self.S,
             "N": self.N,
-            "hyperparams": {name: getattr(self, name) for name in _HYPER},
+            "hyperparams": {name: getattr(self, name) for name in HYPERPARAMETERS},
             "step": self.step,
             "rigl_steps": self.rigl_steps,
             "backward_masks": self.backward_masks,
@@ -299,48 +257,33 @@ class RigLScheduler:
         if self._counts is not None:
             layers = zip(self._counts, self._sparse(), strict=True)
             N = [
-                ops.decode_counts(c, pack(mask, w), self._round, (w.numel(),)).as_strided(w.shape, w.stride()).contiguous()
+                ops.decode_counts(c, pack_like(mask, w), self._round, (w.numel(),)).as_strided(w.shape, w.stride()).contiguous()
                 for c, (w, mask) in layers
             ]
             state["dstee"] = {"c": self.c, "eps": self.eps, "_round": self._round, "counters": N}
         return state
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: SchedulerState) -> None:
         """Restores :meth:`state_dict`, or the original's; its hyper-parameters win over the constructor's, as there.
 
         Raises:
             ValueError, KeyError: the state is of another model or lacks a key. Nothing has changed then.
         """
-        masks, S = state_dict["backward_masks"], state_dict["S"]
-        if list(state_dict["N"]) != self.N or len(masks) != len(self.N) or len(S) != len(self.N):
-            raise ValueError(f"the state is for weights of sizes {list(state_dict['N'])}, this model has {self.N}")
-        for i, (w, mask, s) in enumerate(zip(self.W, masks, S, strict=True)):
-            if (mask is None) != (s <= 0) or (mask is not None and mask.shape != w.shape):
-                raise ValueError(f"backward_masks[{i}] does not fit a weight {list(w.shape)} of sparsity {s}")
-            if self.backward_masks and (self.backward_masks[i] is None) != (mask is None):
-                raise ValueError(f"layer {i} is dense in one and sparse in the other: pass state_dict to the constructor")
-        missing = [name for name in _HYPER if name not in state_dict["hyperparams"]]
-        if missing:
-            raise KeyError(f"state_dict['hyperparams'] lacks {', '.join(missing)}")
-        step, rigl_steps, extra = state_dict["step"], state_dict["rigl_steps"], state_dict.get("dstee")
-        if (extra is not None) != (self.method == "dst_ee") and (extra is not None or step):
-            raise ValueError(
-                f"the state was {'' if extra else 'not '}saved by method='dst_ee', this scheduler has {self.method!r}"
-            )
-
-        for name in _HYPER:
+        check(state_dict, self.W, self.backward_masks, self.method)
+        for name in HYPERPARAMETERS:
             setattr(self, name, state_dict["hyperparams"][name])
-        self.dense_allocation, self.S = state_dict["dense_allocation"], list(S)
+        self.dense_allocation, self.S = state_dict["dense_allocation"], list(state_dict["S"])
         self._linear_layers_mask = list(state_dict["_linear_layers_mask"])
-        self.step, self.rigl_steps = step, rigl_steps
+        self.step, self.rigl_steps = state_dict["step"], state_dict["rigl_steps"]
         self.backward_masks = [
-            None if mask is None else (mask != 0).to(w.device).clone() for w, mask in zip(self.W, masks, strict=True)
+            None if mask is None else (mask != 0).to(w.device).clone()
+            for w, mask in zip(self.W, state_dict["backward_masks"], strict=True)
         ]
         self._restart_counts()
-        if extra is not None:
+        if (extra := state_dict.get("dstee")) is not None:
             self.c, self.eps, self._round = extra["c"], extra["eps"], extra["_round"]
             self._counts = [
-                ops.encode_counts(_as(N, w, torch.int32), _as(mask, w, torch.bool), self._round)
+                ops.encode_counts(like(N.to(torch.int32), w, (torch.int32,)), like(mask, w, (torch.bool,)), self._round)
                 for N, (w, mask) in zip(extra["counters"], self._sparse(), strict=True)
             ]
 

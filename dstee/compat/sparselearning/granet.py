@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
 import warnings
-from typing import Any
+from collections.abc import Sized
 
 import torch
 from torch import Tensor, nn
 
-from dstee.compat._masking import Masking
-from dstee.compat._state import keep_largest
+from dstee.compat.sparselearning.decay import Decay
+from dstee.compat.sparselearning.masking import Masking
+
+__all__ = ["GraNetMasking"]
 
 METHODS = ("GraNet", "GraNet_uniform", "DST", "GMP", "GMP_uniform")
 
@@ -37,19 +40,24 @@ class GraNetMasking(Masking):
         optimizer: torch.optim.Optimizer,
         prune_rate: float = 0.3,
         growth_death_ratio: float = 1.0,
-        prune_rate_decay: Any = None,
+        prune_rate_decay: Decay | None = None,
         death_mode: str = "magnitude",
         growth_mode: str = "momentum",
         redistribution_mode: str = "momentum",
         threshold: float = 0.001,
-        args: Any = None,
-        train_loader: Any = None,
-        device: Any = None,
-        **options: Any,
+        args: argparse.Namespace | None = None,
+        train_loader: Sized | None = None,
+        device: object = None,
+        *,
+        exact: str = "fixed",
+        c: float | None = None,
+        eps: float | None = None,
+        seed: int | None = None,
     ) -> None:
-        for name in ("sparse_init", "method", "init_density", "final_density", "init_prune_epoch", "final_prune_epoch"):
-            if not hasattr(args, name):
-                raise AttributeError(f"args has no attribute {name!r}, which GraNet's Masking reads")
+        read = ("sparse_init", "method", "init_density", "final_density", "init_prune_epoch", "final_prune_epoch")
+        lacking = [name for name in read if not hasattr(args, name)]
+        if args is None or lacking:
+            raise AttributeError(f"args has no attribute {lacking[0]!r}, which GraNet's Masking reads")
         if args.method not in METHODS:
             raise ValueError(f"args.method {args.method!r} is not supported, choose from {', '.join(METHODS)}")
         if args.method != "DST" and train_loader is None:
@@ -63,7 +71,7 @@ class GraNetMasking(Masking):
         growth = "dst_ee" if growth_mode == "dst_ee" else "gradient"
         super().__init__(
             optimizer, prune_rate, growth_death_ratio, prune_rate_decay, "magnitude", growth, redistribution_mode, threshold,
-            args, **options,
+            args, exact=exact, c=c, eps=eps, seed=seed,
         )  # fmt: skip
         self.train_loader = self.loader = train_loader
 
@@ -77,7 +85,7 @@ class GraNetMasking(Masking):
         self.death_rate = rate
 
     @property
-    def prune_rate_decay(self) -> Any:
+    def prune_rate_decay(self) -> Decay | None:
         """GraNet's name for ``death_rate_decay``."""
         return self.death_rate_decay
 
@@ -86,7 +94,7 @@ class GraNetMasking(Masking):
         """GraNet's name for ``num_remove``."""
         return self.num_remove
 
-    def add_module(self, module: nn.Module, sparse_init: str | None = None, grad_dic: Any = None) -> None:  # type: ignore[override]
+    def add_module(self, module: nn.Module, sparse_init: str | None = None, grad_dic: object = None) -> None:  # type: ignore[override]
         """Masks the 2-D and 4-D weights of ``module`` at ``args.init_density``; without the first layer if ``args.rm_first``.
 
         ``args.sparse_init`` decides, as in the original; ``sparse_init`` may only repeat it.
@@ -101,10 +109,14 @@ class GraNetMasking(Masking):
         self._register(module, lambda name, p: p.dim() in (2, 4) and not any(part in name for part in first))
         self.init(mode=self.args.sparse_init, density=self.args.init_density)
 
+    def _steps_per_epoch(self) -> int:
+        assert self.train_loader is not None  # which "DST" alone allows
+        return len(self.train_loader) * getattr(self.args, "multiplier", 1)
+
     def _progress(self) -> tuple[int, int, int]:
         """Number of this update, and of the first and the last of the schedule."""
         assert self.prune_every_k_steps is not None
-        steps = len(self.train_loader) * getattr(self.args, "multiplier", 1)
+        steps = self._steps_per_epoch()
         first, last = (
             int(e * steps / self.prune_every_k_steps) for e in (self.args.init_prune_epoch, self.args.final_prune_epoch)
         )
@@ -115,7 +127,7 @@ class GraNetMasking(Masking):
         if method == "DST":
             super()._update()
             return
-        if self.steps < self.args.init_prune_epoch * len(self.train_loader) * getattr(self.args, "multiplier", 1):
+        if self.steps < self.args.init_prune_epoch * self._steps_per_epoch():
             return
         (self.pruning_uniform if method.endswith("_uniform") else self.pruning)(self.steps)
         if method.startswith("GraNet"):
@@ -135,15 +147,12 @@ class GraNetMasking(Masking):
         density = self.target_density(step)
         if density is None:
             return
-        params = self._params()
+        params = self.params()
         device = next(iter(params.values())).device
         scores = torch.cat([p.detach().abs().float().flatten().to(device) for p in params.values()])
         k = max(int(scores.numel() * density), 1)
-        if self.exact == "legacy":
-            kept = scores > torch.topk(scores, k).values[-1]
-        else:
-            active = torch.cat([self._masks.bools(name).flatten().to(device) for name in params])
-            kept = keep_largest(torch.where(active, scores, -1.0), k) & active
+        active = torch.cat([self._masks.bools(name).flatten().to(device) for name in params])
+        kept = self._variant.keep(scores, active, k)
         for (name, p), part in zip(params.items(), kept.split([p.numel() for p in params.values()]), strict=True):
             self._masks.set_bits(name, part.view(p.shape))
         self._masks.recount()
@@ -159,4 +168,4 @@ class GraNetMasking(Masking):
         def keep(name: str, p: Tensor) -> int:
             return max(int(p.numel() * (max(density, 0.2) if "classifier" in name else density)), 1)
 
-        self._prune({name: keep(name, p) for name, p in self._params().items()})
+        self._prune({name: keep(name, p) for name, p in self.params().items()})

@@ -1,4 +1,4 @@
-"""The rules of ITOP's ``Masking`` as they are, layer by layer, with their quirks; each is described where it happens.
+"""``Masking(exact="legacy")``: ITOP's ``Masking`` as it is, layer by layer, each quirk described where it happens.
 
 Masks are float tensors of the weight's shape. Random numbers come from torch's global CPU generator, in the original's order.
 """
@@ -6,12 +6,90 @@ Masks are float tensors of the weight's shape. Random numbers come from torch's 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from dstee.compat.sparselearning.fixed import Fixed
+from dstee.compat.sparselearning.masked_model import MaskedModel
+from dstee.compat.sparselearning.modes import Rule, check_gradients, momentum_signal
+from dstee.sparse_layer import SparseLayer
+
+__all__ = ["Legacy"]
 
 
-def density_init(shapes: dict[str, torch.Size], density: float, power: float) -> dict[str, float]:
+class Legacy(Fixed):
+    """The original in all that ``exact="fixed"`` does otherwise."""
+
+    skipped = (nn.BatchNorm1d, nn.BatchNorm2d)  # quirk: other norms and embeddings are masked
+    fuses_step = False
+
+    def check_growth(self, growth: str) -> None:
+        if growth == "dst_ee":
+            raise ValueError("growth_mode 'dst_ee' is not in the original: use exact='fixed'")
+
+    def is_masked(self, name: str, p: Tensor) -> bool:
+        return "bias" not in name
+
+    def seed(self, given: int | None, device: torch.device) -> int | None:
+        return given
+
+    def random_masks(
+        self, mode: str, shapes: Mapping[str, torch.Size], density: float, power: float, seed: int
+    ) -> dict[str, Tensor]:
+        densities = density_init(shapes, density, power) if mode == "ERK" else dict.fromkeys(shapes, density)
+        return {name: bernoulli(shape, densities[name]) for name, shape in shapes.items()}
+
+    def lottery_ticket(self, scores: Tensor, k: int) -> Tensor:
+        """Quirk: ties with the smallest are all kept."""
+        return scores >= torch.topk(scores, k).values[-1]
+
+    def keep(self, scores: Tensor, active: Tensor, k: int) -> Tensor:
+        """Quirk: strictly above a threshold that is itself a weight, so one weight fewer; inactive weights compete."""
+        return scores > torch.topk(scores, k).values[-1]
+
+    def baseline_nonzero(self, mode: str, sizes: Sequence[int], density: float, nnz: int, before: float | None) -> float | None:
+        if mode == "uniform":
+            return sum(n * density for n in sizes)
+        return before if mode == "ERK" else nnz
+
+    def check_gradients(self, rule: Rule, params: Mapping[str, Tensor]) -> None:
+        pass  # the original steps first
+
+    def masks_momentum(self, growth: str) -> bool:
+        return True
+
+    def clear(self, layer: SparseLayer, tensors: Sequence[Tensor]) -> None:
+        mask = layer.bools(layer.mask_bits)
+        for t in tensors:
+            t.mul_(mask)  # quirk: Inf and NaN outside the mask become NaN and stay
+
+    def update(self, model: MaskedModel, rule: Rule) -> None:
+        params, dropped = model.params(), {}
+        for name, p in params.items():
+            mask = model.masks[name].as_subclass(Tensor).clone()
+            before = int(mask.sum())
+            dropped[name] = death(rule.death, rule.rate, mask, p.detach(), p.grad)
+            model.num_remove[name] = before - int(dropped[name].sum())
+        for name, p in params.items():
+            mask, regrow = dropped[name].byte(), model.num_remove[name]
+            if rule.growth == "random":
+                mask = random_growth(mask, regrow)
+            elif rule.growth == "random_unfired":
+                mask = random_unfired_growth(mask, model.fired_masks[name].as_subclass(Tensor), regrow)
+            elif rule.growth == "momentum":
+                mask = ranked_growth(mask, momentum_signal(model.optimizer, p, name), regrow)
+            elif rule.growth == "gradient":
+                check_gradients(rule, params)
+                assert p.grad is not None
+                mask = ranked_growth(mask, p.grad, regrow)
+            model.masks.set_bits(name, mask)
+        model.masks.recount()
+        model.apply_mask()
+
+
+def density_init(shapes: Mapping[str, torch.Size], density: float, power: float) -> dict[str, float]:
     """ERK densities in float64; layers that would exceed 1 become dense, all tied maxima at once."""
     sizes = {name: shape.numel() for name, shape in shapes.items()}
     raw = {name: (sum(shape) / sizes[name]) ** power for name, shape in shapes.items()}

@@ -1,17 +1,29 @@
-"""What ``Masking`` drops and grows, with exact numbers and defined ties: the arguments of one fused update of all layers."""
+"""The death and growth modes of ``Masking`` as arguments of one fused update, with exact numbers and defined ties."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypedDict
 
 import torch
 from torch import Tensor
 
 from dstee.encoding import bonus_table, flat, unflat
 from dstee.reference import random_signal
+
+__all__ = [
+    "DEATH_MODES",
+    "GROWTH_MODES",
+    "Rule",
+    "UpdateArguments",
+    "check_gradients",
+    "momentum_signal",
+    "two_sided",
+    "unfired_first",
+    "update_arguments",
+]
 
 DEATH_MODES = ("magnitude", "SET", "Taylor_FO", "threshold")
 GROWTH_MODES = ("random", "random_unfired", "momentum", "gradient", "dst_ee")
@@ -32,7 +44,18 @@ class Rule:
         return self.growth in ("gradient", "dst_ee") or self.death == "Taylor_FO"
 
 
-def check_gradients(rule: Rule, params: dict[str, Tensor]) -> None:
+class UpdateArguments(TypedDict, total=False):
+    """Keyword arguments of :func:`dstee.compat.plain_masks.drop_grow`: what the drop and the growth rank."""
+
+    round: int
+    grads: Sequence[Tensor]
+    drop_scores: Sequence[Tensor]
+    grow_signal: Sequence[Tensor]
+    grow_seeds: Sequence[int]
+    bonus: Tensor
+
+
+def check_gradients(rule: Rule, params: Mapping[str, Tensor]) -> None:
     """Raises RuntimeError naming the weights without the gradient that ``rule`` ranks."""
     missing = [name for name, p in params.items() if p.grad is None]
     if missing and rule.needs_gradients():
@@ -60,7 +83,7 @@ def momentum_signal(optimizer: torch.optim.Optimizer, p: Tensor, name: str = "a 
 
 def update_arguments(
     rule: Rule,
-    params: dict[str, Tensor],
+    params: Mapping[str, Tensor],
     nnz: Sequence[int],
     mask: Callable[[str], Tensor],
     fired: Callable[[str], Tensor],
@@ -68,23 +91,23 @@ def update_arguments(
     seeds: Sequence[int],
     t: int,
     round: int,
-) -> dict[str, Any]:
-    """Keyword arguments of :func:`dstee.compat._state.drop_grow`: k, what the drop and the growth rank."""
-    found: dict[str, Any] = {
-        "k": [
-            0 if n == p.numel() else min(max(math.ceil(rule.rate * n), 0), n) for n, p in zip(nnz, params.values(), strict=True)
-        ],
-        "round": round if rule.growth == "dst_ee" else 0,  # only counters have a last round
-    }
-    if rule.needs_gradients() or rule.growth == "momentum":
-        found["grads"] = [p.grad for p in params.values()] if rule.needs_gradients() else None
+) -> tuple[list[int] | Tensor, UpdateArguments]:
+    """How many weights each layer swaps (k), and the other arguments; :func:`check_gradients` before."""
+    k: list[int] | Tensor = [
+        0 if n == p.numel() else min(max(math.ceil(rule.rate * n), 0), n) for n, p in zip(nnz, params.values(), strict=True)
+    ]
+    found: UpdateArguments = {"round": round if rule.growth == "dst_ee" else 0}  # only counters have a last round
+    grads = [grad for p in params.values() if (grad := p.grad) is not None] if rule.needs_gradients() else None
+    if grads is not None:
+        found["grads"] = grads
     if rule.death == "Taylor_FO":
-        found["drop_scores"] = [p.detach() * p.grad for p in params.values()]  # type: ignore[operator]
+        assert grads is not None
+        found["drop_scores"] = [p.detach() * grad for p, grad in zip(params.values(), grads, strict=True)]
     elif rule.death == "SET":
         found["drop_scores"] = [two_sided(p.detach(), mask(name)) for name, p in params.items()]
     elif rule.death == "threshold":
         below = [((p.detach().abs() <= rule.threshold) & mask(name)).sum() for name, p in params.items()]
-        found["k"] = torch.stack([n.to(below[0].device) for n in below])
+        k = torch.stack([n.to(below[0].device) for n in below])
     if rule.growth == "random":
         found["grow_seeds"] = seeds
     elif rule.growth == "random_unfired":
@@ -95,7 +118,7 @@ def update_arguments(
         found["grow_signal"] = [momentum_signal(optimizer, p, name) for name, p in params.items()]
     elif rule.growth == "dst_ee":
         found["bonus"] = bonus_table(rule.c, rule.eps, max(t, 1), round)
-    return found
+    return k, found
 
 
 def two_sided(w: Tensor, mask: Tensor) -> Tensor:

@@ -1,0 +1,48 @@
+"""``RigLScheduler(exact="fixed")``: exact numbers, defined ties, nothing left behind outside the masks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dstee.compat.rigl_torch.layers import weights
+from dstee.compat.rigl_torch.update import Scheduler, rigl_update
+
+__all__ = ["Fixed"]
+
+
+class Fixed:
+    """What a scheduler does where ``exact="legacy"`` differs, which overrides these methods."""
+
+    methods: tuple[str, ...] = ("rigl", "dst_ee")
+    distributions: tuple[str, ...] = ("uniform", "erk")
+    records_static = False  # dense gradients with static_topo, which nobody reads
+
+    def layers(self, model: nn.Module) -> list[tuple[nn.Parameter, bool]]:
+        """Each weight to make sparse, and whether it is a Linear's: no vectors, no embeddings, shared weights once."""
+        found: dict[int, tuple[nn.Parameter, bool]] = {}
+        for _, w, owner in weights(model):
+            if w is not None and w.dim() >= 2 and not isinstance(owner, nn.Embedding | nn.EmbeddingBag):
+                found.setdefault(id(w), (w, isinstance(owner, nn.Linear)))
+        return list(found.values())
+
+    def masked(self, grad: Tensor, mask: Tensor) -> Tensor:
+        """A gradient on its way to the optimizer; NaN and Inf outside the mask go, too."""
+        return torch.where(mask, grad, 0)
+
+    def after_step(self, optimizer: torch.optim.Optimizer, apply_masks: Callable[[], None]) -> None:
+        """Has ``apply_masks`` called after each ``optimizer.step()``."""
+
+        def after(optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            apply_masks()
+
+        optimizer.register_step_post_hook(after)
+
+    def update(
+        self, scheduler: Scheduler, fraction: float, counts: Sequence[Tensor] | None, bonus: Tensor | None, round: int
+    ) -> None:
+        """One update of the masks; see :func:`dstee.compat.rigl_torch.update.rigl_update`."""
+        rigl_update(scheduler, fraction, counts=counts, bonus=bonus, round=round)
