@@ -19,7 +19,7 @@ from dstee.experiments.config import COMPARED, Config
 from dstee.experiments.info import versions
 from dstee.experiments.progress import Progress, config_lines, results_table
 from dstee.experiments.records import write_results
-from dstee.experiments.run_folder import Manifest, Mode, Patience, RunFolder, read_manifest
+from dstee.experiments.run_folder import Manifest, Mode, RunFolder, WriteRetries, read_manifest
 from dstee.experiments.train import run_trials
 from dstee.experiments.trial import Trial
 
@@ -102,9 +102,9 @@ def train(
         kill = None if kill_at_step is None else partial(_kill, kill_at_step)
         with Progress(config, _warn) as progress:
             results = run_trials(config, dataset, path, progress, after_step=kill)
-        patience = Patience("the results", _warn)
-        patience.insist(lambda: write_results(path, results))
-        patience.insist(lambda: plot.plot_runs([path], path / "curves.png"))
+        retries = WriteRetries("the results", _warn)
+        retries.until_done(lambda: write_results(path, results))
+        retries.until_done(lambda: plot.plot_runs([path], path / "curves.png"))
         console.print("", results_table(results), sep="\n")
         if show_paths:
             console.print(f"\npicture  {path / 'curves.png'}\nmetrics  {path}/*/metrics.jsonl", markup=False, soft_wrap=True)

@@ -130,8 +130,8 @@ def draw(lines: Sequence[Curves], title: str) -> bytes:
     left.set(xlabel="mask update", ylabel="exploration degree R", title="Weights that were ever active")
     right.set(xlabel="epoch", ylabel="test accuracy (%)", title="Accuracy")
     count = max((len(line.epochs) for line in lines), default=0)
-    settled = [accuracy for line in lines for seed in line.epochs for _, accuracy in seed[len(seed) // 4 :]]
-    right.set_ylim(max(0.0, 100 * min(settled, default=0.0) - 3), min(100.5, 100 * max(settled, default=1.0) + 1))
+    later = [accuracy for line in lines for seed in line.epochs for _, accuracy in seed[len(seed) // 4 :]]
+    right.set_ylim(max(0.0, 100 * min(later, default=0.0) - 3), min(100.5, 100 * max(later, default=1.0) + 1))
     for axes in (left, right):
         axes.grid(alpha=0.3)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))

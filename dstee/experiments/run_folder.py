@@ -24,7 +24,7 @@ from dstee.experiments.config import differences
 if TYPE_CHECKING:
     from filelock import FileLock
 
-__all__ = ["Manifest", "Mode", "Patience", "RunFolder", "read_manifest"]
+__all__ = ["Manifest", "Mode", "RunFolder", "WriteRetries", "read_manifest"]
 
 Mode = Literal["new", "resume", "overwrite"]
 FORMAT = "dstee-run"
@@ -45,7 +45,7 @@ class Manifest(TypedDict):
     config: dict[str, object]
 
 
-class Patience:
+class WriteRetries:
     """Lets writing fail, with a warning each time; the ``limit``-th failure in a row ends the run."""
 
     def __init__(self, what: str, warn: Callable[[str], None], limit: int = 3):
@@ -66,7 +66,7 @@ class Patience:
         self.failures = 0
         return True
 
-    def insist(self, write: Callable[[], None]) -> None:
+    def until_done(self, write: Callable[[], None]) -> None:
         """As :meth:`attempt`, again and again until it succeeds or has failed too often."""
         while not self.attempt(write):
             time.sleep(PAUSE)

@@ -18,7 +18,7 @@ from dstee.experiments.checkpoint import CheckpointFolder
 from dstee.experiments.config import Config
 from dstee.experiments.data import Dataset
 from dstee.experiments.records import MetricsLog, Result
-from dstee.experiments.run_folder import Patience
+from dstee.experiments.run_folder import WriteRetries
 from dstee.experiments.trial import SavedState, Trial
 
 __all__ = ["Reporter", "run_trials"]
@@ -101,8 +101,8 @@ def _train_one(trial: Trial, folder: Path, reporter: Reporter, signals: _Signals
     if (found := checkpoints.newest()) is not None:
         trial.restore(found[0], cast(SavedState, found[1]))
     log = MetricsLog(folder / "metrics.jsonl", trial.history)
-    saving, logging = Patience("a checkpoint", reporter.warn), Patience("the metrics", reporter.warn)
-    saving.insist(lambda: folder.mkdir(exist_ok=True))
+    saving, logging = WriteRetries("a checkpoint", reporter.warn), WriteRetries("the metrics", reporter.warn)
+    saving.until_done(lambda: folder.mkdir(exist_ok=True))
     logging.attempt(log.flush)
     saved = trial.step_number if found else None
 
@@ -121,8 +121,8 @@ def _train_one(trial: Trial, folder: Path, reporter: Reporter, signals: _Signals
             saved = trial.step_number
         count()
     if saved != trial.step_number:
-        saving.insist(save)
-    logging.insist(log.flush)
+        saving.until_done(save)
+    logging.until_done(log.flush)
     reporter.finish(trial)
     if signals.signum is not None:
         raise Interrupted(signals.signum)
