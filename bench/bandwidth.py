@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 import torch
 
+__all__ = ["Bandwidth"]
+
 BYTES = {"cpu": 1 << 28, "cuda": 1 << 29}
 
 

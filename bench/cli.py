@@ -6,7 +6,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+
+__all__ = ["add_arguments", "main", "make_parser", "run"]
 
 OPS = ("drop_grow", "masked_sgd", "step", "scaling")
 OURS = ("native", "triton", "reference")
@@ -35,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=None,
         metavar="NAME",
-        help="resnet50, vgg19, vit-b, gpt2, llama-1b, mlp, or a "
+        help="resnet50, vgg19, vit-b, gpt2, llama-1b, mlp, 100m, or a "
         "number of weights such as 1e6 (default: resnet50); for --op step: vgg19, resnet50, mlp, gnn",
     )
     what.add_argument(
@@ -54,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--against", nargs="*", default=None, metavar="NAME", help="other contenders; none with no name (default: all)"
     )
     who.add_argument(
-        "--plugin", action="append", default=[], metavar="MODULE", help="a module with a list CONTENDERS of your own"
+        "--plugin", action="append", default=[], metavar="MODULE", help="a module that registers contenders of your own"
     )
     who.add_argument("--slow-everywhere", action="store_true", help="run slow contenders at every density, not the first only")
     how = parser.add_argument_group("how")
@@ -98,9 +99,8 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m bench") -> in
 
 
 def run(args: argparse.Namespace) -> int:
-    from dstee._console import complain
-
-    from .layers import UsageError
+    """Runs what :func:`add_arguments` has parsed and returns the exit status."""
+    from dstee._console import UsageError, complain
 
     try:
         return _dispatch(args)
@@ -115,7 +115,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _dispatch(args: argparse.Namespace) -> int:
-    from .layers import UsageError
+    from dstee._console import UsageError
 
     words = args.words
     if not words:
@@ -125,113 +125,60 @@ def _dispatch(args: argparse.Namespace) -> int:
 
         return compare.run(Path(words[1]), Path(words[2]), args.margin, args.all, sys.stdout)
     if words[0] == "report" and len(words) == 2:
-        from . import results_file
-
-        loaded = results_file.read(Path(words[1]))
-        _show(loaded, args)
-        return 0
+        return _report(Path(words[1]), args.html)
     raise UsageError(f"{' '.join(words)!r} is no command: expected compare A.json B.json, report A.json, or nothing to measure")
 
 
-def _wide(console: Any) -> Any:
-    """Where there is no terminal nothing need be wrapped."""
-    if not console.is_terminal:
-        console.width = 160
-    return console
+def _report(path: Path, html: Path | None) -> int:
+    from . import report, results_file, scaling_report, table
 
-
-def _show(document: dict[str, Any], args: argparse.Namespace) -> None:
-    from dstee._console import make_console
-
-    from . import report, scaling, table
-
-    console = _wide(make_console(sys.stdout))
-    table.show_all(document, console)
-    scaling.show(document, console)
-    if args.html:
-        report.write(args.html, document)
+    document = results_file.read(path)
+    _print(table.document_text(document), scaling_report.text(document))
+    if html:
+        report.write(html, document)
+    return 0
 
 
 def _measure(args: argparse.Namespace) -> int:
-    from dstee._console import complain, make_console
+    from dstee._console import UsageError, complain
 
-    from . import environment, plan, report, results_file, scaling, sweep, table
+    from . import environment, plan, report, results_file, scaling_report, sweep, table
+    from .progress import Bar
+    from .tasks import threads
 
     tasks = plan.tasks(args)
+    if args.html:
+        report.require()
     path = args.resume or args.json
     if args.resume and args.json and args.resume != args.json:
-        raise plan.UsageError("--resume FILE writes to that file: leave out --json")
-    document = results_file.new(environment.describe(plan.threads(args), args.device), plan.options(args))
+        raise UsageError("--resume FILE writes to that file: leave out --json")
+    document = results_file.new(environment.describe(threads(args), args.device), plan.options(args))
     kept = sweep.resume_from(path) if args.resume else []
-    busy = document["stamp"]["load"]
-    if busy is not None and busy > 0.5:
-        complain("warning", f"the machine is busy (load {busy:.1f}): another process on a core stalls every parallel loop")
-    console = _wide(make_console(sys.stdout))
-    bar = _Bar(len(tasks))
+    load = document["stamp"]["load"]
+    if load is not None and load > 0.5:
+        complain("warning", f"the machine is busy (load {load:.1f}): another process on a core stalls every parallel loop")
+    bar = Bar(len(tasks))
 
-    def show(row: dict[str, Any]) -> None:
+    def show(row: results_file.Row) -> None:
         bar.row_done()
         with bar.aside():
-            table.show(row, console)
-            console.file.flush()
+            _print(table.row_text(row))
 
     with bar:
         sweep.run(tasks, document, path, limit=args.limit, say=lambda text: complain("note", text), show=show, kept=kept,
                   advance=bar.advance)  # fmt: skip
-    scaling.show(document, console)
+    _print(scaling_report.text(document))
     if args.html:
         report.write(args.html, document)
-        console.print(f"\nreport   {args.html}", markup=False, soft_wrap=True)
+        _print(f"\nreport   {args.html}")
     if path:
-        console.print(f"figures  {path}", markup=False, soft_wrap=True)
+        _print(f"figures  {path}")
     bad = [name for row in document["rows"] for name, one in row.get("contenders", {}).items()
            if one.get("ours") and one["status"] not in ("ok", "skipped")]  # fmt: skip
     return 1 if bad or any("error" in row for row in document["rows"]) else 0
 
 
-class _Bar:
-    """Progress on a terminal; without one, nothing (each row is printed as it is done)."""
-
-    def __init__(self, rows: int) -> None:
-        from dstee._console import make_console
-
-        self.console = make_console(sys.stderr)
-        self.progress: Any = None
-        self.rows = rows
-
-    def __enter__(self) -> _Bar:
-        if self.console.is_terminal:
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-            columns = (BarColumn(20), MofNCompleteColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
-            self.progress = Progress(*columns, console=self.console, transient=True)
-            self.progress.start()
-            self.task = self.progress.add_task("", total=self.rows)
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        if self.progress is not None:
-            self.progress.stop()
-
-    def advance(self, text: str) -> None:
-        if self.progress is not None:
-            self.progress.update(self.task, description=text)
-
-    def row_done(self) -> None:
-        if self.progress is not None:
-            self.progress.update(self.task, advance=1)
-
-    def aside(self) -> Any:
-        import contextlib
-
-        @contextlib.contextmanager
-        def paused():
-            if self.progress is not None:
-                self.progress.stop()
-            try:
-                yield
-            finally:
-                if self.progress is not None:
-                    self.progress.start()
-
-        return paused()
+def _print(*texts: str) -> None:
+    for text in texts:
+        if text:
+            print(text, flush=True)

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import torch
 
+__all__ = ["Clock", "CpuClock", "CudaClock", "make_clock", "peak_memory", "reset_peak", "resident_memory", "trim_memory"]
+
 BUSY = 3_000_000  # GPU clock cycles, 1.5 to 2 ms: launches queue up behind them
 
 
@@ -26,8 +28,6 @@ def last_level_cache() -> int:
 
 class CpuClock:
     """Wall time. The cache is emptied by writing a buffer larger than it (512 MiB at most)."""
-
-    device = "cpu"
 
     def __init__(self, flush_bytes: int | None = None) -> None:
         size = min(512 << 20, max(32 << 20, int(1.1 * last_level_cache()))) if flush_bytes is None else flush_bytes
@@ -47,23 +47,22 @@ class CpuClock:
         """
         gc.collect()
         trim_memory()
-        base = _resident("VmRSS") if reset_peak() else None
+        base = resident_memory() if reset_peak() else None
         start = time.perf_counter()
         call()
         took = time.perf_counter() - start
-        peak = _resident("VmHWM")
+        peak = peak_memory()
         return (None if base is None or peak is None else max(0, peak - base)), took
 
 
 class CudaClock:
     """CUDA events around the call, the L2 cache emptied before it; the GPU is busy while the launches queue up."""
 
-    device = "cuda"
-
     def __init__(self, flush_bytes: int | None = None) -> None:
         size = flush_bytes or max(4 * torch.cuda.get_device_properties(0).L2_cache_size, 256 << 20)
         self._buffer = torch.empty(size, dtype=torch.uint8, device="cuda")
         self.flushed = size
+        self.processors = torch.cuda.get_device_properties(0).multi_processor_count
 
     def seconds(self, call: Callable[[], object]) -> float:
         start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
@@ -121,10 +120,20 @@ def reset_peak() -> bool:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
         return False
-    return _resident("VmHWM") is not None
+    return peak_memory() is not None
 
 
-def _resident(field: str) -> int | None:
+def resident_memory() -> int | None:
+    """Bytes of this process that are in memory, where the system says."""
+    return _status("VmRSS")
+
+
+def peak_memory() -> int | None:
+    """The most that they were since :func:`reset_peak`."""
+    return _status("VmHWM")
+
+
+def _status(field: str) -> int | None:
     status = Path(f"/proc/{os.getpid()}/status")
     if not status.exists():
         return None

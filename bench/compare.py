@@ -16,12 +16,16 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 import numpy as np
 
+from dstee._console import one_line
+
 from . import results_file
-from .results_file import Document, Row
+from .results_file import Document, Result, Row
+
+__all__ = ["Ratio", "Verdict", "compare", "drift", "exit_status", "judge", "ratio", "run", "verdict"]
 
 Z = 2.5758  # two-sided 99 %
 SAME, FASTER, SLOWER, UNKNOWN = "same", "faster", "slower", "cannot tell"
@@ -81,7 +85,7 @@ def drift(a: Row, b: Row) -> float:
         return 1.0
 
 
-def verdict(a: dict[str, Any], b: dict[str, Any], machine: float, margin: float) -> tuple[str, Ratio | None, str]:
+def verdict(a: Result, b: Result, machine: float, margin: float) -> tuple[str, Ratio | None, str]:
     """Verdict on one contender's two results; ``machine`` is the :func:`drift`."""
     for which, one in (("A", a), ("B", b)):
         if one["status"] != "ok":
@@ -137,14 +141,11 @@ def differences(a: Document, b: Document) -> list[str]:
 
 def run(first: Path, second: Path, margin: float, everyone: bool, stream: TextIO) -> int:
     """Prints the verdicts; returns the exit status."""
-    from dstee._console import make_console, one_line
-
     a, b = results_file.read(first), results_file.read(second)
     verdicts = compare(a, b, margin)
-    console = make_console(stream)
 
     def line(text: str) -> None:
-        console.print(text, markup=False, soft_wrap=True)
+        print(text, file=stream)
 
     for difference in differences(a, b):
         line(f"note: {one_line(difference)}")

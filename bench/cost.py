@@ -9,37 +9,30 @@ A line has 64 bytes on a CPU, a sector of a GPU 32.
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Sequence
+
 from torch import Tensor
 
-from .layers import Layers, masks_of
-from .shapes import Shape
+from .layers import Layers, runs_of
+
+__all__ = ["LINE", "drop_grow_bytes", "lines", "masked_sgd_bytes"]
 
 LINE = {"cpu": 64, "cuda": 32}
 
 
-def lines(masks: list[Tensor], item: int, line: int = 64) -> int:
+def lines(masks: Sequence[Tensor], item: int, line: int = 64) -> int:
     """Lines of tensors of ``item``-byte elements that hold a position of the masks."""
-    per = line // item
-    total = 0
-    for mask in masks:
-        flat = torch.nn.functional.pad(mask.reshape(-1), (0, -mask.numel() % per))
-        total += int(flat.view(-1, per).any(1).sum())
-    return total
-
-
-def lines_touched(mask_bits: list[Tensor], shapes: list[Shape], item: int, line: int = 64) -> int:
-    return lines(masks_of(mask_bits, shapes), item, line)
+    return sum(runs_of(mask, line // item) for mask in masks)
 
 
 def masked_sgd_bytes(before: Layers, line: int = 64) -> int:
     return before.n // 8 + 5 * line * lines(before.masks, before.params[0].element_size(), line)
 
 
-def drop_grow_bytes(before: Layers, masks_after: list[Tensor], line: int = 64) -> int:
+def drop_grow_bytes(before: Layers, masks_after: Sequence[Tensor], line: int = 64) -> int:
     n, item = before.n, before.params[0].element_size()
     changed = [a ^ b for a, b in zip(masks_after, before.masks, strict=True)]
     dropped = [c & b for c, b in zip(changed, before.masks, strict=True)]
     read = (item + 2) * n + n // 8 + line * lines(before.masks, item, line)
     written = line * (lines(changed, 2, line) + lines(dropped, item, line))
-    return read + written + min(line * lines([c.cpu() for c in changed], 1, 8), n // 8)
+    return read + written + min(line * lines(changed, 1, 8), n // 8)

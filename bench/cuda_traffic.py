@@ -15,7 +15,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
-from torch.nn.functional import pad
+
+from .layers import Layers, runs_of
 
 SECTOR, GROUP = 32, 8  # bytes that memory moves; weights that a thread handles at a time
 SMALL = 1 << 14  # weights of a layer that one block updates
@@ -82,10 +83,14 @@ def scattered(n: int, density: float, swap: float = 0.3, returned: float = 0.0, 
     return Layer(n, density * n, runs(GROUP), runs(SECTOR // item), k, k * (1 - returned), item)
 
 
-def runs_of(mask: Tensor, size: int) -> int:
-    """Aligned runs of ``size`` neighbours that hold a True."""
-    flat = pad(mask.reshape(-1), (0, -mask.numel() % size))
-    return int(flat.view(-1, size).any(1).sum())
+def by_kernel(op: str, before: Layers, masks_after: Sequence[Tensor], processors: int) -> dict[str, float]:
+    """Bytes that each kernel moves for one call of a benchmark's op, on a GPU with that many processors."""
+    item = before.params[0].element_size()
+    layers = [of_masks(*layer, item) for layer in zip(before.masks, masks_after, before.k, strict=True)]
+    if op == "masked_sgd":
+        return {"step": masked_sgd(layers).moved}
+    kernels = drop_grow(layers, step=False, momenta=False, blocks=4 * processors)
+    return {name: part.moved for name, part in kernels.items()}
 
 
 # --- masked_sgd_ ---------------------------------------------------------------------------------------------------------

@@ -8,12 +8,15 @@ import platform
 import subprocess
 import time
 from pathlib import Path
-from typing import Any
 
 import torch
 
 import dstee
 from dstee.backends import native
+
+from .results_file import Environment
+
+__all__ = ["describe"]
 
 PEERS = ("rigl-torch", "sparsimony")
 
@@ -43,17 +46,9 @@ def _version(package: str) -> str | None:
         return None
 
 
-def describe(threads: int | None = None, device: str = "cpu") -> dict[str, Any]:
+def describe(threads: int | None = None, device: str = "cpu") -> Environment:
     """``commit`` is empty outside a checkout; results that have changed do not make the tree dirty."""
-    clean = (
-        "status",
-        "--porcelain",
-        "--untracked-files=no",
-        "--",
-        ":/",
-        ":(top,exclude)bench/results",
-        ":(top,exclude)README.md",
-    )
+    results = (":(top,exclude)bench/results", ":(top,exclude)README.md")
     return {
         "date": time.strftime("%Y-%m-%d"),
         "cpu": _cpu(),
@@ -66,6 +61,6 @@ def describe(threads: int | None = None, device: str = "cpu") -> dict[str, Any]:
         "peers": {package: found for package in PEERS if (found := _version(package))},
         "build": native.build_info(),
         "commit": _git("rev-parse", "HEAD"),
-        "dirty": bool(_git(*clean)),
+        "dirty": bool(_git("status", "--porcelain", "--untracked-files=no", "--", ":/", *results)),
         "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
     }

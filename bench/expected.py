@@ -6,14 +6,22 @@ outcome counts as right that differs from the index order only among weights tie
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+__all__ = [
+    "Algorithm", "Choice", "Expected", "array", "disagreement", "dst_ee", "dst_ee_by_score", "dst_ee_by_thresholds",
+    "dst_ee_keys", "largest", "rank", "rigl_by_threshold", "sgd", "smallest", "update", "wrong_weights",
+]  # fmt: skip
+
 Bools = NDArray[np.bool_]
 Keys = NDArray[np.int64]
+Numbers = NDArray[Any]  # float32 or float64 values, or counters
 
 
 @dataclass(frozen=True)
@@ -25,13 +33,13 @@ class Choice:
     threshold: int
 
 
-def array(t: Tensor) -> NDArray:
+def array(t: Tensor) -> Numbers:
     """Flat numpy values in storage order; bfloat16, which numpy lacks, as float32."""
     t = t.detach().cpu().reshape(-1)
     return (t.float() if t.is_floating_point() else t).numpy()
 
 
-def rank(x: NDArray) -> Keys:
+def rank(x: Numbers) -> Keys:
     """abs(x) as an integer that orders like it; NaN comes last."""
     bits = np.abs(x.astype(np.float32)).view(np.int32).astype(np.int64)
     return np.where(np.isnan(x), 0, bits + 1)
@@ -69,6 +77,10 @@ class Expected:
     loose: Bools
 
 
+Algorithm = Callable[[Bools, Numbers, Numbers, Numbers, Numbers, int], Expected]
+"""From mask, weights, gradient, N, the table of bonuses and k to the layer after the update."""
+
+
 def update(
     mask: Bools, drop_key: Keys, grow_key: Keys, k_drop: int, k_grow: int | None = None, *, whole: bool = False
 ) -> Expected:
@@ -99,22 +111,30 @@ def update(
     return Expected(kept | grow.taken, dropped, grow.taken, loose)
 
 
-def dst_ee_keys(g: NDArray, N: NDArray, bonus: NDArray) -> Keys:
+def dst_ee_keys(g: Numbers, N: Numbers, bonus: Numbers) -> Keys:
     """Score |g| + B[N] in float32, then |g|."""
     score = np.abs(g.astype(np.float32)) + bonus.astype(np.float32)[np.minimum(N, bonus.size - 1)]
     return (rank(score) << 32) | rank(g)
 
 
-def dst_ee(mask: Bools, w: NDArray, g: NDArray, N: NDArray, bonus: NDArray, k: int) -> Expected:
+def dst_ee(mask: Bools, w: Numbers, g: Numbers, N: Numbers, bonus: Numbers, k: int) -> Expected:
     return update(mask, rank(w), dst_ee_keys(g, N, bonus), k)
 
 
-def score_only(mask: Bools, w: NDArray, g: NDArray, N: NDArray, bonus: NDArray, k: int) -> Expected:
+def dst_ee_by_score(mask: Bools, w: Numbers, g: Numbers, N: Numbers, bonus: Numbers, k: int) -> Expected:
     """DST-EE by the score alone: what equal scores do is left open (torch.topk)."""
     return update(mask, rank(w), dst_ee_keys(g, N, bonus) >> 32, k)
 
 
-def by_threshold(mask: Bools, w: NDArray, grow_key: Keys, k: int, *, grow_ties: bool) -> Expected:
+def dst_ee_by_thresholds(mask: Bools, w: Numbers, g: Numbers, N: Numbers, bonus: Numbers, k: int) -> Expected:
+    return by_threshold(mask, w, dst_ee_keys(g, N, bonus) >> 32, k, grow_ties=True)
+
+
+def rigl_by_threshold(mask: Bools, w: Numbers, g: Numbers, N: Numbers, bonus: Numbers, k: int) -> Expected:
+    return by_threshold(mask, w, rank(g), k, grow_ties=False)
+
+
+def by_threshold(mask: Bools, w: Numbers, grow_key: Keys, k: int, *, grow_ties: bool) -> Expected:
     """Everything up to the threshold goes, ties too. ``grow_ties``: all from the growth threshold on come; else as many."""
     drop = smallest(rank(w), mask, k)
     dropped = drop.taken | drop.tied
@@ -140,7 +160,7 @@ def disagreement(actual: Bools, expected: Expected) -> str | None:
     return None
 
 
-def wrong_weights(effective: NDArray, before: NDArray, mask_before: Bools, actual: Bools, expected: Expected) -> str | None:
+def wrong_weights(effective: Numbers, before: Numbers, actual: Bools, expected: Expected) -> str | None:
     """Weights that stayed keep their value, others are 0 (or, dropped and regrown, keep theirs)."""
     bad = effective != np.where(actual, before, 0)
     regrown = (expected.dropped | expected.loose) & actual
@@ -150,7 +170,7 @@ def wrong_weights(effective: NDArray, before: NDArray, mask_before: Bools, actua
     return None
 
 
-def sgd(w: NDArray, g: NDArray, m: NDArray, lr: float, momentum: float, weight_decay: float) -> tuple[NDArray, NDArray]:
+def sgd(w: Numbers, g: Numbers, m: Numbers, lr: float, momentum: float, weight_decay: float) -> tuple[Numbers, Numbers]:
     """One SGD step in float64: new (w, m)."""
     w, g, m = (x.astype(np.float64) for x in (w, g, m))
     m = momentum * m + (g + weight_decay * w)

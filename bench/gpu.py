@@ -2,6 +2,7 @@
 
 Needs torch (a CUDA build), pytest, numpy, pybind11, ninja and nvcc; installs nothing. Writes ``<out>/<gpu>-<date>.json`` after
 every stage, so that a run that is stopped keeps what it has. Takes less than nine minutes: each stage has a limit of its own.
+The figures are those of ``python -m bench --device cuda``, whose result files are taken into the report.
 """
 
 from __future__ import annotations
@@ -22,10 +23,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+__all__ = ["Report", "Stage", "main", "run_all", "stages"]
+
 ROOT = Path(__file__).resolve().parents[1]
 TOTAL = 520.0  # seconds
 FOR_BENCH = 110.0  # what the stages before the benchmarks leave them
 
+DENSITIES = ("0.05", "0.1", "0.02")
 PYTEST = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
 OP_SUITE = ("drop_grow", "drop_grow_tables", "masked_sgd", "pack_mask", "counts", "errors", "backends", "native_limits")
 
@@ -75,7 +79,7 @@ class Report:
     def ok(self, name: str) -> bool:
         return self.data["stages"].get(name, {}).get("status") == "ok"
 
-    def add(self, stage: Stage, **record: Any) -> None:
+    def add(self, stage: Stage, **record: object) -> None:
         self.data["stages"][stage.name] = record
         if stage.figures is not None:
             with contextlib.suppress(OSError, ValueError):  # not written, or not whole
@@ -83,7 +87,7 @@ class Report:
         self.save()
 
 
-def end(process: subprocess.Popen) -> None:
+def end(process: subprocess.Popen[bytes]) -> None:
     """Ends the command and what it started, a sanitizer's target say."""
     for kind in (signal.SIGTERM, signal.SIGKILL):
         with contextlib.suppress(ProcessLookupError):
@@ -149,7 +153,17 @@ def sanitizer_stages(tool: str | None) -> Iterator[Stage]:
         yield Stage(kind, [*check, kind, *small], 75, ("build", "sanitizer"), environment=environment)
 
 
+def bench_command(figures: Path, case: str, densities: Sequence[str]) -> list[str]:
+    """The benchmark of the CUDA and Triton kernels, against the peers that do not take minutes on a GPU."""
+    return [
+        sys.executable, "-m", "bench", "--device", "cuda", "--shapes", case, "--density", *densities,
+        "--backends", "native", "triton", "--against", "torch.topk", "SGD fused + masks", "SGD fused, dense",
+        "--repeats", "25", "--budget", "2", "--limit", "60", "--json", str(figures),
+    ]  # fmt: skip
+
+
 def stages(figures: Path) -> list[Stage]:
+    """All stages, in order; ``figures`` is the folder of the benchmark's results."""
     forbid = {"DSTEE_REQUIRE_GPU": "1"}
     build = [sys.executable, "setup.py", "build_ext", "--inplace"]
     suite = [f"tests/ops/test_{name}.py" for name in OP_SUITE]
@@ -160,10 +174,10 @@ def stages(figures: Path) -> list[Stage]:
         Stage("tests", [*PYTEST, *on_gpu], 100, ("build",), environment=forbid),
         Stage("op suite", [*PYTEST, *suite, "-k", "native-cuda"], 120, ("build",), environment=forbid),
         *sanitizer_stages(find_tool("compute-sanitizer")),
-        Stage(
-            "bench", [sys.executable, "-m", "bench.bench_cuda", "--json", str(figures)], 170, ("build",),
-            leaves=0, figures=figures,
-        ),
+        Stage("bench", bench_command(figures / "bench.json", "resnet50", DENSITIES), 170, ("build",), leaves=0,
+              figures=figures / "bench.json"),
+        Stage("bench 100m", bench_command(figures / "bench-100m.json", "100m", DENSITIES[:1]), 110, ("build",), optional=True,
+              leaves=0, figures=figures / "bench-100m.json"),
     ]  # fmt: skip
 
 
@@ -197,7 +211,7 @@ def said(*command: str) -> str:
     return done.stdout.strip() if done.returncode == 0 else ""
 
 
-def file_name(facts: Mapping[str, Any]) -> str:
+def file_name(facts: Mapping[str, str]) -> str:
     return re.sub(r"[^a-z0-9]+", "-", facts["gpu"].lower()).strip("-") + f"-{facts['date']}.json"
 
 
@@ -218,7 +232,7 @@ def run_all(todo: Sequence[Stage], report: Report, total: float = TOTAL) -> int:
     return 0 if good else 1
 
 
-def stop(number: int, frame: Any) -> None:
+def stop(number: int, frame: object) -> None:
     raise Stopped
 
 
@@ -239,7 +253,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         with tempfile.TemporaryDirectory() as folder:
-            return run_all(stages(Path(folder) / "bench.json"), report)
+            return run_all(stages(Path(folder)), report)
     except Stopped:
         print(f"gpu: stopped; what there is lies in {report.path}", file=sys.stderr)
         return 130

@@ -5,26 +5,26 @@ from __future__ import annotations
 import importlib
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from dstee import ops
-from dstee.encoding import pack_bits, unpack_bits
+from dstee._console import UsageError
+from dstee.encoding import unpack_bits
 
 from .shapes import SHAPES, Shape
+
+__all__ = ["DTYPES", "ROUND", "Layers", "by_name", "make_layers", "masks_of", "of_model", "runs_of"]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 ROUND = 5  # mask updates behind the counters of the cases
 LARGEST_HEADER = 100_000_000
-
-
-class UsageError(ValueError):
-    """Something on the command line cannot be used; the text says what and why."""
 
 
 @dataclass
@@ -47,14 +47,26 @@ class Layers:
     def shapes(self) -> list[Shape]:
         return [tuple(p.shape) for p in self.params]
 
-    def lists(self) -> list[list[Tensor]]:
-        return [getattr(self, f.name) for f in fields(self)[:-1]]
+    def tensors(self) -> list[Tensor]:
+        """All of them, of every list."""
+        return [*self.params, *self.grads, *self.momenta, *self.masks, *self.mask_bits, *self.counts]
 
     def clone(self) -> Layers:
-        return Layers(*([t.clone() for t in tensors] for tensors in self.lists()), list(self.k))
+        return self._with_each(Tensor.clone)
 
     def to(self, device: str) -> Layers:
-        return Layers(*([t.to(device) for t in tensors] for tensors in self.lists()), list(self.k))
+        return self._with_each(lambda t: t.to(device))
+
+    def _with_each(self, change: Callable[[Tensor], Tensor]) -> Layers:
+        return Layers(
+            params=[change(t) for t in self.params],
+            grads=[change(t) for t in self.grads],
+            momenta=[change(t) for t in self.momenta],
+            masks=[change(t) for t in self.masks],
+            mask_bits=[change(t) for t in self.mask_bits],
+            counts=[change(t) for t in self.counts],
+            k=list(self.k),
+        )
 
 
 def wanted(n: int, density: float) -> int:
@@ -100,8 +112,10 @@ def masks_of(mask_bits: list[Tensor], shapes: list[Shape]) -> list[Tensor]:
     return [unpack_bits(bits, math.prod(shape)).view(shape) for bits, shape in zip(mask_bits, shapes, strict=True)]
 
 
-def pack(mask: Tensor) -> Tensor:
-    return pack_bits(mask.reshape(-1))
+def runs_of(mask: Tensor, size: int) -> int:
+    """Aligned runs of ``size`` neighbours that hold a True."""
+    flat = pad(mask.reshape(-1), (0, -mask.numel() % size))
+    return int(flat.view(-1, size).any(1).sum())
 
 
 # --- which layers --------------------------------------------------------------------------------------------------------

@@ -2,27 +2,34 @@
 
 Order for each contender: open, one call for its first time and memory, a check, then in turns (forwards, backwards, forwards:
 ABBA) restore, cold cache, the timed call, a digest of its result at some repeats; the result of the last timed call is compared
-with what the rule demands. The copy and read of :mod:`bandwidth` take part in the turns.
+with what the rule demands. On a GPU each is then replayed as a CUDA graph. The copy and read of :mod:`bandwidth` take part in
+the turns.
 """
 
 from __future__ import annotations
 
 import gc
-import hashlib
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TypedDict
 
 from .bandwidth import Bandwidth
 from .clock import Clock, CudaClock
-from .contenders import Contender, Session, Setting
+from .digest import digest
+from .results_file import Result, Roof
+from .session import Contender, Session, Setting
+
+__all__ = ["Emit", "InputsChanged", "Measured", "Plan", "measure", "reason_of", "summary"]
 
 ROOF_REPEATS = 15
 DIGESTS = 4  # of the first repeats, and of the last
+
+Emit = Callable[[str | None, str], None]
+
+
+class InputsChanged(RuntimeError):
+    """The contender that was told last wrote to the inputs, on which all others would be measured and judged."""
 
 
 @dataclass(frozen=True)
@@ -34,13 +41,18 @@ class Plan:
     least: int = 3
 
 
+class Measured(TypedDict):
+    contenders: dict[str, Result]
+    roof: Roof
+
+
 @dataclass
 class Entry:
     """A contender in the turns. ``result``: its part of the row."""
 
     contender: Contender
     session: Session
-    result: dict[str, Any]
+    result: Result
     samples: list[float] = field(default_factory=list)
     digests: list[str] = field(default_factory=list)
 
@@ -49,20 +61,7 @@ class Entry:
         return len(self.samples) >= plan.repeats or (len(self.samples) >= plan.least and spent >= plan.budget)
 
 
-def fingerprint(tensors: Iterable[Tensor]) -> str:
-    """blake2b of the sums over rows and over columns of the tensors' bits: any one change shows, at the speed of memory."""
-    state = hashlib.blake2b(digest_size=8)
-    for t in tensors:
-        data = t.detach().contiguous().view(-1).view(torch.uint8)
-        whole = data.numel() // 8 * 8
-        numbers = data[:whole].view(torch.int64)
-        square = numbers[: numbers.numel() // 4096 * 4096].view(-1, 4096)
-        for part in (square.sum(0), square.sum(1), numbers[square.numel() :], data[whole:]):
-            state.update(part.cpu().numpy().tobytes())
-    return state.hexdigest()
-
-
-def summary(samples: Sequence[float]) -> dict[str, Any]:
+def summary(samples: Sequence[float]) -> Result:
     """Milliseconds: all samples, their median, 20th and 80th percentile. ``noisy``: those two are over a tenth apart."""
     cut = statistics.quantiles(samples, n=10) if len(samples) > 1 else [samples[0]] * 9
     median = statistics.median(samples)
@@ -72,70 +71,42 @@ def summary(samples: Sequence[float]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-Emit = Callable[[str | None, str], None]
-
-
 def measure(
     setting: Setting, contenders: Sequence[Contender], plan: Plan, clock: Clock, emit: Emit, roof_bytes: int | None = None
-) -> dict[str, Any]:
+) -> Measured:
     """Contenders' results by name, and the roof's. ``emit(name, phase)`` is told before anything that may crash or hang.
 
     Raises:
-        SystemExit: the contender that was told last wrote to the inputs that all share.
+        InputsChanged: the contender that was told last wrote to the inputs that all share.
     """
-    results: dict[str, Any] = {}
+    results: dict[str, Result] = {}
     entries = []
-    inputs = [t for tensors in setting.before.lists() for t in tensors]
-    untouched = fingerprint(inputs)
+    inputs = setting.before.tensors()
+    untouched = digest(inputs)
     for contender in contenders:
         emit(contender.name, "first call")
-        entry = _enter(contender, setting, clock)
-        if fingerprint(inputs) != untouched:  # all others would be measured, and judged, on what it left
-            raise SystemExit("it wrote to the inputs that all contenders share")
-        results[contender.name] = entry.result
-        if entry.result["status"] == "ok":
-            entries.append(entry)
-        else:
-            entry.session.close()
+        result, session = _first_call(contender, setting, clock)
+        if digest(inputs) != untouched:
+            raise InputsChanged("it wrote to the inputs that all contenders share")
+        results[contender.name] = result
+        if session is not None:
+            entries.append(Entry(contender, session, result))
     emit(None, "roof")
-    roof = Bandwidth(setting.device, roof_bytes)
-    roof_samples: dict[str, list[float]] = {name: [] for name in roof.calls()}
-    for call, _ in roof.calls().values():
-        call()
-    gc.collect()
-    gc.disable()
-    try:
-        turn = 0
-        while any(not e.finished(plan) for e in entries) or (turn < plan.least):
-            direction = 1 if turn % 2 == 0 else -1
-            if turn < ROOF_REPEATS:
-                emit(None, "roof")
-                for name, (call, _) in list(roof.calls().items())[::direction]:
-                    roof_samples[name].append(clock.seconds(call))
-            for entry in entries[::direction]:
-                if not entry.finished(plan):
-                    emit(entry.contender.name, f"repeat {len(entry.samples) + 1}")
-                    _repeat(entry, plan, clock)
-            entries = [e for e in entries if e.result["status"] == "ok"]
-            turn += 1
-    finally:
-        gc.enable()
+    roof = _take_turns(entries, plan, clock, emit, Bandwidth(setting.device.type, roof_bytes))
     for entry in entries:
-        entry.result |= summary(entry.samples) | {"digest": entry.digests[-1], "digests_equal": len(set(entry.digests)) == 1}
+        if entry.result["status"] != "ok":
+            continue
+        entry.result.update(summary(entry.samples))
+        entry.result.update({"digest": entry.digests[-1], "digests_equal": len(set(entry.digests)) == 1})
         if isinstance(clock, CudaClock):
             emit(entry.contender.name, "CUDA graph")
             entry.result["graph"] = _graph(entry, plan, clock)
-    bytes_of = {name: moved for name, (_, moved) in roof.calls().items()}
-    measured = {f"{name}_gb_s": bytes_of[name] / statistics.median(s) * 1e-9 for name, s in roof_samples.items()}
-    return {
-        "contenders": results,
-        "roof": measured | {"samples_ms": {n: [x * 1e3 for x in s] for n, s in roof_samples.items()}},
-    }
+    return {"contenders": results, "roof": roof}
 
 
-def _enter(contender: Contender, setting: Setting, clock: Clock) -> Entry:
-    result: dict[str, Any] = {"rule": contender.rule, "ours": contender.ours, "step": contender.step, "status": "ok"}
-    session = Session(setting)
+def _first_call(contender: Contender, setting: Setting, clock: Clock) -> tuple[Result, Session | None]:
+    """The session, if its first result is right."""
+    result: Result = {"rule": contender.rule, "ours": contender.ours, "step": contender.step, "status": "ok"}
     try:
         session = contender.open(setting)
         session.restore()
@@ -143,11 +114,43 @@ def _enter(contender: Contender, setting: Setting, clock: Clock) -> Entry:
         result["first_call_ms"] = first * 1e3
         wrong = session.check()
     except Exception as error:  # whatever other people's code raises is a reason, not an end
-        result |= {"status": "failed", "reason": _words(error)}
-    else:
-        if wrong:
-            result |= {"status": "wrong", "reason": wrong}
-    return Entry(contender, session, result)
+        result.update({"status": "failed", "reason": reason_of(error)})
+        return result, None
+    if wrong:
+        result.update({"status": "wrong", "reason": wrong})
+        return result, None
+    return result, session
+
+
+def _take_turns(entries: list[Entry], plan: Plan, clock: Clock, emit: Emit, bandwidth: Bandwidth) -> Roof:
+    """Fills the samples of all entries, forwards and backwards; the copy and the read have their turns too."""
+    calls = bandwidth.calls()
+    samples: dict[str, list[float]] = {name: [] for name in calls}
+    for call, _ in calls.values():
+        call()
+    gc.collect()
+    gc.disable()
+    try:
+        turn, left = 0, entries
+        while any(not e.finished(plan) for e in left) or turn < plan.least:
+            direction = 1 if turn % 2 == 0 else -1
+            if turn < ROOF_REPEATS:
+                emit(None, "roof")
+                for name, (call, _) in list(calls.items())[::direction]:
+                    samples[name].append(clock.seconds(call))
+            for entry in left[::direction]:
+                if not entry.finished(plan):
+                    emit(entry.contender.name, f"repeat {len(entry.samples) + 1}")
+                    _repeat(entry, plan, clock)
+            left = [e for e in left if e.result["status"] == "ok"]
+            turn += 1
+    finally:
+        gc.enable()
+    rate = {name: moved / statistics.median(samples[name]) * 1e-9 for name, (_, moved) in calls.items()}
+    return {
+        "copy_gb_s": rate["copy"], "read_gb_s": rate["read"],
+        "samples_ms": {name: [s * 1e3 for s in found] for name, found in samples.items()},
+    }  # fmt: skip
 
 
 def _repeat(entry: Entry, plan: Plan, clock: Clock) -> None:
@@ -157,18 +160,18 @@ def _repeat(entry: Entry, plan: Plan, clock: Clock) -> None:
         entry.samples.append(clock.seconds(session.call))
         last = entry.finished(plan)
         if last or len(entry.samples) <= DIGESTS:
-            entry.digests.append(fingerprint(session.outputs()))
+            entry.digests.append(digest(session.outputs()))
         wrong = session.check() if last else None
         if session.exact and len(set(entry.digests)) > 1:
             wrong = wrong or "the result differs from repeat to repeat"
     except Exception as error:
-        entry.result |= {"status": "failed", "reason": _words(error)}
+        entry.result.update({"status": "failed", "reason": reason_of(error)})
     else:
         if wrong:
-            entry.result |= {"status": "wrong", "reason": wrong}
+            entry.result.update({"status": "wrong", "reason": wrong})
 
 
-def _graph(entry: Entry, plan: Plan, clock: CudaClock) -> dict[str, Any]:
+def _graph(entry: Entry, plan: Plan, clock: CudaClock) -> Result:
     """The same call as a replay of a CUDA graph: the time without launches."""
     session = entry.session
     try:
@@ -180,10 +183,13 @@ def _graph(entry: Entry, plan: Plan, clock: CudaClock) -> dict[str, Any]:
             samples.append(clock.seconds(replay))
         wrong = session.check()
     except Exception as error:
-        return {"status": "failed", "reason": _words(error)}
-    return {"status": "wrong", "reason": wrong} if wrong else {"status": "ok"} | summary(samples)
+        return {"status": "failed", "reason": reason_of(error)}
+    if wrong:
+        return {"status": "wrong", "reason": wrong}
+    return {"status": "ok", **summary(samples)}
 
 
-def _words(error: BaseException) -> str:
+def reason_of(error: BaseException) -> str:
+    """The error's class and first line."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0] if lines else ''}"[:400]

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+__all__ = ["Job", "make_job", "mlp", "resnet50", "vgg19"]
+
 
 @dataclass
 class Job:

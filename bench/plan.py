@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import os
 from typing import Any
 
 import torch
 
-from . import layers
-from .contenders import Contender, registry
-from .layers import UsageError
+from dstee._console import UsageError
+
+from . import layers, scaling, steps
+from .contenders.registry import contenders, trainers
+from .session import Contender
 from .shapes import Shape
+from .tasks import Task, op_task
 
-Task = dict[str, Any]
-STEP_MODELS = ("vgg19", "resnet50", "mlp", "gnn")
-
-
-def threads(args: argparse.Namespace) -> int:
-    return args.threads or torch.get_num_threads()
+__all__ = ["check", "options", "tasks"]
 
 
 def options(args: argparse.Namespace) -> dict[str, Any]:
@@ -29,6 +26,10 @@ def options(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def check(args: argparse.Namespace) -> None:
+    """
+    Raises:
+        UsageError: an option cannot be used.
+    """
     if not all(0 < d < 1 for d in args.density):
         raise UsageError(f"--density {' '.join(map(str, args.density))}: shares lie between 0 and 1")
     if not 0 < args.swap < 1:
@@ -61,59 +62,27 @@ def tasks(args: argparse.Namespace) -> list[Task]:
     """
     check(args)
     try:
-        found = registry(args.plugin)
+        found, for_steps = contenders(args.plugin), trainers(args.plugin)
     except (ImportError, AttributeError, ValueError) as error:
         raise UsageError(f"--plugin: {error}") from error
-    others = {c.name for c in found} - set(layers_of_ours(found))
+    others = {c.name for c in found if not c.ours}
     unknown = set(args.against or ()) - others
     if unknown:
         raise UsageError(f"--against {', '.join(sorted(unknown))}: expected of {', '.join(sorted(others))}")
-    out: list[Task] = []
-    ops = [op for op in ("masked_sgd", "drop_grow") if op in args.op]  # the update shows its cost per step, so it comes last
-    for name, shapes in cases(args).items() if ops else ():
-        for dtype in args.dtype:
-            for i, density in enumerate(args.density):
-                out += [row(args, found, op, name, shapes, density, dtype, i == 0) for op in ops]
+    out = _op_tasks(args, found)
     if "step" in args.op:
-        from .steps import tasks as step_tasks
-
-        out += step_tasks(args)
+        out += steps.tasks(args, for_steps)
     if "scaling" in args.op:
-        from .scaling import tasks as scaling_tasks
-
-        out += scaling_tasks(args, found)
+        out += scaling.tasks(args, found)
     return out
 
 
-def layers_of_ours(found: list[Contender]) -> list[str]:
-    return [c.name for c in found if c.ours]
-
-
-def row(
-    args: argparse.Namespace, found: list[Contender], op: str, case: str, shapes: list[Shape], density: float, dtype: str,
-    first: bool = True, n_threads: int | None = None, key: dict[str, Any] | None = None,
-) -> Task:  # fmt: skip
-    """The task of one row. ``first``: slow contenders take part."""
-    used = n_threads or threads(args)
-    chosen, skipped = [], {}
-    for c in found:
-        if c.op != op or (c.name not in args.backends if c.ours else args.against is not None and c.name not in args.against):
-            continue
-        reason = c.why_not(args.device, dtype)
-        if reason is None and c.slow and not first and not args.slow_everywhere:
-            reason = "slow: measured at the first density only (--slow-everywhere)"
-        if reason is None:
-            chosen.append(c.name)
-        else:
-            skipped[c.name] = reason
-    return {
-        "key": {"op": op, "case": case, "density": density, "dtype": dtype, "swap": args.swap, "threads": used,
-                "device": args.device, **(key or {})},
-        "op": op, "shapes": [list(s) for s in shapes], "density": density, "dtype": dtype, "swap": args.swap,
-        "device": args.device, "threads": used, "contenders": chosen, "skipped": skipped, "plugins": args.plugin,
-        "plan": {"repeats": args.repeats, "budget": args.budget, "least": 3},
-    }  # fmt: skip
-
-
-def all_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def _op_tasks(args: argparse.Namespace, found: list[Contender]) -> list[Task]:
+    ops = [op for op in ("masked_sgd", "drop_grow") if op in args.op]  # the update shows its cost per step, so it comes last
+    return [
+        op_task(args, found, op, name, shapes, density, dtype, first=i == 0)
+        for name, shapes in (cases(args) if ops else {}).items()
+        for dtype in args.dtype
+        for i, density in enumerate(args.density)
+        for op in ops
+    ]

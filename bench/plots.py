@@ -5,21 +5,28 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from .results_file import Document, Row, best_of_ours, find, title
-from .scaling import SWEEPS, curves
+from .scaling_report import SWEEPS, curves
 from .table import milliseconds, ratio
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
+    from matplotlib.figure import Figure
+
+__all__ = ["bandwidth", "bars", "growth", "lines", "over_size", "pictures", "step_bars", "svg"]
 
 COLOURS = ("#0b5394", "#b45f06", "#38761d", "#741b47", "#444444", "#0c8599", "#a61c00", "#7f6000", "#351c75", "#5b7f00")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")
 DASHES = ("-", "--", "-.", ":")
-STYLE = {
+STYLE: dict[Any, object] = {
     "svg.fonttype": "none", "font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
     "grid.alpha": 0.3, "font.family": "sans-serif", "text.parse_math": False, "hatch.linewidth": 0.6, "svg.hashsalt": "dstee",
 }  # fmt: skip
 
-Draw = Callable[[Any], None]
+Draw = Callable[["Figure"], None]
 
 
 def svg(draw: Draw, width: float, height: float) -> str:
@@ -40,13 +47,18 @@ def svg(draw: Draw, width: float, height: float) -> str:
     return re.sub(r' xmlns(:xlink)?="[^"]*"', "", text)  # inside HTML no name space is needed
 
 
-def _log_ticks(axes: Any, which: str) -> None:
+def _log_ticks(axes: Axes, which: Literal["x", "y"]) -> None:
     """A log axis with plain numbers at 1, 10, 100 and, where it covers little, at 2 and 5 between."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    getattr(axes, f"set_{which}scale")("log")
-    axis = getattr(axes, f"{which}axis")
-    low, high = axes.dataLim.intervalx if which == "x" else axes.dataLim.intervaly
+    if which == "x":
+        axes.set_xscale("log")
+        axis: Axis = axes.xaxis
+        low, high = axes.dataLim.intervalx
+    else:
+        axes.set_yscale("log")
+        axis = axes.yaxis
+        low, high = axes.dataLim.intervaly
     narrow = 0 < low < high and high / low < 30
     axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if narrow else (1.0,), numticks=12))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
@@ -65,14 +77,14 @@ def bars(row: Row) -> str | None:
         return None
     base = ok[ours]["median_ms"]
 
-    def draw(figure: Any) -> None:
+    def draw(figure: Figure) -> None:
         axes = figure.subplots()
         names = list(ok)[::-1]
         for i, name in enumerate(names):
             one = ok[name]
             mine = one.get("ours")
-            look = {"color": COLOURS[0], "hatch": ""} if mine else {"color": "#c9c9c9", "hatch": "//"}
-            axes.barh(i, one["median_ms"], edgecolor="#222222", linewidth=0.8, height=0.62, **look)
+            colour, hatch = (COLOURS[0], "") if mine else ("#c9c9c9", "//")
+            axes.barh(i, one["median_ms"], color=colour, hatch=hatch, edgecolor="#222222", linewidth=0.8, height=0.62)
             low, high = one["median_ms"] - one["p20_ms"], one["p80_ms"] - one["median_ms"]
             axes.errorbar(one["median_ms"], i, xerr=[[max(0, low)], [max(0, high)]], color="#000000", capsize=3, linewidth=1)
             shown = milliseconds(one["median_ms"]) + ("" if name == ours else f", {ratio(one['median_ms'] / base)}")
@@ -99,7 +111,7 @@ def lines(series: dict[str, list[tuple[float, float]]], x: str, y: str, dashed: 
     if not series:
         return None
 
-    def draw(figure: Any) -> None:
+    def draw(figure: Figure) -> None:
         axes = figure.subplots()
         for i, (name, points) in enumerate(series.items()):
             axes.plot(*zip(*points, strict=True), color=COLOURS[i % 10], marker=MARKERS[i % 10], linestyle=DASHES[i % 4],
@@ -127,7 +139,7 @@ def bandwidth(document: Document, op: str) -> str | None:
     return lines(_by_size(document, op, "gb_s"), "weights", "GB/s", top)
 
 
-def _by_size(document: Document, op: str, field: str) -> dict[str, list[tuple[float, float]]]:
+def _by_size(document: Document, op: str, field: Literal["median_ms", "gb_s"]) -> dict[str, list[tuple[float, float]]]:
     rows = [r for r in find(document, op=op) if "roof" in r]
     if len({r["n"] for r in rows}) < 2:
         return {}
@@ -159,15 +171,15 @@ def step_bars(row: Row) -> str | None:
     hatches = ("", "..", "//", "xx", "++")
     colours = ("#d9d9d9", "#efefef", COLOURS[0], COLOURS[1], COLOURS[2])
 
-    def draw(figure: Any) -> None:
+    def draw(figure: Figure) -> None:
         axes = figure.subplots()
         names = list(ok)[::-1]
         for i, name in enumerate(names):
             left = 0.0
             values = {**ok[name]["phases_ms"], "update": max(0.0, ok[name]["update_ms"])}
             for phase, hatch, colour in zip(phases, hatches, colours, strict=True):
-                look = {"color": colour, "hatch": hatch, "edgecolor": "#222222", "linewidth": 0.6}
-                axes.barh(i, values[phase], left=left, height=0.62, label=phase if i == 0 else None, **look)
+                axes.barh(i, values[phase], left=left, height=0.62, label=phase if i == 0 else None, color=colour, hatch=hatch,
+                          edgecolor="#222222", linewidth=0.6)  # fmt: skip
                 left += values[phase]
             axes.annotate(milliseconds(left), (left, i), xytext=(6, 0), textcoords="offset points", va="center")
         axes.set_yticks(range(len(names)), [_short(n) for n in names])

@@ -5,31 +5,31 @@ from __future__ import annotations
 from pathlib import Path
 
 from . import results_file
-from .results_file import Document, best_of_ours, find
+from .results_file import Document, Result, best_of_ours, find
 from .table import milliseconds, ratio
+
+__all__ = ["step_table", "table", "update_table", "with_table"]
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
 BEGIN, END = "<!-- speed -->\n", "<!-- /speed -->"
 
 
-def _slower(contenders: dict, name: str, base: float) -> str:
-    one = contenders.get(name, {"status": "skipped"})
-    return ratio(one["median_ms"] / base) if one["status"] == "ok" else "-"
+def _slower(contenders: dict[str, Result], name: str, base: float) -> str:
+    one = contenders.get(name)
+    return ratio(one["median_ms"] / base) if one is not None and one["status"] == "ok" else "-"
 
 
 def update_table(document: Document, op: str) -> list[str]:
     """One line per density; columns: dstee, of the roof, then how many times as long each other one takes."""
-    rows = [r for r in find(document, op=op) if best_of_ours(r)]
+    rows = [(row, best) for row in find(document, op=op) if (best := best_of_ours(row)) is not None]
     names: list[str] = []
-    for row in rows:
-        names += [
-            n for n, one in row["contenders"].items() if one["status"] == "ok" and n not in names and n != best_of_ours(row)
-        ]
+    for row, best in rows:
+        names += [n for n, one in row["contenders"].items() if one["status"] == "ok" and n not in names and n != best]
     what = "mask update" if op == "drop_grow" else "masked step"
     lines = [f"| density | {what}, dstee | of the roof | {' | '.join(names)} |", "|---" * (3 + len(names)) + "|"]
-    for row in rows:
-        ours = row["contenders"][best_of_ours(row)]
+    for row, best in rows:
+        ours = row["contenders"][best]
         others = " | ".join(_slower(row["contenders"], name, ours["median_ms"]) for name in names)
         lines.append(
             f"| {row['key']['density']:.0%} | {milliseconds(ours['median_ms'])} | {ours['share_of_roof']:.0%} | {others} |"

@@ -9,21 +9,120 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, cast
 
+from dstee._console import UsageError
 from dstee._files import parse_json, write_atomic
 
-from .layers import UsageError
+__all__ = [
+    "Document", "Environment", "Key", "Result", "Roof", "Row", "amortised", "best_of_ours", "fault", "find", "new", "read",
+    "same_key", "title", "write",
+]  # fmt: skip
 
 SCHEMA_VERSION = 1
 LARGEST = 200_000_000  # bytes
 STATUSES = ("ok", "wrong", "failed", "crashed", "timed out", "skipped")
 
-Document = dict[str, Any]
-Row = dict[str, Any]
+
+class Environment(TypedDict, total=False):
+    """Machine, versions, commit and day of a run."""
+
+    date: str
+    cpu: str
+    cores: int | None
+    threads: int
+    gpu: str | None
+    python: str
+    torch: str
+    dstee: str
+    peers: dict[str, str]
+    build: dict[str, object]
+    commit: str
+    dirty: bool
+    load: float | None
 
 
-def new(stamp: dict[str, Any], options: dict[str, Any]) -> Document:
+class Key(TypedDict, total=False):
+    """What was measured. ``of``, ``sweep`` and ``x`` of a scaling row: the op, what is varied, and its value."""
+
+    op: str
+    case: str
+    density: float
+    dtype: str
+    swap: float
+    threads: int
+    device: str
+    batch: int
+    of: str
+    sweep: str
+    x: float
+
+
+class Result(TypedDict, total=False):
+    """One contender's part of a row. The last four are those of whole training steps."""
+
+    status: str
+    reason: str
+    rule: str
+    ours: bool
+    step: str
+    first_call_ms: float
+    peak_extra_bytes: int | None
+    median_ms: float
+    p20_ms: float
+    p80_ms: float
+    repeats: int
+    noisy: bool
+    samples_ms: list[float]
+    digest: str
+    digests_equal: bool
+    graph: Result
+    gb_s: float
+    share_of_roof: float
+    amortised_ms: float
+    phases_ms: dict[str, float]
+    update_ms: float
+    updates: int
+    sparse_share: float
+
+
+class Roof(TypedDict):
+    """The bandwidth of a copy and of a read, which bounds every contender from above."""
+
+    copy_gb_s: float
+    read_gb_s: float
+    samples_ms: dict[str, list[float]]
+
+
+class Row(TypedDict, total=False):
+    """``bytes``: the least that any implementation moves; ``kernel_bytes``: what the CUDA kernels move by their own plan."""
+
+    key: Key
+    made_by: dict[str, object]
+    error: str
+    contenders: dict[str, Result]
+    roof: Roof
+    n: int
+    layers: int
+    active: int
+    swapped: int
+    round: int
+    bytes: int
+    roof_ms: float
+    gate: str
+    flushed_bytes: int
+    kernel_bytes: dict[str, float]
+
+
+class Document(TypedDict):
+    schema_version: int
+    stamp: Environment
+    options: dict[str, Any]
+    complete: bool
+    rows: list[Row]
+
+
+def new(stamp: Environment, options: dict[str, Any]) -> Document:
     return {"schema_version": SCHEMA_VERSION, "stamp": stamp, "options": options, "complete": False, "rows": []}
 
 
@@ -50,7 +149,7 @@ def read(path: Path) -> Document:
     wrong = fault(document)
     if wrong:
         raise UsageError(f"{path} is no result file of dstee bench: {wrong}")
-    return document
+    return cast(Document, document)
 
 
 def fault(document: Any) -> str | None:
@@ -88,10 +187,10 @@ def _contender_fault(one: Any) -> str | None:
 
 
 def same_key(a: Row, b: Row) -> bool:
-    return bool(a["key"] == b["key"])
+    return a["key"] == b["key"]
 
 
-def find(document: Document, **wanted: Any) -> list[Row]:
+def find(document: Document, **wanted: object) -> list[Row]:
     """Rows whose key has these values."""
     return [r for r in document["rows"] if all(r["key"].get(k) == v for k, v in wanted.items())]
 

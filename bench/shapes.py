@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 
+__all__ = ["SHAPES", "Shape", "resnet50", "resnet50_macs"]
+
 Shape = tuple[int, ...]
 
 
@@ -69,10 +71,24 @@ def gpt2() -> dict[str, Shape]:
 def llama_1b() -> dict[str, Shape]:
     """Llama 3.2 1B: the linear layers of 16 blocks, no embeddings; 973,078,528 weights."""
     d, kv, wide = 2048, 512, 8192
-    linears = {"q": (d, d), "k": (kv, d), "v": (kv, d), "o": (d, d), "gate": (wide, d), "up": (wide, d), "down": (d, wide)}
+    linears: dict[str, Shape] = {
+        "q": (d, d),
+        "k": (kv, d),
+        "v": (kv, d),
+        "o": (d, d),
+        "gate": (wide, d),
+        "up": (wide, d),
+        "down": (d, wide),
+    }
     return _transformer(16, linears)
+
+
+def eight_layers() -> dict[str, Shape]:
+    """Eight equal layers, 100,000,000 weights: more than the caches of any GPU hold."""
+    return {str(i): (5000, 2500) for i in range(8)}
 
 
 SHAPES: dict[str, Callable[[], dict[str, Shape]]] = {
     "resnet50": resnet50, "vgg19": vgg19, "vit-b": vit_b, "gpt2": gpt2, "llama-1b": llama_1b, "mlp": mlp,
+    "100m": eight_layers,
 }  # fmt: skip

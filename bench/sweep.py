@@ -11,26 +11,32 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from . import results_file
-from .layers import UsageError
-from .results_file import Document, Row
+from .results_file import Document, Environment, Result, Row
+from .tasks import Task
+
+__all__ = ["WorkerError", "made_by", "resume_from", "run", "run_row"]
 
 START = 120.0  # seconds that a worker may take to import torch
 Say = Callable[[str], None]
-Task = dict[str, Any]
 
 
 class WorkerError(RuntimeError):
-    """The worker ended without a row while no contender was running."""
+    """The worker gave no row. ``status``: crashed or timed out; ``contender``: who was at work, None for the worker itself."""
+
+    def __init__(self, contender: str | None, status: str, text: str) -> None:
+        super().__init__(text)
+        self.contender = contender
+        self.status = status
 
 
-def made_by(stamp: dict[str, Any], task: Task) -> dict[str, Any]:
+def made_by(stamp: Environment, task: Task) -> dict[str, object]:
     """What must be equal for a row to be kept by ``--resume``."""
-    code = {name: stamp[name] for name in ("commit", "dirty", "torch", "dstee", "cpu", "peers")}
+    code = {name: value for name, value in stamp.items() if name in ("commit", "dirty", "torch", "dstee", "cpu", "peers")}
     return {**code, "plan": task.get("plan"), "contenders": sorted(task["contenders"]), "skipped": sorted(task["skipped"])}
 
 
@@ -61,22 +67,27 @@ def run(
 
 def run_row(task: Task, limit: float, advance: Callable[[str], None] = lambda text: None) -> Row:
     """The row of ``task``; tried again without the contender that ended or stalled the worker."""
-    skipped = {name: {"status": "skipped", "reason": reason} for name, reason in task["skipped"].items()}
-    lost: dict[str, Any] = {}
+    skipped: dict[str, Result] = {name: {"status": "skipped", "reason": why} for name, why in task["skipped"].items()}
+    lost: dict[str, Result] = {}
     while True:
         left = [name for name in task["contenders"] if name not in lost]
         try:
-            row, culprit, status, reason = _attempt({**task, "contenders": left}, limit, advance)
+            row = _attempt({**task, "contenders": left}, limit, advance)
         except WorkerError as error:
-            return {"error": str(error), "contenders": {**lost, **skipped}}
-        if row is not None:
-            found = {**row["contenders"], **lost, **skipped}
-            order = [*task["contenders"], *skipped]
-            return {**row, "contenders": {name: found[name] for name in order if name in found}}
-        lost[culprit] = {"status": status, "reason": reason}
+            if error.contender is None:
+                return {"error": f"{error.status}, {error}", "contenders": {**lost, **skipped}}
+            lost[error.contender] = {"status": error.status, "reason": str(error)}
+            continue
+        found = {**row["contenders"], **lost, **skipped}
+        order = [*task["contenders"], *skipped]
+        return {**row, "contenders": {name: found[name] for name in order if name in found}}
 
 
-def _attempt(task: Task, limit: float, advance: Callable[[str], None]) -> tuple[Row | None, str, str, str]:
+def _attempt(task: Task, limit: float, advance: Callable[[str], None]) -> Row:
+    """
+    Raises:
+        WorkerError: the worker ended without a row, or said nothing for ``limit`` seconds.
+    """
     with tempfile.TemporaryFile("w+") as errors, _worker(errors) as process:
         assert process.stdin is not None and process.stdout is not None
         with contextlib.suppress(BrokenPipeError):
@@ -90,23 +101,22 @@ def _attempt(task: Task, limit: float, advance: Callable[[str], None]) -> tuple[
             try:
                 line = lines.get(timeout=limit if phase != "start" else max(limit, START))
             except queue.Empty:
-                return _blame(running, "timed out", f"{phase}: nothing for {limit:g} s", errors)
+                raise WorkerError(running, "timed out", f"{phase}: nothing for {limit:g} s{_last_line(errors)}") from None
             if line is None:
-                return _blame(running, "crashed", f"{phase}: {_ending(process.wait())}", errors)
+                raise WorkerError(running, "crashed", f"{phase}: {_ending(process.wait())}{_last_line(errors)}")
             event = json.loads(line)
             if "row" in event:
-                return event["row"], "", "", ""
+                row: Row = event["row"]
+                return row
             running, phase = event["running"], event["phase"]
             advance(f"{running or 'set-up'}: {phase}")
 
 
-def _blame(running: str | None, status: str, reason: str, errors: IO[str]) -> tuple[None, str, str, str]:
+def _last_line(errors: IO[str]) -> str:
+    """Of what the worker wrote to stderr, in brackets."""
     errors.seek(0)
     tail = [line.strip() for line in errors.read()[-4000:].splitlines() if line.strip()]
-    text = reason + (f" ({tail[-1][:200]})" if tail else "")
-    if running is None:
-        raise WorkerError(f"{status}, {text}")
-    return None, running, status, text
+    return f" ({tail[-1][:200]})" if tail else ""
 
 
 def _forward(stream: IO[str], lines: queue.Queue[str | None]) -> None:
@@ -116,7 +126,7 @@ def _forward(stream: IO[str], lines: queue.Queue[str | None]) -> None:
 
 
 @contextlib.contextmanager
-def _worker(errors: IO[str]):
+def _worker(errors: IO[str]) -> Iterator[subprocess.Popen[str]]:
     """A process group, so that what a contender starts ends with it."""
     package = __package__ or "bench"
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(p or os.getcwd() for p in sys.path), "DSTEE_BACKEND": ""}
@@ -145,12 +155,4 @@ def _ending(code: int) -> str:
 
 def resume_from(path: Path) -> list[Row]:
     """Rows of an earlier run; none if there is no such file yet."""
-    if not path.exists():
-        return []
-    rows: list[Row] = results_file.read(path)["rows"]
-    if not rows:
-        return []
-    return rows
-
-
-__all__ = ["UsageError", "WorkerError", "made_by", "resume_from", "run", "run_row"]
+    return results_file.read(path)["rows"] if path.exists() else []

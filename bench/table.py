@@ -1,10 +1,10 @@
-"""Rows as tables for the terminal."""
+"""Rows as tables of plain text, and what their figures look like."""
 
 from __future__ import annotations
 
-from typing import Any
+from .results_file import Document, Result, Row, best_of_ours, title
 
-from .results_file import Document, Row, best_of_ours, title
+__all__ = ["caption", "cells", "document_text", "kernel_line", "megabytes", "milliseconds", "notes", "ratio", "row_text"]
 
 
 def milliseconds(value: float | None) -> str:
@@ -25,7 +25,7 @@ def ratio(value: float) -> str:
     return f"{value:.0f}x" if value >= 10 else f"{value:.1f}x" if value >= 2 else f"{value:.2f}x"
 
 
-def notes(one: dict[str, Any]) -> str:
+def notes(one: Result) -> str:
     """What to know about a figure, in few words."""
     found = []
     if one["repeats"] < 30:
@@ -36,9 +36,14 @@ def notes(one: dict[str, Any]) -> str:
         found.append("result varies")
     if one.get("share_of_roof", 0) > 1.05:
         found.append("above the roof")
-    if one.get("graph", {}).get("status") == "ok":
+    if "graph" in one and one["graph"]["status"] == "ok":
         found.append(f"graph {milliseconds(one['graph']['median_ms'])}")
     return ", ".join(found)
+
+
+def printable(text: str) -> str:
+    """Without line breaks and control characters, which names and reasons may hold."""
+    return "".join(c if c.isprintable() else " " for c in text)
 
 
 UPDATE = ("contender", "median", "p20 to p80", "ratio", "GB/s", "of roof", "first call", "extra memory", "per step", "notes")
@@ -65,7 +70,7 @@ def cells(row: Row) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     return UPDATE, lines
 
 
-def _step_cells(name: str, one: dict[str, Any]) -> tuple[str, ...]:
+def _step_cells(name: str, one: Result) -> tuple[str, ...]:
     if one["status"] != "ok":
         return (name, one["status"], *[""] * 6, one["reason"])
     phases = one["phases_ms"]
@@ -87,28 +92,41 @@ def caption(row: Row) -> str:
     )
 
 
-def show(row: Row, console: Any) -> None:
-    """Prints one row."""
-    from rich.markup import escape
-    from rich.table import Table
+def kernel_line(row: Row) -> str:
+    """What the CUDA kernels move by their own plan, and the rate that follows; empty where none were timed."""
+    native = row["contenders"].get("native")
+    if "kernel_bytes" not in row or native is None or native["status"] != "ok":
+        return ""
+    moved = sum(row["kernel_bytes"].values())
+    rate = moved / native["median_ms"] * 1e-6
+    parts = ", ".join(f"{name} {megabytes(part)}" for name, part in row["kernel_bytes"].items())
+    return (
+        f"native by its own plan: {megabytes(moved)}, {moved / row['n']:.2f} bytes a weight ({parts}); "
+        f"{rate:.0f} GB/s, {rate / row['roof']['copy_gb_s']:.0%} of the roof"
+    )
 
-    console.print("\n" + caption(row), markup=False, soft_wrap=True)
+
+def row_text(row: Row) -> str:
+    """One row: its caption, a line for each contender, and below them those without a number."""
     if "error" in row:
-        console.print(f"no figures: {row['error']}", markup=False, soft_wrap=True)
-        return
+        return f"\n{printable(caption(row))}\nno figures: {printable(row['error'])}"
     head, lines = cells(row)
-    grid = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for i, name in enumerate(head):
-        grid.add_column(name, justify="left" if i == 0 or name == "notes" else "right", no_wrap=name != "notes")
-    lost = [line for line in lines if line[1] in ("skipped", "wrong", "failed", "crashed", "timed out")]
-    for line in lines:
-        if line not in lost:
-            grid.add_row(*map(escape, line))
-    console.print(grid)
-    for line in lost:
-        console.print(f"{line[0]}: {line[1]}: {line[-1]}", markup=False, soft_wrap=True)
+    measured = [line for line in lines if row["contenders"][line[0]]["status"] == "ok"]
+    lost = [f"{line[0]}: {line[1]}: {line[-1]}" for line in lines if line not in measured]
+    below = [line for line in (*lost, kernel_line(row)) if line]
+    return "\n".join(["", printable(caption(row)), *_aligned(head, measured), *map(printable, below)])
 
 
-def show_all(document: Document, console: Any) -> None:
-    for row in document["rows"]:
-        show(row, console)
+def _aligned(head: tuple[str, ...], lines: list[tuple[str, ...]]) -> list[str]:
+    """Names and notes to the left, figures to the right."""
+    rows = [head, *(tuple(map(printable, line)) for line in lines)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    left = [i == 0 or name == "notes" for i, name in enumerate(head)]
+    return [
+        "  ".join(c.ljust(w) if to_left else c.rjust(w) for c, w, to_left in zip(row, widths, left, strict=True)).rstrip()
+        for row in rows
+    ]
+
+
+def document_text(document: Document) -> str:
+    return "\n".join(map(row_text, document["rows"]))

@@ -8,66 +8,72 @@ from __future__ import annotations
 import json
 import os
 import sys
-from typing import Any
 
 import torch
 
-from . import cost
-from .clock import make_clock
-from .contenders import Setting, registry
+from . import cost, cuda_traffic
+from .clock import Clock, CudaClock, make_clock
+from .contenders.registry import contenders
 from .layers import DTYPES, ROUND, make_layers, masks_of
-from .measure import Emit, Plan, measure
+from .measure import Emit, InputsChanged, Plan, measure
+from .results_file import Row
+from .session import Setting
+from .steps import run_steps
+from .tasks import Task
 
 
 def main() -> None:
     out = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what contenders print goes to stderr
 
-    def tell(event: dict[str, Any]) -> None:
+    def tell(event: dict[str, object]) -> None:
         out.write(json.dumps(event, allow_nan=False) + "\n")
         out.flush()
 
-    task = json.load(sys.stdin)
+    task: Task = json.load(sys.stdin)
     torch.set_num_threads(task["threads"])
     torch.manual_seed(0)
-    kind = task.get("kind", "row")
-    if kind == "steps":
-        from .steps import run_steps
-
-        row = run_steps(task, lambda name, phase: tell({"running": name, "phase": phase}))
-    else:
-        row = run_row(task, lambda name, phase: tell({"running": name, "phase": phase}))
+    run = run_steps if task.get("kind") == "steps" else run_row
+    try:
+        row = run(task, lambda name, phase: tell({"running": name, "phase": phase}))
+    except InputsChanged as error:
+        sys.exit(str(error))
     tell({"row": row})
 
 
-def run_row(task: dict[str, Any], emit: Emit) -> dict[str, Any]:
+def run_row(task: Task, emit: Emit) -> Row:
     emit(None, "layers")
     shapes = [tuple(shape) for shape in task["shapes"]]
-    layers = make_layers(shapes, task["density"], task["swap"], dtype=DTYPES[task["dtype"]])
-    if task["device"] != "cpu":
-        layers = layers.to(task["device"])
-    setting = Setting(task["op"], layers, task["density"], task["swap"], task["device"])
-    emit(None, setting.gate)
-    expected = setting.expected
-    line = cost.LINE[task["device"]]
-    if task["op"] == "drop_grow":
-        after = [m.to(task["device"]) for m in masks_of(expected.mask_bits, shapes)]
-        moved = cost.drop_grow_bytes(layers, after, line)
-    else:
-        moved = cost.masked_sgd_bytes(layers, line)
-    chosen = [c for c in registry(task["plugins"]) if c.op == task["op"] and c.name in task["contenders"]]
+    layers = make_layers(shapes, task["density"], task["swap"], dtype=DTYPES[task["dtype"]]).to(task["device"])
+    setting = Setting(task["op"], layers, task["density"], task["swap"])
     clock = make_clock(task["device"], task.get("flush_bytes"))
-    measured = measure(setting, chosen, Plan(**task["plan"]), clock, emit, task.get("roof_bytes"))
-    roof = measured["roof"]["copy_gb_s"]
-    for result in measured["contenders"].values():
+    emit(None, setting.gate)
+    row: Row = {
+        "n": layers.n, "layers": len(shapes), "active": sum(int(m.sum()) for m in layers.masks), "swapped": sum(layers.k),
+        "round": ROUND, "gate": setting.gate, "flushed_bytes": clock.flushed, **_bytes(task, setting, clock),
+    }  # fmt: skip
+    chosen = [c for c in contenders(task["plugins"]) if c.op == task["op"] and c.name in task["contenders"]]
+    row.update(measure(setting, chosen, Plan(**task["plan"]), clock, emit, task.get("roof_bytes")))
+    roof, moved = row["roof"]["copy_gb_s"], row["bytes"]
+    row["roof_ms"] = moved / roof * 1e-6
+    for result in row["contenders"].values():
         if result["status"] == "ok":
             result["gb_s"] = moved / result["median_ms"] * 1e-6
             result["share_of_roof"] = result["gb_s"] / roof
-    return {
-        "n": layers.n, "layers": len(shapes), "active": sum(int(m.sum()) for m in layers.masks), "swapped": sum(layers.k),
-        "round": ROUND, "bytes": moved, "roof_ms": moved / roof * 1e-6, "gate": setting.gate, "flushed_bytes": clock.flushed,
-        **measured,
-    }  # fmt: skip
+    return row
+
+
+def _bytes(task: Task, setting: Setting, clock: Clock) -> Row:
+    """What the op has to move and, on a GPU, what dstee's kernels move for it."""
+    masks_after = [m.to(setting.device) for m in masks_of(setting.expected.mask_bits, setting.before.shapes)]
+    line = cost.LINE[task["device"]]
+    if task["op"] == "drop_grow":
+        found: Row = {"bytes": cost.drop_grow_bytes(setting.before, masks_after, line)}
+    else:
+        found = {"bytes": cost.masked_sgd_bytes(setting.before, line)}
+    if isinstance(clock, CudaClock):
+        found["kernel_bytes"] = cuda_traffic.by_kernel(task["op"], setting.before, masks_after, clock.processors)
+    return found
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""``make gpu`` without a GPU: stages of harmless commands, and the benchmark's figures from a clock that is made up."""
+"""``make gpu`` without a GPU: stages of harmless commands, and the rows of the benchmark with a clock that is made up."""
 
 from __future__ import annotations
 
@@ -8,15 +8,17 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from support.bench_rows import task
+from support.fake_cuda_clock import FakeCudaClock
 
-from bench import bench_cuda, gpu
+from bench import cli, cost, gpu, plan, table, worker
 from bench.gpu import Report, Stage
+from bench.layers import Layers
 
 FACTS = {"gpu": "NVIDIA H100 80GB HBM3", "date": "2025-01-31"}
 
@@ -143,14 +145,14 @@ sys.exit(gpu.main(["--out", {str(tmp_path)!r}]))
 
 def test_the_real_stages_are_those_that_were_promised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu, "find_tool", lambda name: f"/opt/{name}")
-    todo = {stage.name: stage for stage in gpu.stages(tmp_path / "bench.json")}
-    assert list(todo) == ["build", "info", "tests", "op suite", "sanitizer", "memcheck", "racecheck", "bench"]
+    todo = {stage.name: stage for stage in gpu.stages(tmp_path)}
+    assert list(todo) == ["build", "info", "tests", "op suite", "sanitizer", "memcheck", "racecheck", "bench", "bench 100m"]
     assert all(todo[name].environment["DSTEE_REQUIRE_GPU"] == "1" for name in ("tests", "op suite", "memcheck", "racecheck"))
     for word in [w for stage in todo.values() for w in stage.command if w.startswith("tests/")]:
         assert (gpu.ROOT / word).is_file(), word
     assert gpu.TOTAL < 9 * 60 - 10
     monkeypatch.setattr(gpu, "find_tool", lambda name: None)
-    assert "memcheck" not in {stage.name for stage in gpu.stages(tmp_path / "bench.json")}
+    assert "memcheck" not in {stage.name for stage in gpu.stages(tmp_path)}
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -162,57 +164,51 @@ def test_without_a_gpu_one_line_says_so(tmp_path: Path, capsys: pytest.CaptureFi
 # --- the benchmark -------------------------------------------------------------------------------------------------------
 
 
+def test_the_commands_of_the_benchmark_are_ones(tmp_path: Path) -> None:
+    """``python -m bench`` takes them, up to the GPU that is not here, and knows whom they name."""
+    todo = [stage for stage in gpu.stages(tmp_path) if stage.figures is not None]
+    assert [stage.name for stage in todo] == ["bench", "bench 100m"]
+    for stage in todo:
+        assert stage.command[1:3] == ["-m", "bench"]
+        args = cli.make_parser().parse_args(stage.command[3:])
+        assert (args.device, args.json) == ("cuda", stage.figures)
+        args.device = "cpu"
+        assert {task["op"] for task in plan.tasks(args)} == {"masked_sgd", "drop_grow"}
+
+
 @pytest.fixture
-def on_cpu(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Runs the benchmark's calls on the CPU, once each; every one takes 2 ms. Returns the names of the contenders."""
-    names: list[str] = []
-
-    def measure(contenders: Mapping[str, bench_cuda.Contender]) -> dict[str, list[float]]:
-        for prepare, call, _ in contenders.values():
-            prepare()
-            call()
-        names.extend(contenders)
-        return {name: [2.0] * repeats for name, (_, _, repeats) in contenders.items()}
-
-    def graphed(call: Callable[[], None]) -> Callable[[], None]:
-        return call
-
-    monkeypatch.setattr(bench_cuda, "DEVICE", "cpu")
-    monkeypatch.setattr(bench_cuda, "LISTS", {"small": [(64, 33), (40, 5, 3)]})
-    monkeypatch.setattr(bench_cuda, "COPIED", 1000)
-    monkeypatch.setattr(bench_cuda, "measure", measure)
-    monkeypatch.setattr(bench_cuda, "graphed", graphed)
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
-    return names
+def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker's row for a GPU runs on the CPU; every call takes 2 ms."""
+    monkeypatch.setattr(worker, "make_clock", lambda device, flush_bytes: FakeCudaClock())
+    monkeypatch.setattr(Layers, "to", lambda layers, device: layers.clone())
 
 
-@pytest.mark.parametrize("bench", [bench_cuda.bench_step, bench_cuda.bench_update])
-def test_the_rows_of_the_benchmark(bench: Callable[..., dict], on_cpu: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    row = bench("small", 0.1, ["reference"])
+@pytest.mark.parametrize("op", ["masked_sgd", "drop_grow"])
+def test_a_row_on_a_gpu_has_the_bytes_of_the_kernels(op: str, on_cpu: None) -> None:
+    peer = {"masked_sgd": "SGD foreach + masks", "drop_grow": "torch.topk"}[op]
+    shapes = [[64, 33], [40, 5, 3]]
+    row = worker.run_row(task(op, ["reference", peer], device="cuda", shapes=shapes), lambda name, phase: None)
     json.dumps(row, allow_nan=False)
-    assert on_cpu[:2] == ["copy", "native"] and set(row["over_native"]) == set(on_cpu[2:])
-    assert row["n"] == 64 * 33 + 600 and row["copy_gb_s"] == pytest.approx(8000 / 2e6)
-    assert row["gb_s"] == pytest.approx(row["bytes"] / 2e6) and all(r == 1 for r in row["over_native"].values())
-    dense_step, dense_update = row["n"] * (20 + 1 / 8), row["n"] * (6 + 4 + 4 + 4 + 2 + 1 / 4)
-    assert row["bytes"] == pytest.approx(sum(row["kernel_bytes"].values()))
-    assert row["bytes_per_weight"] * row["n"] == pytest.approx(row["bytes"]) and row["floor_bytes"] <= row["bytes"]
-    assert row["over_floor"] == pytest.approx(row["copy_gb_s"] * 2e6 / row["floor_bytes"])
-    assert f"{row['over_floor']:.2f}x over floor" in capsys.readouterr().out
-    assert 0 < row["bytes"] < (dense_step if row["op"] == "masked_sgd_" else dense_update)
+    n = row["n"]
+    assert n == 64 * 33 + 600 and row["roof"]["copy_gb_s"] == pytest.approx(2 * (1 << 22) / 2e-3 * 1e-9)
+    one = row["contenders"]["reference"]
+    assert one["graph"]["status"] == "ok" and one["gb_s"] == pytest.approx(row["bytes"] / 2e6)
+    assert one["share_of_roof"] == pytest.approx(row["roof_ms"] / 2)
+    dense_step, dense_update = n * (20 + 1 / 8), n * (6 + 4 + 4 + 4 + 2 + 1 / 4)
+    assert row["bytes"] <= sum(row["kernel_bytes"].values()) < (dense_step if op == "masked_sgd" else dense_update)
+
+    row["contenders"]["native"] = one  # what would be timed where there is a GPU
+    row["key"] = {"op": op, "case": "small", "density": 0.2, "device": "cuda"}
+    assert f"{sum(row['kernel_bytes'].values()) / n:.2f} bytes a weight" in table.row_text(row)
 
 
-def test_the_gate_stops_a_wrong_result(on_cpu: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    right = bench_cuda.step
-    calls = iter(range(10))
-    monkeypatch.setattr(bench_cuda, "step", lambda layers: right(layers) if next(calls) else None)
-    with pytest.raises(AssertionError, match="native on the GPU against reference on the CPU: params"):
-        bench_cuda.bench_step("small", 0.1, ["reference"])
-    assert on_cpu == [], "no time is taken for a wrong result"
+def test_the_gate_stops_a_wrong_result_on_a_gpu(on_cpu: None) -> None:
+    told: list[tuple[str | None, str]] = []
+    row = worker.run_row(task("drop_grow", ["lazy"], device="cuda"), lambda *event: told.append(event))
+    assert row["contenders"]["lazy"]["status"] == "wrong" and ("lazy", "repeat 1") not in told
 
 
 def test_sectors_of_32_bytes() -> None:
     mask = torch.zeros(41, dtype=torch.bool)
     mask[[0, 7, 8, 40]] = True
-    assert (
-        bench_cuda.sectors([mask], 4) == 3 and bench_cuda.sectors([mask], 2) == 2 and bench_cuda.sectors([mask, mask], 4) == 6
-    )
+    assert cost.lines([mask], 4, 32) == 3 and cost.lines([mask], 2, 32) == 2 and cost.lines([mask, mask], 4, 32) == 6

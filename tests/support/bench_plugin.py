@@ -8,10 +8,12 @@ import time
 
 import torch
 
-from bench.contenders import Contender, Ours, Setting
+from bench.contenders.dstee import Backend
+from bench.contenders.registry import register
+from bench.session import Contender, Setting
 
 
-class Wrong(Ours):
+class Wrong(Backend):
     """Right at the first calls, then one weight is off by the last bit: only a check after the timed calls finds it."""
 
     def __init__(self, setting: Setting) -> None:
@@ -27,29 +29,29 @@ class Wrong(Ours):
             w[at] = torch.nextafter(w[at], torch.tensor(9.0))
 
 
-class Lazy(Ours):
+class Lazy(Backend):
     """Does nothing, very fast."""
 
     def call(self) -> None:
         pass
 
 
-class Crash(Ours):
+class Crash(Backend):
     def call(self) -> None:
         os.abort()
 
 
-class Hang(Ours):
+class Hang(Backend):
     def call(self) -> None:
         time.sleep(600)
 
 
-class Raise(Ours):
+class Raise(Backend):
     def call(self) -> None:
         raise RuntimeError("<b>no</b> & never")
 
 
-class Meddler(Ours):
+class Meddler(Backend):
     """Writes to what all contenders are given."""
 
     def call(self) -> None:
@@ -57,16 +59,15 @@ class Meddler(Ours):
         self.setting.before.masks[0].logical_not_()
 
 
-def _one(name: str, kind: type[Ours], op: str = "drop_grow") -> Contender:
-    return Contender(
-        name, op, "a rule of its own", kind if kind is Wrong else functools.partial(kind, backend="reference"), True
-    )
+def one(name: str, kind: type[Backend], op: str = "drop_grow") -> Contender:
+    opened = kind if kind is Wrong else functools.partial(kind, backend="reference")
+    return Contender(name, op, "a rule of its own", opened, ours=True)
 
 
-CONTENDERS = [
-    _one("wrong", Wrong), _one("lazy", Lazy), _one("crash", Crash), _one("hang", Hang), _one("raise", Raise),
-    _one("meddler", Meddler), _one("lazy", Lazy, "masked_sgd"),
-]  # fmt: skip
+register(
+    one("wrong", Wrong), one("lazy", Lazy), one("crash", Crash), one("hang", Hang), one("raise", Raise),
+    one("meddler", Meddler), one("lazy", Lazy, "masked_sgd"),
+)  # fmt: skip
 
 
 def factory() -> torch.nn.Module:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bench.peers import rigl_torch
+from bench.contenders import rigl_torch
 
 
 def original_rigl() -> Any:

@@ -6,10 +6,11 @@ compare classes with two of its own; where torchvision does not import, two empt
 
 from __future__ import annotations
 
+import functools
 import importlib
 import sys
 import types
-from typing import Any
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -17,15 +18,38 @@ from torch import Tensor, nn
 from dstee import compat
 
 from .. import expected
-from ..contenders import STEP, Contender, Session, Setting, check_update, copy_into
 from ..expected import Expected, array
-from ..steppers import TorchSGD
+from ..models import Job
+from ..session import STEP, Contender, Session, Setting, check_update, copy_into
+from ..training import GAP, SGD, Mark, Trainer, Training
 from ._model import backward, installed, model_of
+from .registry import register
+from .torch_steps import TorchSGD
 
+__all__ = ["PatchedUpdate", "RigLTraining", "Step", "Update", "load"]
+
+VERSION = "0.5.2"  # of rigl-torch, that this is written for
 DELTA, T_END = 100, 10**9  # so far from the end the cosine is 1
 
 
-def load() -> Any:
+class Hook(Protocol):
+    dense_grad: Tensor | None
+
+
+class Scheduler(Protocol):
+    """What is used of a ``RigLScheduler``. Called, it says whether the optimizer is to step: False after an update."""
+
+    step: int
+    W: list[Tensor]
+    backward_masks: list[Tensor]
+    backward_hook_objects: list[Hook]
+
+    def __call__(self) -> bool: ...
+
+    def cosine_annealing(self) -> float: ...
+
+
+def load() -> types.ModuleType:
     try:
         return importlib.import_module("rigl_torch.RigL")
     except (ImportError, RuntimeError):  # no torchvision, or one that does not fit this torch
@@ -43,10 +67,11 @@ def load() -> Any:
                 del sys.modules[name]
 
 
-def attach(model: nn.Module, optimizer: torch.optim.Optimizer, density: float, swap: float, delta: int, end: int) -> Any:
-    return load().RigLScheduler(
-        model, optimizer, dense_allocation=density, T_end=end, delta=delta, alpha=swap, ignore_linear_layers=False
+def attach(model: nn.Module, optimizer: torch.optim.Optimizer, density: float, swap: float, delta: int) -> Scheduler:
+    scheduler: Scheduler = load().RigLScheduler(
+        model, optimizer, dense_allocation=density, T_end=T_END, delta=delta, alpha=swap, ignore_linear_layers=False
     )
+    return scheduler
 
 
 class Update(Session):
@@ -57,7 +82,7 @@ class Update(Session):
         before = setting.before
         self.model = model_of(before, first=nn.Linear(1, 1, bias=False, device=setting.device))
         self.optimizer = torch.optim.SGD(self.model.parameters(), **STEP)
-        self.scheduler = attach(self.model, self.optimizer, setting.density, setting.swap, DELTA, T_END)
+        self.scheduler = attach(self.model, self.optimizer, setting.density, setting.swap, DELTA)
         self.scheduler.step = DELTA - 1  # the hooks keep the dense gradient of the backward pass before an update
         self.weights = self.scheduler.W[1:]
         backward(self.weights, before.grads)
@@ -68,7 +93,7 @@ class Update(Session):
         before = self.setting.before
         copy_into([w.data for w in self.weights], before.params)
         copy_into(self.scheduler.backward_masks[1:], before.masks)
-        copy_into([w.grad for w in self.weights], self.grads)
+        copy_into([w.grad for w in self.weights if w.grad is not None], self.grads)
         self.scheduler.step = DELTA - 1
 
     def call(self) -> None:
@@ -81,9 +106,6 @@ class Update(Session):
     def check(self) -> str | None:
         fraction = self.scheduler.cosine_annealing()
         return check_update(self.setting, outcome(self.setting, fraction), self.outputs()[: len(self.weights)], self.weights)
-
-    def close(self) -> None:
-        del self.model, self.optimizer, self.scheduler, self.weights, self.grads
 
 
 class PatchedUpdate(Update):
@@ -115,7 +137,7 @@ class Step(TorchSGD):
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)
         holder = nn.Sequential(nn.Linear(1, 1, bias=False, device=setting.device), *(_Holder(p) for p in self.params))
-        self.scheduler = attach(holder, self.optimizer, setting.density, setting.swap, DELTA, T_END)
+        self.scheduler = attach(holder, self.optimizer, setting.density, setting.swap, DELTA)
         copy_into(self.scheduler.backward_masks[1:], setting.before.masks)
 
     def call(self) -> None:
@@ -123,22 +145,39 @@ class Step(TorchSGD):
 
 
 class _Holder(nn.Module):
-    def __init__(self, weight: nn.Parameter) -> None:
+    def __init__(self, weight: Tensor) -> None:
         super().__init__()
         self.weight = weight
 
 
+class RigLTraining(Training):
+    def __init__(self, job: Job, density: float, swap: float) -> None:
+        super().__init__(job, density, swap)
+        self.optimizer = torch.optim.SGD(self.model.parameters(), **SGD)
+        self.scheduler = attach(self.model, self.optimizer, density, swap, GAP)
+
+    def after(self, mark: Mark) -> bool:
+        stepped = self.scheduler()
+        if stepped:
+            self.optimizer.step()
+        mark("optimizer")
+        mark("masks")
+        return not stepped
+
+
 def why_not(device: str, dtype: str) -> str | None:
-    reason = installed("rigl-torch", "0.5.2")
+    reason = installed("rigl-torch", VERSION)
     if reason is None and dtype != "float32":
         return "its masks and scores are made for float32"
     return reason
 
 
-CONTENDERS = [
+register(
     Contender("rigl-torch", "drop_grow", "RigL; two top-k over all n weights; masks applied to all layers after each layer",
               Update, step="rigl-torch", slow=True, why_not=why_not),
     Contender("rigl-torch, patched", "drop_grow", "the same scheduler after dstee.compat.patch: RigL on dstee's kernels",
               PatchedUpdate, why_not=why_not),
     Contender("rigl-torch", "masked_sgd", "SGD, then weights and momenta times bool masks", Step, why_not=why_not),
-]  # fmt: skip
+    Trainer("rigl-torch", "RigL; rigl-torch: `if scheduler(): optimizer.step()`", RigLTraining,
+            why_not=functools.partial(installed, "rigl-torch", VERSION)),
+)  # fmt: skip

@@ -6,16 +6,26 @@ only, so convolutions are given as matrices of their output channels.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Protocol, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from .. import expected
-from ..contenders import Contender, Session, Setting, copy_into
 from ..expected import array
-from ._model import model_of
+from ..session import Contender, Session, Setting, copy_into
+from ._model import model_of, parametrized_weights
+from .registry import register
+
+if TYPE_CHECKING:
+    from torch.ao.pruning import BaseSparsifier
+
+__all__ = ["DsteeMagnitude", "Magnitude"]
+
+
+class Hook(Protocol):
+    mask: Tensor
 
 
 class Magnitude(Session):
@@ -25,11 +35,10 @@ class Magnitude(Session):
         self.model = model_of(setting.before, flat=True)
         self.sparsifier = self.make()
         self.sparsifier.prepare(self.model, [{"tensor_fqn": f"{i}.weight"} for i in range(len(setting.before.params))])
-        lists = [module.parametrizations["weight"] for module in self.model]
-        self.originals = [one.original for one in lists]
-        self.hooks = [one[0] for one in lists]
+        self.originals, hooks = parametrized_weights(self.model)
+        self.hooks = cast(list[Hook], hooks)
 
-    def make(self) -> Any:
+    def make(self) -> BaseSparsifier:
         from torch.ao.pruning import WeightNormSparsifier
 
         return WeightNormSparsifier(sparsity_level=self.level, sparse_block_shape=(1, 1), zeros_per_block=1)
@@ -62,14 +71,11 @@ class Magnitude(Session):
                 return f"layer {i}: {wrong}"
         return None
 
-    def close(self) -> None:
-        del self.model, self.sparsifier, self.originals, self.hooks
 
-
-class SwappedIn(Magnitude):
+class DsteeMagnitude(Magnitude):
     """``dstee.compat.torch_ao.DSTEESparsifier`` in its place."""
 
-    def make(self) -> Any:
+    def make(self) -> BaseSparsifier:
         from dstee.compat.torch_ao import DSTEESparsifier
 
         return DSTEESparsifier(self.level, "magnitude")
@@ -83,9 +89,9 @@ def why_not(device: str, dtype: str) -> str | None:
     return None if dtype == "float32" else "its float32 masks are made for float32 weights"
 
 
-CONTENDERS = [
+register(
     Contender("torch.ao.pruning", "drop_grow", "magnitude: drops only, by w², over all n weights; grows nothing", Magnitude,
               step="SGD foreach + masks", why_not=why_not),
-    Contender("torch.ao, swapped in", "drop_grow", "the same by dstee.compat.torch_ao.DSTEESparsifier", SwappedIn,
+    Contender("torch.ao, swapped in", "drop_grow", "the same by dstee.compat.torch_ao.DSTEESparsifier", DsteeMagnitude,
               why_not=why_not),
-]  # fmt: skip
+)  # fmt: skip

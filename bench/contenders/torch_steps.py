@@ -1,17 +1,22 @@
-"""The masked SGD step: dstee's backends, and what people write around torch.optim.SGD."""
+"""Masked SGD as people write it around torch.optim.SGD: the step alone, and in a whole training."""
 
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from . import expected
-from .contenders import STEP, Contender, Ours, Session, Setting, _backend_why_not, copy_into
-from .expected import array
+from .. import expected
+from ..expected import array
+from ..models import Job
+from ..session import STEP, Contender, Session, Setting, copy_into
+from ..training import SGD, Mark, Trainer, Training, weights_of
+from .registry import register
+from .torch_updates import top_k_update
+
+__all__ = ["ApplyMask", "DenseTraining", "HandWrittenTraining", "TorchSGD"]
 
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 1.6e-2, torch.float16: 2e-3}
 
@@ -19,17 +24,15 @@ TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 1.6e-2, torch.float16: 2e-3}
 class TorchSGD(Session):
     """torch.optim.SGD, then weights and momenta multiplied by float masks (``masked``), as training code does."""
 
-    def __init__(self, setting: Setting, masked: bool = True, **options: Any) -> None:
+    def __init__(self, setting: Setting, masked: bool = True, foreach: bool | None = None, fused: bool | None = None) -> None:
         super().__init__(setting)
         self.masked = masked
         work = setting.work
-        if "float masks" not in setting.shared:
-            setting.shared["float masks"] = [m.to(p.dtype, copy=True) for m, p in zip(work.masks, work.params, strict=True)]
-        self.masks = setting.shared["float masks"]
-        self.params = [torch.nn.Parameter(p) for p in work.params]
+        self.masks = setting.float_masks
+        self.params: list[Tensor] = [torch.nn.Parameter(p) for p in work.params]
         for p, g in zip(self.params, work.grads, strict=True):
             p.grad = g
-        self.optimizer = torch.optim.SGD(self.params, **STEP, **options)
+        self.optimizer = torch.optim.SGD(self.params, **STEP, foreach=foreach, fused=fused)
         for p, m in zip(self.params, work.momenta, strict=True):
             self.optimizer.state[p]["momentum_buffer"] = m
 
@@ -88,12 +91,50 @@ class ApplyMask(TorchSGD):
                 state["momentum_buffer"] = state["momentum_buffer"] * mask
 
 
-STEPS = [
-    *(
-        Contender(name, "masked_sgd", "masked SGD, each operation rounded once", functools.partial(Ours, backend=name), True,
-                  why_not=_backend_why_not(name, "masked_sgd"))
-        for name in ("native", "triton", "reference")
-    ),
+class DenseTraining(Training):
+    def __init__(self, job: Job, density: float, swap: float) -> None:
+        super().__init__(job, density, swap)
+        self.optimizer = torch.optim.SGD(self.model.parameters(), **SGD, fused=True)
+
+    def after(self, mark: Mark) -> bool:
+        self.optimizer.step()
+        mark("optimizer")
+        mark("masks")
+        return False
+
+
+class HandWrittenTraining(Training):
+    """DST-EE around torch.optim.SGD: weights and momenta times float masks, updates by torch.topk."""
+
+    def __init__(self, job: Job, density: float, swap: float) -> None:
+        super().__init__(job, density, swap)
+        self.optimizer = torch.optim.SGD(self.model.parameters(), **SGD, foreach=True)
+        self.weights = weights_of(self.model)
+        self.masks = [torch.rand_like(w) < density for w in self.weights]
+        self.float_masks = [m.float() for m in self.masks]
+        self.N = [m.int() for m in self.masks]
+        self.bonus = torch.full((10_000,), 1e-5, device=self.weights[0].device)
+        with torch.no_grad():
+            torch._foreach_mul_(self.weights, self.float_masks)
+
+    @torch.no_grad()
+    def after(self, mark: Mark) -> bool:
+        self.optimizer.step()
+        mark("optimizer")
+        due = self.due()
+        if due:
+            for w, mask, N in zip(self.weights, self.masks, self.N, strict=True):
+                assert w.grad is not None
+                k = int(self.swap * int(mask.sum()))
+                top_k_update(w.view(-1), w.grad.view(-1), mask.view(-1), N.view(-1), k, self.bonus)
+            torch._foreach_copy_(self.float_masks, self.masks)
+        torch._foreach_mul_(self.weights, self.float_masks)
+        torch._foreach_mul_([self.optimizer.state[w]["momentum_buffer"] for w in self.weights], self.float_masks)
+        mark("masks")
+        return due
+
+
+register(
     Contender("SGD foreach + masks", "masked_sgd", "SGD, then products with float masks",
               functools.partial(TorchSGD, foreach=True)),
     Contender("SGD fused + masks", "masked_sgd", "SGD, then products with float masks",
@@ -101,4 +142,6 @@ STEPS = [
     Contender("ITOP apply_mask", "masked_sgd", "SGD, then new tensors weight * mask, momentum * mask", ApplyMask),
     Contender("SGD fused, dense", "masked_sgd", "dense SGD, forgets the masks: a bound",
               functools.partial(TorchSGD, masked=False, fused=True)),
-]  # fmt: skip
+    Trainer("dense", "no masks; torch.optim.SGD, fused", DenseTraining),
+    Trainer("by hand", "DST-EE; torch.optim.SGD foreach, products with float masks, torch.topk", HandWrittenTraining),
+)  # fmt: skip

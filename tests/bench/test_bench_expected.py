@@ -1,22 +1,19 @@
-"""The rules that the benchmark holds contenders to, against the reference and against sorting; every peer's adapter."""
+"""What contenders are held to, the rules in numpy, against the reference and against sorting."""
 
 from __future__ import annotations
-
-import importlib.util
 
 import numpy as np
 import pytest
 import torch
 
 from bench import expected
-from bench.contenders import Setting, registry, update
 from bench.expected import array
 from bench.layers import make_layers
+from bench.session import Setting, drop_grow
 from dstee import backends
 from dstee.testing import assert_same_bits
 
 SHAPES = [(40, 30), (16, 8, 3, 3), (9,)]
-MATRICES = SHAPES[:2]
 
 
 def by_sort(key: np.ndarray, among: np.ndarray, k: int) -> np.ndarray:
@@ -45,12 +42,12 @@ def test_the_rule_in_numpy_is_the_reference(seed: int, monkeypatch: pytest.Monke
         scale = tensors[0].abs().max() / 3
         tensors[:] = [(t / scale).round() * scale for t in tensors]
     setting = Setting("drop_grow", layers, 0.2, 0.4)
-    monkeypatch.setattr("bench.contenders.MOST_FOR_REFERENCE", 0)
+    monkeypatch.setattr("bench.session.MOST_FOR_REFERENCE", 0)
     by_numpy = setting.expected
     assert setting.gate == "the rule in numpy"
     with backends.use_backend("reference"):
         state = layers.clone()
-        update(state, setting.bonus)
+        drop_grow(state, setting.bonus)
     for name in ("params", "mask_bits", "counts"):
         assert_same_bits(getattr(by_numpy, name), getattr(state, name), name)
 
@@ -66,8 +63,8 @@ def test_what_ties_may_fall_either_way_and_nothing_else() -> None:
     assert "positions" in str(expected.disagreement(np.array([1, 0, 1, 0, 0, 0, 1], bool), outcome))
     assert "expected 3" in str(expected.disagreement(np.array([1, 1, 1, 1, 0, 0, 0], bool), outcome))
     kept = np.where(right, [3.0, 1, 1, 0, 0, 0, 0], 0)
-    assert expected.wrong_weights(kept, np.array([3.0, 1, 1, 0, 0, 0, 0]), mask, right, outcome) is None
-    assert expected.wrong_weights(kept * 2, np.array([3.0, 1, 1, 0, 0, 0, 0]), mask, right, outcome) is not None
+    assert expected.wrong_weights(kept, np.array([3.0, 1, 1, 0, 0, 0, 0]), right, outcome) is None
+    assert expected.wrong_weights(kept * 2, np.array([3.0, 1, 1, 0, 0, 0, 0]), right, outcome) is not None
 
 
 def test_thresholds_take_all_that_tie() -> None:
@@ -75,58 +72,6 @@ def test_thresholds_take_all_that_tie() -> None:
     w, g = np.array([1, 1, 2, 0, 0, 0], np.float32), np.array([0, 0, 0, 7, 7, 1], np.float32)
     found = expected.by_threshold(mask, w, expected.rank(g), 1, grow_ties=True)
     assert found.mask.tolist() == [False, False, True, True, True, False]
-
-
-# --- contenders --------------------------------------------------------------------------------------------------------------
-
-REAL = [c for c in registry() if not c.ours and c.name != "torch.compile"]
-
-
-@pytest.mark.parametrize("contender", REAL, ids=lambda c: f"{c.name}-{c.op}")
-def test_a_contender_does_what_it_says_and_is_found_out_else(contender) -> None:
-    reason = contender.why_not("cpu", "float32")
-    if reason is not None:
-        pytest.skip(reason)
-    setting = Setting(contender.op, make_layers(MATRICES, 0.2, 0.3), 0.2, 0.3)
-    session = contender.open(setting)
-    for _ in range(2):
-        session.restore()
-        session.call()
-        assert session.check() is None
-    session.restore()
-    assert session.check() is not None, "a call that did nothing passes for right"
-    session.call()
-    with torch.no_grad():
-        first = session.outputs()[0].view(-1)
-        at = int(((first != 0) & setting.before.masks[0].view(-1)).nonzero()[0])
-        first[at] = 0 if first.dtype == torch.bool or contender.op == "drop_grow" else first[at] * 1.5
-    assert session.check() is not None, "one wrong weight passes for right"
-    session.close()
-
-
-def test_every_peer_has_a_reason_when_it_is_absent(monkeypatch: pytest.MonkeyPatch) -> None:
-    def absent(name: str) -> str:
-        raise importlib.metadata.PackageNotFoundError(name)
-
-    monkeypatch.setattr("importlib.metadata.version", absent)
-    told = {c.name: c.why_not("cpu", "float32") for c in registry() if c.name in ("rigl-torch", "sparsimony")}
-    assert told.keys() == {"rigl-torch", "sparsimony"} and all("is not installed" in str(t) for t in told.values())
-
-
-def test_rigl_torch_loads_without_torchvision() -> None:
-    if importlib.util.find_spec("rigl_torch") is None:
-        pytest.skip("rigl-torch is not installed")
-    from bench.peers import rigl_torch
-
-    assert rigl_torch.load().RigLScheduler
-
-
-def test_names_are_unique(monkeypatch: pytest.MonkeyPatch) -> None:
-    from support import bench_plugin
-
-    monkeypatch.setattr(bench_plugin, "CONTENDERS", [bench_plugin._one("native", bench_plugin.Lazy)])
-    with pytest.raises(ValueError, match="native"):
-        registry(["support.bench_plugin"])
 
 
 def test_our_rule_table_keys_are_integers() -> None:

@@ -5,80 +5,103 @@ Grown weights start at 0, dropped ones keep their value behind the mask. The num
 
 from __future__ import annotations
 
+import functools
+from typing import Protocol, cast
+
 import torch
 from torch import Tensor, nn
 
 from dstee.compat.sparsimony import accelerate
 
 from .. import expected
-from ..contenders import STEP, Contender, Session, Setting, check_update, copy_into
 from ..expected import Expected, array
-from ..steppers import TorchSGD
-from ._model import backward, installed, model_of
+from ..models import Job
+from ..session import STEP, Contender, Session, Setting, check_update, copy_into
+from ..training import GAP, SGD, Mark, Trainer, Training, weights_of
+from ._model import backward, installed, model_of, parametrized_weights
+from .registry import register
+from .torch_steps import TorchSGD
 
+__all__ = ["AcceleratedUpdate", "RigLTraining", "Step", "Update"]
+
+VERSION = "0.1.0"  # of sparsimony, that this is written for
 DELTA, T_END = 100, 10**9
 
 
+class Hook(Protocol):
+    mask: Tensor
+    dense_grad: Tensor
+
+
+class Sparsifier(Protocol):
+    """What is used of sparsimony's ``RigL``."""
+
+    _step_count: int
+
+    def scheduler(self, step: int) -> float: ...
+
+    def step(self) -> bool: ...
+
+    def prepare(self, model: nn.Module, config: list[dict[str, str]]) -> None: ...
+
+
 def attach(
-    model: nn.Module, optimizer: torch.optim.Optimizer, density: float, swap: float, delta: int, end: int,
-    names: list[str] | None = None,
-):  # fmt: skip
+    model: nn.Module, optimizer: torch.optim.Optimizer, density: float, swap: float, delta: int, names: list[str] | None = None
+) -> Sparsifier:
     """A prepared sparsifier; ``names``: the weights that are sparse, by default all of two or more dimensions."""
     from sparsimony.distributions.base import UniformDistribution
     from sparsimony.dst.rigl import RigL
     from sparsimony.schedulers.base import CosineDecayScheduler
 
     names = names or [name for name, p in model.named_parameters() if p.ndim >= 2]
-    sparsifier = RigL(
-        CosineDecayScheduler(swap, end, delta), UniformDistribution(), optimizer, sparsity=1 - density, init_method=None
+    sparsifier: Sparsifier = RigL(
+        CosineDecayScheduler(swap, T_END, delta), UniformDistribution(), optimizer, sparsity=1 - density, init_method=None
     )
     sparsifier.prepare(model, [{"tensor_fqn": name} for name in names])
     return sparsifier
 
 
-class Prepared(Session):
+class Prepared:
+    """A model with the layers of a setting, made sparse."""
+
     def __init__(self, setting: Setting) -> None:
-        super().__init__(setting)
         self.model = model_of(setting.before)
         self.optimizer = torch.optim.SGD(self.model.parameters(), **STEP)
-        self.sparsifier = attach(self.model, self.optimizer, setting.density, setting.swap, DELTA, T_END)
-        lists = [module.parametrizations["weight"] for module in self.model]
-        self.originals = [one.original for one in lists]
-        self.hooks = [one[0] for one in lists]
+        self.sparsifier = attach(self.model, self.optimizer, setting.density, setting.swap, DELTA)
+        self.originals, hooks = parametrized_weights(self.model)
+        self.hooks = cast(list[Hook], hooks)
 
     @property
     def masks(self) -> list[Tensor]:
         return [hook.mask for hook in self.hooks]
 
-    def close(self) -> None:
-        del self.model, self.optimizer, self.sparsifier, self.originals, self.hooks
 
-
-class Update(Prepared):
+class Update(Session):
     """``sparsifier.step()`` at a step where an update is due."""
 
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)
-        backward([module.weight for module in self.model], setting.before.grads)
-        copy_into([hook.dense_grad for hook in self.hooks], setting.before.grads)
+        self.peer = Prepared(setting)
+        backward(weights_of(self.peer.model), setting.before.grads)
+        copy_into([hook.dense_grad for hook in self.peer.hooks], setting.before.grads)
 
     @torch.no_grad()
     def restore(self) -> None:
         before = self.setting.before
-        copy_into([w.data for w in self.originals], before.params)
-        copy_into([mask.data for mask in self.masks], before.masks)
-        self.sparsifier._step_count = DELTA - 1
+        copy_into([w.data for w in self.peer.originals], before.params)
+        copy_into([mask.data for mask in self.peer.masks], before.masks)
+        self.peer.sparsifier._step_count = DELTA - 1
 
     def call(self) -> None:
-        if not self.sparsifier.step():
+        if not self.peer.sparsifier.step():
             raise RuntimeError("the sparsifier did no update")
 
     def outputs(self) -> list[Tensor]:
-        return self.masks + [w.detach() for w in self.originals]
+        return self.peer.masks + [w.detach() for w in self.peer.originals]
 
     def check(self) -> str | None:
-        fraction = self.sparsifier.scheduler(DELTA)
-        return check_update(self.setting, outcome(self.setting, fraction), self.masks, self.originals)
+        fraction = self.peer.sparsifier.scheduler(DELTA)
+        return check_update(self.setting, outcome(self.setting, fraction), self.peer.masks, self.peer.originals)
 
 
 class AcceleratedUpdate(Update):
@@ -86,7 +109,7 @@ class AcceleratedUpdate(Update):
 
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)
-        accelerate(self.sparsifier)
+        accelerate(self.peer.sparsifier)
 
 
 def outcome(setting: Setting, fraction: float) -> list[Expected]:
@@ -120,22 +143,40 @@ class Step(TorchSGD):
 
     def check(self) -> str | None:
         with torch.no_grad():  # what the model sees: the products of the parametrizations
-            copy_into(self.params, [module.weight for module in self.peer.model])
+            copy_into(self.params, weights_of(self.peer.model))
         return super().check()
 
 
+class RigLTraining(Training):
+    def __init__(self, job: Job, density: float, swap: float) -> None:
+        super().__init__(job, density, swap)
+        self.optimizer = torch.optim.SGD(self.model.parameters(), **SGD)
+        sparse = {id(w) for w in weights_of(self.model)}
+        names = [name for name, p in self.model.named_parameters() if id(p) in sparse]
+        self.sparsifier = attach(self.model, self.optimizer, density, swap, GAP, names)
+
+    def after(self, mark: Mark) -> bool:
+        self.optimizer.step()
+        mark("optimizer")
+        updated = self.sparsifier.step()
+        mark("masks")
+        return updated
+
+
 def why_not(device: str, dtype: str) -> str | None:
-    reason = installed("sparsimony", "0.1.0")
+    reason = installed("sparsimony", VERSION)
     if reason is None and (device, dtype) != ("cpu", "float32"):
         return "run on CPU tensors in float32 only"
     return reason
 
 
-CONTENDERS = [
+register(
     Contender("sparsimony", "drop_grow", "RigL; two top-k of the size of the swap; grows up to the target count", Update,
               step="sparsimony", slow=True, why_not=why_not),
     Contender("sparsimony, accelerated", "drop_grow", "the same sparsifier after dstee.compat.sparsimony.accelerate",
               AcceleratedUpdate, why_not=why_not),
     Contender("sparsimony", "masked_sgd", "dense SGD, then momenta times float masks; weights are masked at each forward",
               Step, why_not=why_not),
-]  # fmt: skip
+    Trainer("sparsimony", "RigL; sparsimony: `optimizer.step(); sparsifier.step()`, masks applied in every forward",
+            RigLTraining, why_not=functools.partial(installed, "sparsimony", VERSION)),
+)  # fmt: skip

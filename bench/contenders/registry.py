@@ -1,0 +1,74 @@
+"""The table of contenders. Every module of this package enters its own with :func:`register`, and so may others:
+
+- ``--plugin module`` imports a module, which registers what it has (or holds it in a list ``CONTENDERS``);
+- an installed package names such modules in its entry points, in the group ``dstee.contenders``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import pkgutil
+import sys
+from collections.abc import Iterable, Sequence
+
+from ..session import Contender
+from ..training import Trainer
+
+__all__ = ["GROUP", "contenders", "register", "trainers"]
+
+GROUP = "dstee.contenders"
+
+_registered: dict[tuple[str, str], Contender | Trainer] = {}
+_from_outside: set[str] = set()  # modules that have been asked
+
+
+def register(*found: Contender | Trainer) -> None:
+    """Adds contenders, for one op (:class:`Contender`) or for whole training steps (:class:`Trainer`).
+
+    Raises:
+        ValueError: there is one of this name for the same op.
+    """
+    for one in found:
+        if (one.op, one.name) in _registered:
+            raise ValueError(f"contenders of the same name: {one.name} ({one.op})")
+        _registered[one.op, one.name] = one
+
+
+def contenders(plugins: Sequence[str] = ()) -> list[Contender]:
+    """All for the ops masked_sgd and drop_grow, dstee's backends first; ``plugins`` are modules that are imported before.
+
+    Raises:
+        ImportError: a plugin cannot be imported.
+        ValueError: a plugin brings none, or one of a name that is taken.
+    """
+    _load(plugins)
+    found = [one for one in _registered.values() if isinstance(one, Contender)]
+    return sorted(found, key=lambda one: not one.ours)
+
+
+def trainers(plugins: Sequence[str] = ()) -> list[Trainer]:
+    """All for whole training steps; raises as :func:`contenders` does."""
+    _load(plugins)
+    return [one for one in _registered.values() if isinstance(one, Trainer)]
+
+
+def _load(plugins: Sequence[str]) -> None:
+    package = importlib.import_module(__package__)
+    for module in pkgutil.iter_modules(package.__path__):
+        if not module.name.startswith("_"):
+            importlib.import_module(f"{__package__}.{module.name}")
+    outside = [entry.module for entry in importlib.metadata.entry_points(group=GROUP)]
+    for name in dict.fromkeys([*outside, *plugins]):
+        _load_from_outside(name)
+
+
+def _load_from_outside(name: str) -> None:
+    if name in _from_outside:
+        return
+    is_new, before = name not in sys.modules, len(_registered)
+    listed: Iterable[Contender | Trainer] = getattr(importlib.import_module(name), "CONTENDERS", ())
+    register(*listed)
+    if is_new and len(_registered) == before:
+        raise ValueError(f"{name} has no list CONTENDERS and enters nothing by {__name__}.register")
+    _from_outside.add(name)

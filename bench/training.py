@@ -1,0 +1,69 @@
+"""What a whole training step is: the base of its implementations, which each train a copy of one model."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar, TypedDict
+
+from torch import Tensor, nn
+
+from .models import Job
+
+__all__ = ["GAP", "PHASES", "SGD", "Mark", "Trainer", "Training", "runs_anywhere", "weights_of"]
+
+
+class SGDOptions(TypedDict):
+    lr: float
+    momentum: float
+    weight_decay: float
+
+
+SGD: SGDOptions = {"lr": 0.01, "momentum": 0.9, "weight_decay": 5e-4}
+GAP = 4  # steps between updates while timing; the first steps warm up
+PHASES = ("forward", "backward", "optimizer", "masks")
+Mark = Callable[[str], None]
+
+
+class Training(ABC):
+    """A model in training. The harness runs ``forward`` and ``backward``, ``after`` does the rest of the step."""
+
+    def __init__(self, job: Job, density: float, swap: float) -> None:
+        self.job = job
+        self.model = job.model
+        self.density = density
+        self.swap = swap
+        self.steps = 0
+
+    @abstractmethod
+    def after(self, mark: Mark) -> bool:
+        """What follows ``backward()``; marks the end of ``optimizer`` and of ``masks``. True: the masks were updated."""
+
+    def due(self) -> bool:
+        """Whether an update belongs to this step; called once a step by those who count steps themselves."""
+        self.steps += 1
+        return self.steps % GAP == 0
+
+
+def runs_anywhere() -> str | None:
+    """An implementation that can run anywhere."""
+    return None
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """A contender for whole training steps. ``rule``: what it computes, for the report; ``why_not()``: why it cannot run."""
+
+    op: ClassVar[str] = "step"
+
+    name: str
+    rule: str
+    open: Callable[[Job, float, float], Training]
+    ours: bool = False
+    why_not: Callable[[], str | None] = runs_anywhere
+
+
+def weights_of(model: nn.Module) -> list[Tensor]:
+    """The weights that are made sparse."""
+    return [m.weight for m in model.modules() if isinstance(m, (nn.Linear, nn.Conv2d))]

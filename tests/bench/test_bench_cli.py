@@ -1,0 +1,83 @@
+"""The command line: options that cannot be used, the tasks that it makes, and a small run from end to end."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bench import cli, compare, plan, results_file, scaling_report, sweep
+from bench.tasks import all_cores
+from dstee import cli as dstee_cli
+
+ROOT = Path(__file__).resolve().parents[2]
+WRONG = """--density 0
+--swap 2
+--repeats 1
+--threads 0
+--against nobody
+--plugin no_such
+--shapes x
+--shapes mlp --from-model a:b
+--op step --shapes gpt2
+--resume a.json --json b.json
+report /nowhere/a.json
+compare a
+dance"""
+
+
+@pytest.mark.parametrize("words", WRONG.splitlines())
+def test_wrong_options_are_told_in_one_line(words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(words.split()) == 3
+    told = capsys.readouterr().err.strip().splitlines()
+    assert len(told) == 1 and told[0].startswith("dstee: error:")
+
+
+def test_slow_contenders_run_once(capsys: pytest.CaptureFixture[str]) -> None:
+    args = cli.make_parser().parse_args(["--shapes", "mlp", "--density", "0.1", "0.05"])
+    updates = [t for t in plan.tasks(args) if t["op"] == "drop_grow"]
+    assert "reference" in updates[0]["contenders"] and updates[1]["skipped"]["reference"].startswith("slow")
+
+
+def test_scaling_varies_one_thing_at_a_time() -> None:
+    args = cli.make_parser().parse_args(["--op", "scaling", "--largest", "1e6"])
+    rows = [t for t in plan.tasks(args) if t["op"] == "drop_grow"]
+    by = {sweep_: [t["key"]["x"] for t in rows if t["key"]["sweep"] == sweep_] for sweep_ in scaling_report.SWEEPS}
+    assert by["n"][0] == 1000 and by["n"][-1] == 1_000_000 and by["layers"][-1] == 500 and by["density"][-1] == 0.5
+    assert by["threads"][-1] == all_cores() and len({json.dumps(t["key"]) for t in rows}) == len(rows)
+
+
+def test_the_command_makes_all_three(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("matplotlib")
+    real = sweep.run_row
+    small = {"flush_bytes": 1 << 16, "roof_bytes": 1 << 22}
+    monkeypatch.setattr(sweep, "run_row", lambda task, limit, advance: real({**task, **small}, limit, advance))
+    words = ["bench", "--shapes", "3000", "--backends", "reference", "--against", "torch.topk", "SGD foreach + masks",
+             "--repeats", "7", "--threads", "1", "--json", str(tmp_path / "a.json")]  # fmt: skip
+    assert dstee_cli.main([*words, "--html", str(tmp_path / "a.html")]) == 0
+    made = results_file.read(tmp_path / "a.json")
+    assert made["complete"] and [r["key"]["op"] for r in made["rows"]] == ["masked_sgd", "drop_grow"]
+    assert made["rows"][1]["contenders"]["torch.topk"]["amortised_ms"] > 0
+    assert "<svg" in (tmp_path / "a.html").read_text()
+    shown = capsys.readouterr().out
+    assert "torch.topk" in shown and "3,008 weights" in shown
+
+    words[-1] = str(tmp_path / "b.json")
+    assert dstee_cli.main([*words, "--op", "drop_grow"]) == 0
+    verdicts = compare.compare(made, results_file.read(tmp_path / "b.json"), margin=1.0)
+    assert len(verdicts) == 2 and {v.verdict for v in verdicts} <= {"same", "cannot tell"}, verdicts
+    assert dstee_cli.main(["bench", "compare", str(tmp_path / "a.json"), str(tmp_path / "b.json"), "--margin", "1"]) in (0, 2)
+    assert dstee_cli.main(["bench", "report", str(tmp_path / "a.json")]) == 0
+    json.loads((tmp_path / "b.json").read_text())
+
+
+def test_the_parser_costs_nothing() -> None:
+    code = "import sys, bench.cli; bench.cli.make_parser(); assert not {'torch', 'numpy', 'dstee'} & set(sys.modules)"
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, env=environment, timeout=60)

@@ -1,0 +1,78 @@
+"""The form of result files, and the README's tables, which are made of them."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.bench_rows import document, result, samples
+
+from bench import compare, environment, readme_table, report, results_file, table
+from dstee._console import UsageError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_a_document_comes_back_as_it_went(tmp_path: Path) -> None:
+    made = document({"native": result(samples(1)), "peer": {"status": "skipped", "reason": "absent"}})
+    made["stamp"] = environment.describe()
+    results_file.write(tmp_path / "x" / "a.json", made)
+    assert results_file.read(tmp_path / "x" / "a.json") == json.loads(json.dumps(made))
+    assert {"commit", "dirty", "cpu", "torch", "date", "build"} <= made["stamp"].keys()
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda d: d.update(schema_version=2), "schema_version is 2"),
+        (lambda d: d.pop("rows"), "rows is missing"),
+        (lambda d: d["rows"].append({}), "row 1 has no key"),
+        (lambda d: d["rows"][0]["contenders"]["native"].pop("samples_ms"), "samples_ms"),
+        (lambda d: d["rows"][0]["contenders"]["native"].update(status="great"), "no status"),
+        (lambda d: d["rows"][0]["contenders"].update(x={"status": "wrong"}), "no reason"),
+    ],
+)
+def test_a_document_of_another_form_is_refused(tmp_path: Path, change: Any, told: str) -> None:
+    made = document({"native": result(samples(1))})
+    change(made)
+    (tmp_path / "a.json").write_text(json.dumps(made))
+    with pytest.raises(UsageError, match=told):
+        results_file.read(tmp_path / "a.json")
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"a": 1, "a": 2}', "[NaN]", "[" * 100_000])
+def test_what_is_no_json_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(UsageError, match="proper JSON"):
+        results_file.read(tmp_path / "a.json")
+
+
+def test_cost_per_step() -> None:
+    made = document({"native": result([10.0]), "topk": result([300.0], step="by hand")})
+    step = copy.deepcopy(made["rows"][0])
+    step["key"]["op"], step["contenders"] = "masked_sgd", {"native": result([2.0]), "by hand": result([5.0])}
+    made["rows"].append(step)
+    results_file.amortised(made, 100)
+    found = made["rows"][0]["contenders"]
+    assert math.isclose(found["native"]["amortised_ms"], 2.1) and math.isclose(found["topk"]["amortised_ms"], 8.0)
+
+
+def test_the_readme_table_is_made_of_the_document(tmp_path: Path) -> None:
+    made = document({"native": result([10.0]), "torch.topk": result([305.0], ours=False)})
+    results_file.write(tmp_path / "cpu.json", made)
+    text = readme_table.table(tmp_path)
+    assert "| 10% | 10.0 ms | 50% | 30x |" in text and "torch.topk" in text
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "bench" / "results").glob("*.json")), ids=lambda path: path.name)
+def test_committed_results_can_be_shown_drawn_and_compared(path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    held = results_file.read(path)
+    assert all(name in table.document_text(held) for row in held["rows"] for name in row["contenders"])
+    assert report.render(held).count("<svg") >= len(held["rows"])
+    verdicts = compare.compare(held, held)
+    assert verdicts and {v.verdict for v in verdicts} <= {compare.SAME, compare.UNKNOWN}
