@@ -1,4 +1,4 @@
-// Bins of listed weights, between splitters from the sample.
+// The bins of listed weights between splitters from the sample.
 #pragma once
 
 #include <cstdint>
@@ -12,30 +12,30 @@
 
 namespace dstee::cuda {
 
-// How many splitters stand at the weight's place or behind it. Whatever the splitters hold, a weight that comes first never
-// gets the lower bin: each step is one threshold. So they need not be good for the result to be right.
-__device__ __forceinline__ int find_bin(const Cut* splitters, uint64_t key, uint32_t index) {
+// The number of splitters that the weight passes. Each step is one threshold, so that whatever the splitters hold, the earlier
+// of two weights never gets the lower bin: a poor sample makes bins uneven, never a result wrong.
+__device__ __forceinline__ int find_bin(const Threshold* splitters, uint64_t key, uint32_t index) {
   int bin = 0;
 #pragma unroll
   for (int step = kBins / 2; step > 0; step /= 2)
-    if (takes(splitters[bin + step - 1], key, index)) bin += step;
+    if (passes(splitters[bin + step - 1], key, index)) bin += step;
   return bin;
 }
 
-// Finds the bin that holds the k-th of the listed weights. One block of kBins threads.
-__device__ __forceinline__ void resolve_bins(ScanStorage& s, const Pool& pool, State& state, Side& side, uint32_t k) {
+// Finds the bin of the k-th of the listed weights. One block of kBins threads.
+__device__ __forceinline__ void select_bin(ScanStorage& s, const Pool& pool, LayerState& state, SideState& side, uint32_t k) {
   static_assert(kBins == kThreads);
   const int bin = kBins - 1 - static_cast<int>(threadIdx.x);
-  const uint32_t count = fresh(&side.bins[bin]);
+  const uint32_t count = load_volatile(&side.histogram[bin]);
   uint32_t total;
   const uint32_t before = block_scan(s, count, &total);
   if (total < k) {
-    if (threadIdx.x == 0) atomicOr(&state.flagged, 1u);
+    if (threadIdx.x == 0) atomicOr(&state.needs_fallback, 1u);
   } else if (before < k && k <= before + count) {
-    const uint32_t left = k - before;
-    side.bin = left == count ? bin - 1 : bin;
-    side.left = left == count ? 0 : left;
-    if (left < count) side.finalists = pool.reserve_finalists(state, count);
+    const uint32_t left = k - before;  // to be selected in this bin; all of it: then the bin below is the first that is not
+    side.kth_bin = left == count ? bin - 1 : bin;
+    side.undecided_k = left == count ? 0 : left;
+    if (left < count) side.undecided_start = pool.reserve_undecided(state, count);
   }
 }
 

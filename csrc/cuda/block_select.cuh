@@ -16,17 +16,18 @@ struct SelectStorage {
   uint32_t digit, left, found;
 };
 
-// Where the count-th of the weights stands. All threads of the block call it with the same arguments and the same weights,
-// each thread with its own share: each(visit) calls visit(upper half of the key, function for the lower half, index).
+// The threshold that `count` of the weights pass. All threads of the block call it with the same arguments and the same
+// weights, each thread with its own share: each(visit) calls visit(upper half of the key, function for the lower half, index).
 //
 //   count       at least 1, at most the number of weights
 //   lower_half  false: the lower half is 0 in all keys
 //   index_bits  all indices are below 1 << index_bits
-//   slack       a cut that takes at most so many weights more will do
+//   slack       a threshold that at most so many more pass will do
 template <class Each>
-__device__ Cut block_select(SelectStorage& s, uint32_t count, bool lower_half, int index_bits, uint32_t slack, Each each) {
-  // Levels 0 to 2 are the upper half of the key, 3 to 5 the lower one, of 31 bits each; then come those of the index, turned
-  // round so that larger is better.
+__device__ Threshold block_select(SelectStorage& s, uint32_t count, bool lower_half, int index_bits, uint32_t slack,
+                                  Each each) {
+  // Levels 0 to 2 are the upper half of the key, 3 to 5 the lower one, of 31 bits each; then come those of the index, counted
+  // from the end so that larger comes first.
   constexpr int kKeyLevels = 6;
   const uint32_t last_index = static_cast<uint32_t>((uint64_t{1} << index_bits) - 1);
   uint64_t key_floor = 0;
@@ -59,7 +60,7 @@ __device__ Cut block_select(SelectStorage& s, uint32_t count, bool lower_half, i
     });
     __syncthreads();
 
-    // From the highest digit down to the one that holds the last winner.
+    // From the highest digit down to that of the count-th weight.
     const unsigned per = kDigits / blockDim.x, first = kDigits - 1 - threadIdx.x * per;
     uint32_t mine = 0, total;
     for (unsigned d = 0; d < per; ++d) mine += s.digits[first - d];
@@ -77,7 +78,7 @@ __device__ Cut block_select(SelectStorage& s, uint32_t count, bool lower_half, i
       index_floor |= s.digit << index_shift;
     else
       key_floor |= static_cast<uint64_t>(s.digit) << shift;
-    if (s.found - left <= slack) break;  // the whole digit wins
+    if (s.found - left <= slack) break;  // all that have this digit pass
   }
   __syncthreads();
   return {key_floor, last_index - index_floor};

@@ -14,7 +14,7 @@
 #include <cmath>
 #include <cstdint>
 #include <optional>
-#include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "../arguments.h"
@@ -36,54 +36,108 @@
 namespace dstee::cuda {
 namespace {
 
-constexpr size_t kFewCalls = 128, kManyCalls = 1280;  // 3 KB and 30 KB of kernel arguments
+constexpr size_t kFewLayers = 128, kManyLayers = 1280;  // 3 KB and 30 KB of kernel arguments
 
-// Entries that a layer's lists almost surely need: see set_bounds.
+// Entries that a layer's lists almost surely need, see sample_rank.
 double expected_entries(int64_t n, double k) {
   const double size = static_cast<double>(n), sampled = sample_size(n);
   const double listed = 1.3 * sample_rank(k * sampled / size) * size / sampled + 2048;
-  return std::fmin(size, 2 * listed) + listed;  // with finalists
+  return std::fmin(size, 2 * listed) + listed;  // with the undecided, of two entries each
 }
 
-struct Work {
+struct UpdatePlan {
   std::vector<Row> rows;
   int64_t tiles = 0, largest = 0;
   double entries = 1024;
   bool by_gradient = true;  // no layer grows by another tensor
 };
 
-Work plan(const std::vector<Layer>& layers, const std::vector<int64_t>& k, bool k_on_device) {
-  Work work;
+UpdatePlan plan_update(const std::vector<Layer>& layers, const std::vector<int64_t>& k, bool k_on_device) {
+  UpdatePlan plan;
   for (size_t i = 0; i < layers.size(); ++i) {
     const int64_t n = layers[i].n;
-    work.rows.push_back(row_of(layers[i], work.tiles));
-    work.by_gradient &= work.rows.back().layer.grow == nullptr;
+    plan.rows.push_back(row_of(layers[i], plan.tiles));
+    plan.by_gradient &= plan.rows.back().layer.grow == nullptr;
     STD_TORCH_CHECK(n < (int64_t{1} << 32) - 2 * kTile, "dstee: a layer of 2^32 weights; split it");
-    work.largest = n > work.largest ? n : work.largest;
+    plan.largest = n > plan.largest ? n : plan.largest;
     if (n <= kSmallLayer) continue;
-    work.tiles += tiles_of(n);
-    // How many a tensor asks for is known on the device only: room for one weight in eight.
-    work.entries += expected_entries(n, k_on_device ? n / 8.0 : static_cast<double>(k[i]));
+    plan.tiles += tiles_of(n);
+    // A k in a tensor is known on the device only: room for one weight in eight.
+    plan.entries += expected_entries(n, k_on_device ? n / 8.0 : static_cast<double>(k[i]));
   }
-  return work;
+  return plan;
 }
 
+UpdateOptions options_of(const UpdateArguments& a) {
+  UpdateOptions options;
+  options.bonus = a.bonus ? static_cast<const float*>(a.bonus->const_data_ptr()) : nullptr;
+  options.bonus_size = a.bonus ? static_cast<uint32_t>(a.bonus->numel()) : 0;
+  options.round = static_cast<int32_t>(a.round);
+  options.round_pointer = a.round_tensor ? static_cast<const int64_t*>(a.round_tensor->const_data_ptr()) : nullptr;
+  options.random = !a.grow_seeds.empty();
+  options.regrow = a.regrow;
+  options.reset_regrown = a.reset_regrown;
+  options.shy_bracket = handicap().shy_bracket;
+  return options;
+}
+
+// The memory of one update: states, the pool's counter, chunks, entries. It comes from torch's cache, so that an update holds
+// none between calls and a captured graph has its own.
+struct Workspace {
+  Tensor memory;
+  LayerState* states;
+  Pool pool;
+};
+
+Workspace make_workspace(const UpdatePlan& plan, size_t layers, const Tensor& like) {
+  Pool pool;
+  pool.capacity = static_cast<uint32_t>(std::fmin(plan.entries * handicap().list_share, (1u << 31) - 2.0));
+  pool.chunk_capacity = pool.capacity / (kStaged - kWarpWeights) + static_cast<uint32_t>(plan.tiles) + 1;
+  const size_t state_bytes = plan.tiles ? sizeof(LayerState) * layers : 0, chunk_bytes = sizeof(Chunk) * pool.chunk_capacity;
+  const Tensor memory = device_memory(state_bytes + 16 + (plan.tiles ? chunk_bytes + sizeof(Entry) * pool.capacity : 0), like);
+  auto* const base = static_cast<char*>(memory.mutable_data_ptr());
+  pool.used = reinterpret_cast<unsigned long long*>(base + state_bytes);
+  pool.chunks = reinterpret_cast<Chunk*>(base + state_bytes + 16);
+  pool.entries = reinterpret_cast<Entry*>(base + state_bytes + 16 + chunk_bytes);
+  return {memory, reinterpret_cast<LayerState*>(base), pool};
+}
+
+// What every launch gets of the call.
+struct Call {
+  const UpdateArguments& arguments;
+  const std::vector<Layer>& layers;
+  Table table;
+  SweepArguments sweep;
+  LayerState* states;
+  Pool pool;
+  cudaStream_t stream;
+};
+
 template <size_t most>
-void launch_sample(const Table& table, const std::vector<Layer>& layers, const std::vector<int64_t>& k,
-                   const int64_t* k_on_device, const std::vector<int64_t>& seeds, const Pass& pass, const Step& step,
-                   bool with_step, State* states, const Pool& pool, unsigned threads, size_t dynamic_bytes,
-                   cudaStream_t stream) {
-  for (size_t first = 0; first < layers.size(); first += most) {
-    const size_t count = layers.size() - first < most ? layers.size() - first : most;
-    Calls<static_cast<int>(most)> calls{};
+void launch_sample(const Call& call, int64_t largest) {
+  const UpdateArguments& a = call.arguments;
+  const int64_t* k_on_device = a.k_tensor ? static_cast<const int64_t*>(a.k_tensor->const_data_ptr()) : nullptr;
+  const unsigned threads = largest <= 4096 ? kThreads : 2 * kThreads;
+  const size_t keys = call.table.tiles ? sizeof(uint64_t) * kMostSampled : sizeof(uint32_t) * static_cast<size_t>(largest);
+  for (size_t first = 0; first < call.layers.size(); first += most) {
+    const size_t count = call.layers.size() - first < most ? call.layers.size() - first : most;
+    PerCallInputs<static_cast<int>(most)> inputs{};
     for (size_t i = 0; i < count; ++i) {
-      calls.gradient[i] = layers[first + i].g;
-      if (!k_on_device) calls.k[i] = k[first + i];
-      if (!seeds.empty()) calls.seed[i] = seeds[first + i];
+      inputs.gradient[i] = call.layers[first + i].g;
+      if (!k_on_device) inputs.k[i] = a.k[first + i];
+      if (!a.grow_seeds.empty()) inputs.seed[i] = a.grow_seeds[first + i];
     }
-    launch<sample_kernel<static_cast<int>(most)>>(static_cast<unsigned>(count), threads, dynamic_bytes, stream, table, calls,
-                                                  static_cast<int>(first), k_on_device, pass, step, with_step, states, pool);
+    launch<sample_kernel<static_cast<int>(most)>>(static_cast<unsigned>(count), threads, keys, call.stream, call.table, inputs,
+                                                  static_cast<int>(first), k_on_device, call.sweep.options, call.sweep.step,
+                                                  call.sweep.with_step, call.states, call.pool);
   }
+}
+
+template <bool by_gradient>
+void launch_sweep(const Call& call) {
+  const int64_t grid = resident_blocks<sweep_kernel<by_gradient>>();
+  launch<sweep_kernel<by_gradient>>(static_cast<unsigned>(call.table.tiles < grid ? call.table.tiles : grid), kThreads, 0,
+                                    call.stream, call.table, call.sweep, call.states, call.pool);
 }
 
 }  // namespace
@@ -96,57 +150,27 @@ void drop_grow_(const UpdateArguments& a) {
     STD_TORCH_CHECK(a.k[i] >= 0 && a.k[i] <= layers[i].n, "dstee: k is larger than the layer");
   const DeviceGuard guard(a.params[0]);
   const cudaStream_t stream = guard.stream();
-  Pass pass;
-  pass.bonus = a.bonus ? static_cast<const float*>(a.bonus->const_data_ptr()) : nullptr;
-  pass.bonus_size = a.bonus ? static_cast<uint32_t>(a.bonus->numel()) : 0;
-  pass.round = static_cast<int32_t>(a.round);
-  pass.round_pointer = a.round_tensor ? static_cast<const int64_t*>(a.round_tensor->const_data_ptr()) : nullptr;
-  pass.random = !a.grow_seeds.empty();
-  pass.regrow = a.regrow;
-  pass.reset_regrown = a.reset_regrown;
-  pass.shy_bracket = handicap().shy_bracket;
-  const bool with_step = !a.sgd.empty();
-  const Step step = step_of(a.sgd, a.lr, std::nullopt, a.found_inf);
+  const SweepArguments sweep{options_of(a), step_of(a.sgd, a.lr, std::nullopt, a.found_inf), !a.sgd.empty()};
 
-  const Work work = plan(layers, a.k, a.k_tensor.has_value());
-  const Tensor rows = upload_rows(work.rows, a.params[0], stream);
-  const Table table{static_cast<const Row*>(rows.const_data_ptr()), static_cast<int>(layers.size()), work.tiles};
+  UpdatePlan plan = plan_update(layers, a.k, a.k_tensor.has_value());
+  const Tensor rows = upload_rows(std::move(plan.rows), a.params[0], stream);
+  const Table table{static_cast<const Row*>(rows.const_data_ptr()), static_cast<int>(layers.size()), plan.tiles};
+  const Workspace space = make_workspace(plan, layers.size(), a.params[0]);
+  const Call call{a, layers, table, sweep, space.states, space.pool, stream};
 
-  // States, the pool's counter, chunks, entries. Large pieces come from torch's cache, so that an update holds no memory
-  // between calls and a captured graph has its own.
-  Pool pool;
-  pool.capacity = static_cast<uint32_t>(std::fmin(work.entries * handicap().list_share, (1u << 31) - 2.0));
-  pool.chunk_capacity = pool.capacity / (kStaged - kWarpWeights) + static_cast<uint32_t>(work.tiles) + 1;
-  const size_t state_bytes = work.tiles ? sizeof(State) * layers.size() : 0, chunk_bytes = sizeof(Chunk) * pool.chunk_capacity;
-  const Tensor memory =
-      device_memory(state_bytes + 16 + (work.tiles ? chunk_bytes + sizeof(Entry) * pool.capacity : 0), a.params[0]);
-  auto* const base = static_cast<char*>(memory.mutable_data_ptr());
-  auto* const states = reinterpret_cast<State*>(base);
-  pool.used = reinterpret_cast<unsigned long long*>(base + state_bytes);
-  pool.chunks = reinterpret_cast<Chunk*>(base + state_bytes + 16);
-  pool.entries = reinterpret_cast<Entry*>(base + state_bytes + 16 + chunk_bytes);
-
-  const int64_t* asked = a.k_tensor ? static_cast<const int64_t*>(a.k_tensor->const_data_ptr()) : nullptr;
-  const unsigned threads = work.largest <= 4096 ? kThreads : 2 * kThreads;
-  const size_t keys = work.tiles ? sizeof(uint64_t) * kMostSampled : sizeof(uint32_t) * static_cast<size_t>(work.largest);
-  auto sample = [&](auto launch_sample) {
-    launch_sample(table, layers, a.k, asked, a.grow_seeds, pass, step, with_step, states, pool, threads, keys, stream);
-  };
-  sample(layers.size() <= kFewCalls ? launch_sample<kFewCalls> : launch_sample<kManyCalls>);
-  if (work.tiles == 0) return;
-  auto sweep = [&](auto by_gradient) {
-    const int grid = resident_blocks<sweep_kernel<by_gradient.value>>();
-    launch<sweep_kernel<by_gradient.value>>(static_cast<unsigned>(work.tiles < grid ? work.tiles : grid), kThreads, 0, stream,
-                                            table, Sweep{pass, step, with_step}, states, pool);
-  };
-  if (work.by_gradient && !pass.random)
-    sweep(std::true_type{});
+  if (layers.size() <= kFewLayers)
+    launch_sample<kFewLayers>(call, plan.largest);
   else
-    sweep(std::false_type{});
-  const auto grid = static_cast<unsigned>(resident_blocks<select_drop_kernel>());
-  launch<select_drop_kernel>(grid, kThreads, 0, stream, table, pass, states, pool);
-  launch<commit_kernel>(grid, kThreads, 0, stream, table, pass, states, pool);
-  launch<select_grow_kernel>(static_cast<unsigned>(layers.size()), 2 * kThreads, 0, stream, table, pass, states, pool);
+    launch_sample<kManyLayers>(call, plan.largest);
+  if (plan.tiles == 0) return;
+  if (plan.by_gradient && !sweep.options.random)
+    launch_sweep<true>(call);
+  else
+    launch_sweep<false>(call);
+  const auto grid = static_cast<unsigned>(resident_blocks<select_drop_kernel>()), count = static_cast<unsigned>(layers.size());
+  launch<select_drop_kernel>(grid, kThreads, 0, stream, table, sweep.options, space.states, space.pool);
+  launch<commit_kernel>(grid, kThreads, 0, stream, table, sweep.options, space.states, space.pool);
+  launch<select_grow_kernel>(count, 2 * kThreads, 0, stream, table, sweep.options, space.states, space.pool);
 }
 
 DSTEE_CUDA_LIBRARY(m) { m.impl("drop_grow_", TORCH_BOX(&drop_grow_entry<drop_grow_>)); }

@@ -1,4 +1,4 @@
-// A whole layer whose lists are not to be trusted.
+// A layer whose sample misled or whose lists were full, by scans of all of it.
 #pragma once
 
 #include <cstdint>
@@ -10,16 +10,16 @@
 
 namespace dstee::cuda {
 
-// The plain exact way: each digit of the keys is one look at the whole layer.
-__device__ __forceinline__ void update_by_scans(SelectStorage& s, const Weights& x, uint32_t k) {
-  const int64_t n = x.l.n;
+// One block; each digit of the keys is one scan.
+__device__ __forceinline__ void update_by_scans(SelectStorage& s, const Weights& weights, uint32_t k) {
+  const int64_t n = weights.layer.n;
   const int index_bits = 32 - __clz(static_cast<int>(static_cast<uint32_t>(n - 1)));
-  const Cut drop = block_select(s, k, false, index_bits, 0, [&](auto visit) {
+  const Threshold drop = block_select(s, k, false, index_bits, 0, [&](auto visit) {
     for (int64_t i = threadIdx.x * kGroup; i < n; i += blockDim.x * kGroup) {
       const int count = group_size(n, i);
-      const uint32_t active = active_lanes(x.l, i, count);
+      const uint32_t active = active_lanes(weights.layer, i, count);
       uint64_t keys[kGroup];
-      x.drop_keys(i, count, active, keys);
+      weights.drop_keys(i, count, active, keys);
 #pragma unroll
       for (int j = 0; j < kGroup; ++j)
         if (active >> j & 1) visit(static_cast<uint32_t>(keys[j] >> 32), [] { return 0u; }, static_cast<uint32_t>(i + j));
@@ -28,22 +28,22 @@ __device__ __forceinline__ void update_by_scans(SelectStorage& s, const Weights&
   auto dropped_lanes = [&](int64_t i, int count, uint32_t active) {
     uint64_t keys[kGroup];
     uint32_t dropped = 0;
-    x.drop_keys(i, count, active, keys);
+    weights.drop_keys(i, count, active, keys);
 #pragma unroll
     for (int j = 0; j < kGroup; ++j)
-      dropped |= static_cast<uint32_t>(active >> j & 1 && takes(drop, keys[j], static_cast<uint32_t>(i + j))) << j;
+      dropped |= static_cast<uint32_t>(active >> j & 1 && passes(drop, keys[j], static_cast<uint32_t>(i + j))) << j;
     return dropped;
   };
   auto candidates = [&](int count, uint32_t active, uint32_t dropped) {
-    return (~active & ((1u << count) - 1)) | (x.pass.regrow ? dropped : 0);
+    return (~active & ((1u << count) - 1)) | (weights.options.regrow ? dropped : 0);
   };
-  const Cut grow = block_select(s, k, x.pass.bonus != nullptr, index_bits, 0, [&](auto visit) {
+  const Threshold grow = block_select(s, k, weights.options.bonus != nullptr, index_bits, 0, [&](auto visit) {
     for (int64_t i = threadIdx.x * kGroup; i < n; i += blockDim.x * kGroup) {
       const int count = group_size(n, i);
-      const uint32_t active = active_lanes(x.l, i, count);
-      const uint32_t lanes = candidates(count, active, x.pass.regrow && active ? dropped_lanes(i, count, active) : 0);
+      const uint32_t active = active_lanes(weights.layer, i, count);
+      const uint32_t lanes = candidates(count, active, weights.options.regrow && active ? dropped_lanes(i, count, active) : 0);
       uint64_t keys[kGroup];
-      x.grow_keys(i, count, active, lanes, keys);
+      weights.grow_keys(i, count, active, lanes, keys);
 #pragma unroll
       for (int j = 0; j < kGroup; ++j)
         if (lanes >> j & 1)
@@ -54,15 +54,15 @@ __device__ __forceinline__ void update_by_scans(SelectStorage& s, const Weights&
   });
   for (int64_t i = threadIdx.x * kGroup; i < n; i += blockDim.x * kGroup) {
     const int count = group_size(n, i);
-    const uint32_t active = active_lanes(x.l, i, count);
+    const uint32_t active = active_lanes(weights.layer, i, count);
     const uint32_t dropped = active ? dropped_lanes(i, count, active) : 0, lanes = candidates(count, active, dropped);
     uint64_t keys[kGroup];
     uint32_t grown = 0;
-    x.grow_keys(i, count, active, lanes, keys);
+    weights.grow_keys(i, count, active, lanes, keys);
 #pragma unroll
     for (int j = 0; j < kGroup; ++j)
-      grown |= static_cast<uint32_t>(lanes >> j & 1 && takes(grow, keys[j], static_cast<uint32_t>(i + j))) << j;
-    x.commit_group(i, count, active, dropped, grown);
+      grown |= static_cast<uint32_t>(lanes >> j & 1 && passes(grow, keys[j], static_cast<uint32_t>(i + j))) << j;
+    weights.commit_group(i, count, active, dropped, grown);
   }
 }
 

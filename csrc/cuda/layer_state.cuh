@@ -1,4 +1,4 @@
-// What the launches of one update hand on to each other: the state of each layer that many blocks share.
+// What the launches of one update know of each large layer, of which many blocks share one.
 #pragma once
 
 #include <cstdint>
@@ -8,27 +8,28 @@
 namespace dstee::cuda {
 
 constexpr uint32_t kSmallLayer = 1 << 14;  // up to so many weights one block updates a layer by itself
-constexpr int kBins = 256;                 // of listed keys, between keys of the sample
+constexpr int kBins = 256;                 // of listed keys, between splitters from the sample
 
-// One side, drop or growth, of a layer that many blocks share.
-struct Side {
-  Cut low;                  // whoever stands behind it is not listed
-  Cut splitters[kBins];     // from the last to the first: bin b lies between splitters b - 1 and b
-  uint32_t bins[kBins];     // listed weights
-  int32_t bin;              // bins above it win as a whole
-  uint32_t left;            // winners still sought in it, the finalists
-  uint32_t finalists;       // their place in the pool
-  uint32_t finalist_count;  // written so far
+// One side of a layer's update, drop or growth. The bins of the listed weights, last first: bin b lies between splitters b - 1
+// and b. Of its k-th key's bin, the weights are undecided until they are compared with each other.
+struct SideState {
+  Threshold list_threshold;  // only weights that pass it are listed
+  Threshold splitters[kBins];
+  uint32_t histogram[kBins];  // listed weights in each bin
+  int32_t kth_bin;            // bins above it are selected whole
+  uint32_t undecided_k;       // how many of its weights are selected; 0: none of it, and no weight is undecided
+  uint32_t undecided_start;   // place of the undecided in the pool
+  uint32_t undecided_count;   // written so far
 };
 
-struct alignas(16) State {
+struct alignas(16) LayerState {
   const void* gradient;
   uint64_t seed;
   uint32_t k, nnz;
   uint32_t tiles_done, chunks, chunks_done;
-  uint32_t flagged;  // the sample misled, or a list was full: the last launch does the whole layer
-  Side drop, grow;
+  uint32_t needs_fallback;  // the sample misled, or a list was full
+  SideState drop, grow;
 };
-static_assert(sizeof(State) % 16 == 0, "what lies behind the states moves 16 bytes at a time");
+static_assert(sizeof(LayerState) % 16 == 0, "what lies behind the states moves 16 bytes at a time");
 
 }  // namespace dstee::cuda

@@ -13,7 +13,7 @@ namespace dstee::cuda {
 namespace {
 
 __global__ void __launch_bounds__(kThreads, 4)
-    masked_sgd_kernel(const Table table, const __grid_constant__ Gradients gradients, const Step step) {
+    masked_sgd_kernel(const Table table, const __grid_constant__ Gradients gradients, const SgdStep step) {
   if (value_of(step.found_inf) != 0) return;
   const SgdRule rule = rule_on_device(step);
   for_groups(table, [&](int index, const Row& row, int64_t i, int count) {
@@ -32,8 +32,8 @@ void masked_sgd_(const StepArguments& a) {
   if (layers.empty()) return;
   check_alignment(layers);
   const DeviceGuard guard(a.params[0]);
-  const Step step = step_of(a.sgd, a.lr, a.grad_scale, a.found_inf);
-  for_chunks(layers, a.params[0], guard.stream(), [&](const Table& table, const Gradients& gradients, size_t) {
+  const SgdStep step = step_of(a.sgd, a.lr, a.grad_scale, a.found_inf);
+  for_each_launch(layers, a.params[0], guard.stream(), [&](const Table& table, const Gradients& gradients) {
     launch<masked_sgd_kernel>(grid_for(table.tiles), kThreads, 0, guard.stream(), table, gradients, step);
   });
 }

@@ -1,4 +1,4 @@
-// The masked step of one layer list; drop_grow_ runs it in its own sweep.
+// The SGD step of a group of weights: masked_sgd_ runs it by itself, drop_grow_ within its sweep.
 #pragma once
 
 #include <cstdint>
@@ -15,13 +15,13 @@
 
 namespace dstee::cuda {
 
-struct Step {
+struct SgdStep {
   SgdRule rule;  // lr and grad_scale are read on the device
   Scalar lr, grad_scale, found_inf;
 };
 
-inline Step step_of(const std::vector<double>& sgd, const std::optional<Tensor>& lr, const std::optional<Tensor>& grad_scale,
-                    const std::optional<Tensor>& found_inf) {
+inline SgdStep step_of(const std::vector<double>& sgd, const std::optional<Tensor>& lr, const std::optional<Tensor>& grad_scale,
+                       const std::optional<Tensor>& found_inf) {
   const SgdRule rule = rule_of(sgd, grad_scale.has_value());
   return {rule, scalar_of(rule.lr, lr), scalar_of(1.0, grad_scale), scalar_of(0.0, found_inf)};
 }
@@ -41,7 +41,7 @@ __device__ __forceinline__ void step_group(const Layer& l, int64_t i, int count,
   if (rule.has_momentum) store_group(l.m, l.dtype, i, lanes, m);
 }
 
-__device__ __forceinline__ SgdRule rule_on_device(const Step& step) {
+__device__ __forceinline__ SgdRule rule_on_device(const SgdStep& step) {
   SgdRule rule = step.rule;
   rule.lr = value_of(step.lr);
   rule.grad_scale = value_of(step.grad_scale);

@@ -7,17 +7,18 @@
 
 namespace dstee::cuda {
 
-struct Pass {
+struct UpdateOptions {
   const float* bonus;
   uint32_t bonus_size;
   int32_t round;
-  const int64_t* round_pointer;  // or null: then it is `round`
-  bool random, regrow, reset_regrown;
+  const int64_t* round_pointer;  // in place of `round`; or null
+  bool random;                   // the growth's signal is a hash of seed and index
+  bool regrow, reset_regrown;
   bool shy_bracket;  // for tests
 };
 
-__device__ __forceinline__ int32_t round_of(const Pass& pass) {
-  return pass.round_pointer ? static_cast<int32_t>(*pass.round_pointer) : pass.round;
+__device__ __forceinline__ int32_t round_of(const UpdateOptions& options) {
+  return options.round_pointer ? static_cast<int32_t>(*options.round_pointer) : options.round;
 }
 
 }  // namespace dstee::cuda

@@ -1,4 +1,5 @@
-// Third launch: who is dropped. Looks at the listed active weights; those that may grow again enter the growth's bins.
+// Third launch: which weights are dropped. Reads the listed active ones; dropped ones that may grow again enter the growth's
+// bins.
 //
 // Traffic: 8 bytes read for each listed active weight and written for each dropped one; two sectors (signal, counter) read for
 // the few of them that may grow again.
@@ -19,71 +20,72 @@
 
 namespace dstee::cuda {
 
-struct ResolveStorage {
+struct SelectDropStorage {
   SelectStorage select;
   uint32_t finished[kThreads], finished_count;  // layers
 };
 
-// Writes the entry of a dropped weight anew.
-__device__ __forceinline__ void mark_dropped(const Pool& pool, State& state, const Weights& x, uint32_t index, bool may_grow,
-                                             uint32_t at) {
-  Entry entry = kDropped | kBeyondGrowth | index;
-  if (x.pass.regrow && may_grow) {
-    const uint64_t key = x.grow_key(index, true);
-    if (takes(state.grow.low, key, index)) {
+// Writes the entry of a dropped weight anew. may_grow: its growth key may pass the list threshold.
+__device__ __forceinline__ void mark_dropped(const Pool& pool, LayerState& state, const Weights& weights, uint32_t index,
+                                             bool may_grow, uint32_t at) {
+  Entry entry = kDropped | kCannotRegrow | index;
+  if (weights.options.regrow && may_grow) {
+    const uint64_t key = weights.grow_key(index, true);
+    if (passes(state.grow.list_threshold, key, index)) {
       const int bin = find_bin(state.grow.splitters, key, index);
-      atomicAdd(&state.grow.bins[bin], 1u);
+      atomicAdd(&state.grow.histogram[bin], 1u);
       entry = kDropped | entry_of(index, bin);
     }
   }
   store(&pool.entries[at], entry);
 }
 
-// For the block that knows all chunks of the layer done: the finalists of the drop, and where the growth ends.
-__device__ __forceinline__ void settle_drop(ResolveStorage& s, const Pool& pool, State& state, const Weights& x) {
-  if (state.drop.left > 0) {
-    const uint32_t count = fresh(&state.drop.finalist_count);
-    const Finalist* finalists = pool.finalists(state.drop);
-    auto read = [&](uint32_t f) {
-      return Finalist{fresh(&finalists[f].key), fresh(&finalists[f].index), fresh(&finalists[f].tag)};
+// By the block that completes the layer's chunks: the drop's undecided weights, then the growth's k-th bin.
+__device__ __forceinline__ void select_undecided(SelectDropStorage& s, const Pool& pool, LayerState& state,
+                                                 const Weights& weights) {
+  if (state.drop.undecided_k > 0) {
+    const uint32_t count = load_volatile(&state.drop.undecided_count);
+    const Undecided* undecided = pool.undecided(state.drop);
+    auto read = [&](uint32_t u) {
+      return Undecided{load_volatile(&undecided[u].key), load_volatile(&undecided[u].index), load_volatile(&undecided[u].tag)};
     };
-    const Cut cut = block_select(s.select, state.drop.left, false, 32, 0, [&](auto visit) {
-      for (uint32_t f = threadIdx.x; f < count; f += blockDim.x) {
-        const Finalist finalist = read(f);
-        visit(static_cast<uint32_t>(finalist.key >> 32), [] { return 0u; }, finalist.index);
+    const Threshold threshold = block_select(s.select, state.drop.undecided_k, false, 32, 0, [&](auto visit) {
+      for (uint32_t u = threadIdx.x; u < count; u += blockDim.x) {
+        const Undecided entry = read(u);
+        visit(static_cast<uint32_t>(entry.key >> 32), [] { return 0u; }, entry.index);
       }
     });
-    for (uint32_t f = threadIdx.x; f < count; f += blockDim.x) {
-      const Finalist finalist = read(f);
-      if (takes(cut, finalist.key, finalist.index)) mark_dropped(pool, state, x, finalist.index, true, finalist.tag);
+    for (uint32_t u = threadIdx.x; u < count; u += blockDim.x) {
+      const Undecided entry = read(u);
+      if (passes(threshold, entry.key, entry.index)) mark_dropped(pool, state, weights, entry.index, true, entry.tag);
     }
   }
-  if (x.pass.regrow) {
+  if (weights.options.regrow) {
     __threadfence();
     __syncthreads();
-    resolve_bins(s.select.scan, pool, state, state.grow, state.k);
+    select_bin(s.select.scan, pool, state, state.grow, state.k);
   }
   __syncthreads();
 }
 
 __global__ void __launch_bounds__(kThreads, 4)
-    select_drop_kernel(const Table table, const Pass pass, State* states, const Pool pool) {
-  auto& s = shared<ResolveStorage>();
+    select_drop_kernel(const Table table, const UpdateOptions options, LayerState* states, const Pool pool) {
+  auto& s = shared<SelectDropStorage>();
   for_chunks_of_warp(pool, states, [&](const Chunk& chunk, uint32_t lane) {
-    State& state = states[chunk.layer];
-    const Weights x(table.rows[chunk.layer].layer, pass, state.gradient, state.seed);
+    LayerState& state = states[chunk.layer];
+    const Weights weights(table.rows[chunk.layer].layer, options, state.gradient, state.seed);
     for (uint32_t e = lane; e < chunk.drop; e += 32) {
       const uint32_t at = chunk.start + chunk.grow + e;
       const Entry entry = load(&pool.entries[at]);
       const auto index = static_cast<uint32_t>(entry);
-      if (bin_of(entry) > state.drop.bin)
-        mark_dropped(pool, state, x, index, !(entry & kBeyondGrowth), at);
-      else if (state.drop.left > 0 && bin_of(entry) == state.drop.bin)
-        pool.add_finalist(state.drop, {x.drop_key_at(index), index, at});
+      if (bin_of(entry) > state.drop.kth_bin)
+        mark_dropped(pool, state, weights, index, !(entry & kCannotRegrow), at);
+      else if (state.drop.undecided_k > 0 && bin_of(entry) == state.drop.kth_bin)
+        pool.add_undecided(state.drop, {weights.drop_key_at(index), index, at});
     }
   });
 
-  // All chunks of this block are done: report them, and settle the layers that this completes.
+  // All chunks of this block are done: report them, and decide for the layers that this completes.
   __threadfence();
   __syncthreads();
   const uint32_t chunks = pool.chunk_count(), warps = blockDim.x / 32, mine = gridDim.x * warps;
@@ -93,15 +95,15 @@ __global__ void __launch_bounds__(kThreads, 4)
     const uint32_t own = turn + threadIdx.x, c = own / warps * mine + blockIdx.x * warps + own % warps;
     if (c < chunks) {
       const Chunk chunk = pool.chunks[chunks - 1 - c];
-      State& state = states[chunk.layer];
-      if (chunk.grow + chunk.drop && pool.counts(state) && atomicAdd(&state.chunks_done, 1u) + 1 == state.chunks)
+      LayerState& state = states[chunk.layer];
+      if (chunk.grow + chunk.drop && pool.usable(state) && atomicAdd(&state.chunks_done, 1u) + 1 == state.chunks)
         s.finished[atomicAdd(&s.finished_count, 1u)] = chunk.layer;
     }
     __syncthreads();
     __threadfence();
     for (uint32_t f = 0; f < s.finished_count; ++f) {
-      State& state = states[s.finished[f]];
-      settle_drop(s, pool, state, Weights(table.rows[s.finished[f]].layer, pass, state.gradient, state.seed));
+      LayerState& state = states[s.finished[f]];
+      select_undecided(s, pool, state, Weights(table.rows[s.finished[f]].layer, options, state.gradient, state.seed));
     }
     __syncthreads();
   }

@@ -1,6 +1,7 @@
-// Last launch, one block a layer: the finalists of the growth, and whole layers whose lists are not to be trusted.
+// Last launch, one block a layer: the growth's undecided weights, or the fallback.
 //
-// Traffic: 16 bytes for each finalist, and what applies to winners. A flagged layer is read about ten times over.
+// Traffic: 16 bytes for each undecided weight, and the commit of the selected ones. A layer that falls back is read about ten
+// times over.
 #pragma once
 
 #include <cstdint>
@@ -19,32 +20,32 @@
 namespace dstee::cuda {
 
 __global__ void __launch_bounds__(2 * kThreads)
-    select_grow_kernel(const Table table, const Pass pass, State* states, const Pool pool) {
+    select_grow_kernel(const Table table, const UpdateOptions options, LayerState* states, const Pool pool) {
   auto& s = shared<SelectStorage>();
   const Row& row = table.rows[blockIdx.x];
   if (row.layer.n <= kSmallLayer) return;
-  State& state = states[blockIdx.x];
-  if (state.k == 0 || !(state.flagged || state.grow.left)) return;
-  const Weights x(row.layer, pass, state.gradient, state.seed);
-  if (state.flagged) {
-    update_by_scans(s, x, state.k);
+  LayerState& state = states[blockIdx.x];
+  if (state.k == 0 || !(state.needs_fallback || state.grow.undecided_k)) return;
+  const Weights weights(row.layer, options, state.gradient, state.seed);
+  if (state.needs_fallback) {
+    update_by_scans(s, weights, state.k);
     return;
   }
-  const uint32_t count = state.grow.finalist_count;
-  const Finalist* finalists = pool.finalists(state.grow);
-  const Cut cut = block_select(s, state.grow.left, pass.bonus != nullptr, 32, 0, [&](auto visit) {
-    for (uint32_t f = threadIdx.x; f < count; f += blockDim.x) {
-      const Finalist finalist = load(&finalists[f]);
-      visit(static_cast<uint32_t>(finalist.key >> 32), [&] { return static_cast<uint32_t>(finalist.key); }, finalist.index);
+  const uint32_t count = state.grow.undecided_count;
+  const Undecided* undecided = pool.undecided(state.grow);
+  const Threshold threshold = block_select(s, state.grow.undecided_k, options.bonus != nullptr, 32, 0, [&](auto visit) {
+    for (uint32_t u = threadIdx.x; u < count; u += blockDim.x) {
+      const Undecided entry = load(&undecided[u]);
+      visit(static_cast<uint32_t>(entry.key >> 32), [&] { return static_cast<uint32_t>(entry.key); }, entry.index);
     }
   });
-  for (uint32_t f = threadIdx.x; f < count; f += blockDim.x) {
-    const Finalist finalist = load(&finalists[f]);
-    const bool wins = takes(cut, finalist.key, finalist.index);
-    if (finalist.tag)
-      finish_dropped(x, finalist.index, wins);
-    else if (wins)
-      x.swap(finalist.index);
+  for (uint32_t u = threadIdx.x; u < count; u += blockDim.x) {
+    const Undecided entry = load(&undecided[u]);
+    const bool grows = passes(threshold, entry.key, entry.index);
+    if (entry.tag)
+      commit_dropped(weights, entry.index, grows);
+    else if (grows)
+      weights.flip(entry.index);
   }
 }
 

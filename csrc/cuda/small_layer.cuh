@@ -1,4 +1,6 @@
-// A small layer, updated from the first step to the last by one block, with its keys in shared memory.
+// A small layer: one block updates it from the step to the commit, with its keys in shared memory.
+//
+// Traffic per weight: what the update must move, the signal and counter of ties twice.
 #pragma once
 
 #include <cstdint>
@@ -18,38 +20,39 @@ struct SmallLayerStorage {
   uint8_t active[kSmallLayer / kGroup], dropped[kSmallLayer / kGroup];
 };
 
-// `upper`: of each weight its rank in the side it stands on, the upper half of its key.
-__device__ __forceinline__ void update_small(SelectStorage& select, SmallLayerStorage& s, uint32_t* upper, const Weights& x,
-                                             int64_t asked, const void* gradient, bool with_step, const SgdRule& rule) {
-  const auto n = static_cast<uint32_t>(x.l.n);
-  const bool ranked = asked > 0;
+// upper: the upper half of each weight's key, an active one's for the drop, any other's for the growth.
+__device__ __forceinline__ void update_small_layer(SelectStorage& select, SmallLayerStorage& s, uint32_t* upper,
+                                                   const Weights& weights, int64_t wanted, const void* gradient, bool with_step,
+                                                   const SgdRule& rule) {
+  const auto n = static_cast<uint32_t>(weights.layer.n);
+  const bool ranked = wanted > 0;
   if (threadIdx.x == 0) s.nnz = 0;
   __syncthreads();
   for (uint32_t i = threadIdx.x * kGroup; i < n; i += blockDim.x * kGroup) {
     const int count = group_size(n, i);
-    const uint32_t active = active_lanes(x.l, i, count);
+    const uint32_t active = active_lanes(weights.layer, i, count);
     if (active && with_step) {
       float g[kGroup];
-      load_group(gradient, x.l.dtype, i, count, g);
-      step_group(x.l, i, count, active, g, rule);
+      load_group(gradient, weights.layer.dtype, i, count, g);
+      step_group(weights.layer, i, count, active, g, rule);
     }
     if (!ranked) continue;
     s.active[i / kGroup] = static_cast<uint8_t>(active);
     if (active) atomicAdd(&s.nnz, static_cast<uint32_t>(__popc(active)));
     uint64_t drop[kGroup], grow[kGroup];
-    x.drop_keys(i, count, active, drop);
-    x.grow_keys(i, count, active, ~active & ((1u << count) - 1), grow);
+    weights.drop_keys(i, count, active, drop);
+    weights.grow_keys(i, count, active, ~active & ((1u << count) - 1), grow);
 #pragma unroll
     for (int j = 0; j < kGroup; ++j)
       if (j < count) upper[i + j] = static_cast<uint32_t>((active >> j & 1 ? drop[j] : grow[j]) >> 32);
   }
   if (!ranked) return;
   __syncthreads();
-  const auto k = static_cast<uint32_t>(clip_swaps(asked, s.nnz, n, x.pass.regrow));
+  const auto k = static_cast<uint32_t>(clip_swaps(wanted, s.nnz, n, weights.options.regrow));
   if (k == 0) return;
 
   const int index_bits = 32 - __clz(static_cast<int>(n - 1));
-  const Cut drop = block_select(select, k, false, index_bits, 0, [&](auto visit) {
+  const Threshold drop = block_select(select, k, false, index_bits, 0, [&](auto visit) {
     for (uint32_t i = threadIdx.x; i < n; i += blockDim.x)
       if (s.active[i / kGroup] >> i % kGroup & 1) visit(upper[i], [] { return 0u; }, i);
   });
@@ -57,9 +60,9 @@ __device__ __forceinline__ void update_small(SelectStorage& select, SmallLayerSt
     const uint32_t active = s.active[i / kGroup];
     uint32_t dropped = 0;
     for (int j = 0; j < kGroup; ++j)
-      if (active >> j & 1 && takes(drop, static_cast<uint64_t>(upper[i + j]) << 32, i + j)) {
+      if (active >> j & 1 && passes(drop, static_cast<uint64_t>(upper[i + j]) << 32, i + j)) {
         dropped |= 1u << j;
-        if (x.pass.regrow) upper[i + j] = static_cast<uint32_t>(x.grow_key(i + j, true) >> 32);
+        if (weights.options.regrow) upper[i + j] = static_cast<uint32_t>(weights.grow_key(i + j, true) >> 32);
       }
     s.dropped[i / kGroup] = static_cast<uint8_t>(dropped);
   }
@@ -67,11 +70,11 @@ __device__ __forceinline__ void update_small(SelectStorage& select, SmallLayerSt
 
   auto is_candidate = [&](uint32_t i) {
     const uint32_t lane = i % kGroup, active = s.active[i / kGroup], dropped = s.dropped[i / kGroup];
-    return ((~active | (x.pass.regrow ? dropped : 0)) >> lane & 1) != 0;
+    return ((~active | (weights.options.regrow ? dropped : 0)) >> lane & 1) != 0;
   };
-  auto lower = [&](uint32_t i) { return static_cast<uint32_t>(x.grow_key(i, s.active[i / kGroup] >> i % kGroup & 1)); };
-  const bool has_lower = x.pass.bonus != nullptr;
-  const Cut grow = block_select(select, k, has_lower, index_bits, 0, [&](auto visit) {
+  auto lower = [&](uint32_t i) { return static_cast<uint32_t>(weights.grow_key(i, s.active[i / kGroup] >> i % kGroup & 1)); };
+  const bool has_lower = weights.options.bonus != nullptr;
+  const Threshold grow = block_select(select, k, has_lower, index_bits, 0, [&](auto visit) {
     for (uint32_t i = threadIdx.x; i < n; i += blockDim.x)
       if (is_candidate(i)) visit(upper[i], [&] { return lower(i); }, i);
   });
@@ -82,9 +85,9 @@ __device__ __forceinline__ void update_small(SelectStorage& select, SmallLayerSt
       if (!is_candidate(i + j)) continue;
       uint64_t key = static_cast<uint64_t>(upper[i + j]) << 32;
       if (has_lower && key >> 32 == grow.key >> 32) key |= lower(i + j);
-      grown |= static_cast<uint32_t>(takes(grow, key, i + j)) << j;
+      grown |= static_cast<uint32_t>(passes(grow, key, i + j)) << j;
     }
-    x.commit_group(i, count, s.active[i / kGroup], s.dropped[i / kGroup], grown);
+    weights.commit_group(i, count, s.active[i / kGroup], s.dropped[i / kGroup], grown);
   }
 }
 

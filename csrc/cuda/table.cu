@@ -15,8 +15,9 @@ namespace dstee::cuda {
 namespace {
 
 struct Uploaded {
-  std::vector<char> key;  // device and rows
-  cudaStream_t stream;    // whose order the memory's reuse follows
+  std::vector<Row> rows;
+  int32_t device;
+  cudaStream_t stream;  // whose order the memory's reuse follows
   Tensor memory;
   bool in_graph;  // a captured graph may read it for ever
 };
@@ -51,19 +52,19 @@ void check_alignment(const std::vector<Layer>& layers) {
                     "dstee: the memory of a tensor does not start at a multiple of its element size: clone it");
 }
 
-Tensor upload_rows(const std::vector<Row>& rows, const Tensor& like, cudaStream_t stream) {
+Tensor upload_rows(std::vector<Row> rows, const Tensor& like, cudaStream_t stream) {
   const size_t bytes = rows.size() * sizeof(Row);
-  std::vector<char> key(bytes + sizeof(int32_t));
   const int32_t device = like.get_device_index();
-  memcpy(key.data(), rows.data(), bytes);
-  memcpy(key.data() + bytes, &device, sizeof device);
+  auto same = [&](const Uploaded& u) {
+    return u.device == device && u.rows.size() == rows.size() && memcmp(u.rows.data(), rows.data(), bytes) == 0;
+  };
 
   // A graph is captured on a stream of its own: there any stream's table serves, uploaded long before the replay.
   const bool captured = is_capturing(stream);
   const std::lock_guard<std::mutex> lock(mutex());
   auto& list = uploaded();
   for (auto it = list.begin(); it != list.end(); ++it)
-    if (it->key == key && (captured || it->stream == stream)) {
+    if ((captured || it->stream == stream) && same(*it)) {
       it->in_graph |= captured;
       list.splice(list.begin(), list, it);
       return it->memory;
@@ -72,7 +73,7 @@ Tensor upload_rows(const std::vector<Row>& rows, const Tensor& like, cudaStream_
   Tensor memory = device_memory(bytes, like);
   check(cudaMemcpyAsync(memory.mutable_data_ptr(), rows.data(), bytes, cudaMemcpyHostToDevice, stream),
         "upload of the layer table");
-  list.push_front({std::move(key), stream, memory, false});
+  list.push_front({std::move(rows), device, stream, memory, false});
   forget_oldest();
   return memory;
 }

@@ -1,9 +1,10 @@
-// What the kernels know of the layers. Static facts lie in a table in device memory, uploaded once and kept with the layer
-// list; gradients, which change from call to call, come by value.
+// What the kernels know of the layers. What stays the same from call to call lies in a table in device memory, uploaded once
+// for a list of layers; gradients, which change, come by value.
 #pragma once
 
 #include <cstdint>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "../arguments.h"
@@ -31,7 +32,7 @@ struct Table {
   int64_t tiles;
 };
 
-// What changes from call to call.
+// Of the layers of one launch, by value.
 struct Gradients {
   const void* g[kMaxLayers];
 };
@@ -65,14 +66,14 @@ void check_alignment(const std::vector<Layer>& layers);
 
 // Uploads the rows of the layers, or finds them uploaded by an earlier call with the same list. Hold the tensor until the
 // launches are queued.
-Tensor upload_rows(const std::vector<Row>& rows, const Tensor& like, cudaStream_t stream);
+Tensor upload_rows(std::vector<Row> rows, const Tensor& like, cudaStream_t stream);
 
 // Blocks of a grid that strides over so many tiles.
 int grid_for(int64_t tiles);
 
-// Calls body(table, gradients, first layer) for runs of at most kMaxLayers layers: one launch serves nearly every model.
+// Calls body(table, gradients) for each launch, of at most kMaxLayers layers: one serves nearly every model.
 template <class Body>
-void for_chunks(const std::vector<Layer>& layers, const Tensor& like, cudaStream_t stream, const Body& body) {
+void for_each_launch(const std::vector<Layer>& layers, const Tensor& like, cudaStream_t stream, const Body& body) {
   for (size_t first = 0; first < layers.size(); first += kMaxLayers) {
     const size_t count = layers.size() - first < kMaxLayers ? layers.size() - first : kMaxLayers;
     std::vector<Row> rows;
@@ -85,8 +86,8 @@ void for_chunks(const std::vector<Layer>& layers, const Tensor& like, cudaStream
       tiles += tiles_of(layer.n);
     }
     if (tiles == 0) continue;
-    const Tensor memory = upload_rows(rows, like, stream);
-    body(Table{static_cast<const Row*>(memory.const_data_ptr()), static_cast<int>(count), tiles}, gradients, first);
+    const Tensor memory = upload_rows(std::move(rows), like, stream);
+    body(Table{static_cast<const Row*>(memory.const_data_ptr()), static_cast<int>(count), tiles}, gradients);
   }
 }
 

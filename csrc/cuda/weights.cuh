@@ -12,7 +12,7 @@
 namespace dstee::cuda {
 
 // The stored counters of a group.
-struct Counts {
+struct StoredCounts {
   Quad pair;
   __device__ __forceinline__ int32_t at(int j) const {
     const uint64_t first = pair.x[0] | static_cast<uint64_t>(pair.x[1]) << 32;
@@ -23,98 +23,101 @@ struct Counts {
 
 // A layer with what this update ranks.
 struct Weights {
-  const Layer& l;
-  const Pass& pass;
+  const Layer& layer;
+  const UpdateOptions& options;
   const void* signal;
   Dtype signal_dtype;
   uint64_t seed;
   int32_t round;
 
-  __device__ __forceinline__ Weights(const Layer& layer, const Pass& p, const void* gradient, uint64_t random_seed)
-      : l(layer),
-        pass(p),
+  __device__ __forceinline__ Weights(const Layer& layer, const UpdateOptions& options, const void* gradient, uint64_t seed)
+      : layer(layer),
+        options(options),
         signal(layer.grow ? layer.grow : gradient),
         signal_dtype(layer.grow ? layer.grow_dtype : layer.dtype),
-        seed(random_seed),
-        round(round_of(p)) {}
+        seed(seed),
+        round(round_of(options)) {}
 
   // Whole groups.
   __device__ __forceinline__ void load_signals(int64_t i, int count, float* out) const {
-    if (!pass.random) {
+    if (!options.random) {
       load_group(signal, signal_dtype, i, count, out);
     } else {
 #pragma unroll
       for (int j = 0; j < kGroup; ++j) out[j] = random_signal(i + j);
     }
   }
-  __device__ __forceinline__ Counts load_counts(int64_t i, int count) const {
-    if (count == kGroup && reinterpret_cast<uintptr_t>(l.counts + i) % 16 == 0)
-      return {load(reinterpret_cast<const Quad*>(l.counts + i))};
-    Counts counts{};
+  __device__ __forceinline__ StoredCounts load_counts(int64_t i, int count) const {
+    if (count == kGroup && reinterpret_cast<uintptr_t>(layer.counts + i) % 16 == 0)
+      return {load(reinterpret_cast<const Quad*>(layer.counts + i))};
+    StoredCounts counts{};
 #pragma unroll
     for (int j = 0; j < kGroup; ++j)
-      if (j < count) counts.pair.x[j / 2] |= static_cast<uint32_t>(static_cast<uint16_t>(load(l.counts + i + j))) << j % 2 * 16;
+      if (j < count)
+        counts.pair.x[j / 2] |= static_cast<uint32_t>(static_cast<uint16_t>(load(layer.counts + i + j))) << j % 2 * 16;
     return counts;
   }
   // Paper, Eq. 1: the upper half of a growth key; the lower one, which matters only where a bonus was added, is
   // rank_of(signal).
   __device__ __forceinline__ uint32_t score_rank(float signal_value, int32_t stored, bool active) const {
     const float abs_signal = float_of(bits_of(signal_value) & 0x7FFFFFFFu);
-    if (!pass.bonus) return rank_of(abs_signal);
-    return rank_of(score(abs_signal, pass.bonus[counter_of(stored, active, round, pass.bonus_size)]));
+    if (!options.bonus) return rank_of(abs_signal);
+    return rank_of(score(abs_signal, options.bonus[counter_of(stored, active, round, options.bonus_size)]));
   }
-  __device__ __forceinline__ uint64_t with_signal(uint32_t rank, float signal_value) const {
-    return static_cast<uint64_t>(rank) << 32 | (pass.bonus ? rank_of(signal_value) : 0);
+  __device__ __forceinline__ uint64_t grow_key_of(uint32_t rank, float signal_value) const {
+    return static_cast<uint64_t>(rank) << 32 | (options.bonus ? rank_of(signal_value) : 0);
   }
   // Of the lanes; other keys hold anything.
   __device__ __forceinline__ void grow_keys(int64_t i, int count, uint32_t active, uint32_t lanes, uint64_t* keys) const {
     float signals[kGroup];
-    Counts stored{};
+    StoredCounts stored{};
     if (lanes == 0) return;
     load_signals(i, count, signals);
-    if (pass.bonus) stored = load_counts(i, count);
+    if (options.bonus) stored = load_counts(i, count);
 #pragma unroll
-    for (int j = 0; j < kGroup; ++j) keys[j] = with_signal(score_rank(signals[j], stored.at(j), active >> j & 1), signals[j]);
+    for (int j = 0; j < kGroup; ++j) keys[j] = grow_key_of(score_rank(signals[j], stored.at(j), active >> j & 1), signals[j]);
   }
   __device__ __forceinline__ void drop_keys(int64_t i, int count, uint32_t lanes, uint64_t* keys) const {
     float x[kGroup];
     if (lanes == 0) return;
-    load_group(l.drop, l.drop_dtype, i, count, x);
+    load_group(layer.drop, layer.drop_dtype, i, count, x);
 #pragma unroll
     for (int j = 0; j < kGroup; ++j) keys[j] = wide_drop_key(x[j]);
   }
 
   // One weight.
   __device__ __forceinline__ uint64_t grow_key(int64_t i, bool active) const {
-    const float value = pass.random ? random_signal(i) : read(signal, signal_dtype, i);
-    return with_signal(score_rank(value, pass.bonus ? gather(l.counts + i) : 0, active), value);
+    const float value = options.random ? random_signal(i) : read(signal, signal_dtype, i);
+    return grow_key_of(score_rank(value, options.bonus ? gather(layer.counts + i) : 0, active), value);
   }
-  __device__ __forceinline__ uint64_t drop_key_at(int64_t i) const { return wide_drop_key(read(l.drop, l.drop_dtype, i)); }
+  __device__ __forceinline__ uint64_t drop_key_at(int64_t i) const {
+    return wide_drop_key(read(layer.drop, layer.drop_dtype, i));
+  }
   // Active becomes inactive and the other way round; the bit's neighbours may flip at the same time.
-  __device__ __forceinline__ void swap(int64_t i) const {
-    const auto address = reinterpret_cast<uintptr_t>(l.bits + i / 8);
+  __device__ __forceinline__ void flip(int64_t i) const {
+    const auto address = reinterpret_cast<uintptr_t>(layer.bits + i / 8);
     atomicXor(reinterpret_cast<unsigned*>(address & ~uintptr_t{3}), 1u << (8 * (address & 3) + i % 8));
-    if (l.counts) scatter(l.counts + i, static_cast<int16_t>(flip_count<int32_t>(gather(l.counts + i), round)));
+    if (layer.counts) scatter(layer.counts + i, static_cast<int16_t>(flip_count<int32_t>(gather(layer.counts + i), round)));
   }
-  __device__ __forceinline__ void clear(int64_t i) const {
-    write_zero(l.w, i);
-    if (l.m) write_zero(l.m, i);
+  __device__ __forceinline__ void set_zero(int64_t i) const {
+    write_zero(layer.w, i);
+    if (layer.m) write_zero(layer.m, i);
   }
 
   // The outcome for one group that no other block touches.
   __device__ __forceinline__ void commit_group(int64_t i, int count, uint32_t active, uint32_t dropped, uint32_t grown) const {
-    const uint32_t changed = dropped ^ grown, gone = pass.reset_regrown ? dropped : dropped & ~grown;
-    if (changed) store(&l.bits[i / kGroup], static_cast<uint8_t>(active ^ changed));
-    if (changed && l.counts) {
-      const Counts stored = load_counts(i, count);
+    const uint32_t changed = dropped ^ grown, gone = options.reset_regrown ? dropped : dropped & ~grown;
+    if (changed) store(&layer.bits[i / kGroup], static_cast<uint8_t>(active ^ changed));
+    if (changed && layer.counts) {
+      const StoredCounts stored = load_counts(i, count);
 #pragma unroll
       for (int j = 0; j < kGroup; ++j)
-        if (changed >> j & 1) store(&l.counts[i + j], static_cast<int16_t>(flip_count(stored.at(j), round)));
+        if (changed >> j & 1) store(&layer.counts[i + j], static_cast<int16_t>(flip_count(stored.at(j), round)));
     }
     if (gone) {
       const float zeros[kGroup] = {};
-      store_group(l.w, l.dtype, i, gone, zeros);
-      if (l.m) store_group(l.m, l.dtype, i, gone, zeros);
+      store_group(layer.w, layer.dtype, i, gone, zeros);
+      if (layer.m) store_group(layer.m, layer.dtype, i, gone, zeros);
     }
   }
 
@@ -129,7 +132,7 @@ struct Weights {
                           : to_float(gather(static_cast<const f16*>(p) + i));
   }
   __device__ __forceinline__ void write_zero(void* p, int64_t i) const {
-    if (l.dtype == kF32)
+    if (layer.dtype == kF32)
       scatter(static_cast<float*>(p) + i, 0.0f);
     else
       scatter(static_cast<uint16_t*>(p) + i, 0);
