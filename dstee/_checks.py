@@ -28,7 +28,7 @@ def tensor_list(name: str, value, length: int | None = None, optional: bool = Fa
             raise TypeError(f"{name}[{i}] must be a tensor, got {type(t).__name__}{hint}")
     if length is not None and len(value) != length:
         raise ValueError(f"{name} must have one tensor per layer: got {len(value)}, expected {length} as in params")
-    return list(value)
+    return value if isinstance(value, list) else list(value)
 
 
 def layout(t: Tensor) -> list[tuple[int, int]]:

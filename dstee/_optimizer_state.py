@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -35,23 +34,30 @@ def momentum_buffer(optimizer: torch.optim.Optimizer, p: Tensor, layer: SparseLa
 
 def sgd_batches(
     optimizer: torch.optim.Optimizer, group: Mapping[str, Any], layers: Mapping[int, SparseLayer]
-) -> Iterator[LayerBatch]:
+) -> list[LayerBatch]:
     """The sparse weights of a parameter group that have a gradient, and the step that SGD makes on them.
 
     ``layers`` by id of the parameter. After the step, :func:`keep_momenta` gives the optimizer the buffers that were made.
     """
-    found = defaultdict(list)
+    found: dict[tuple[torch.device, bool], LayerBatch] = {}
     for p in group["params"]:
         layer = layers.get(id(p))
-        if layer is not None and p.grad is not None:
-            buffer = momentum_buffer(optimizer, p, layer)
-            found[p.device, buffer is not None].append((layer, p, layer.fit(p.grad), buffer))
-    for (device, started), rows in found.items():
-        batch_layers, params, grads, buffers = map(list, zip(*rows, strict=True))
-        rule = _sgd_rule(group, device, started)
-        if rule.first_step:
-            buffers = [torch.zeros_like(p) for p in params]
-        yield LayerBatch(batch_layers, params, grads, buffers if started or rule.first_step else [], rule)
+        if layer is None or p.grad is None:
+            continue
+        buffer = momentum_buffer(optimizer, p, layer)
+        key = p.device, buffer is not None
+        batch = found.get(key)
+        if batch is None:
+            batch = found[key] = LayerBatch([], [], [], [], _sgd_rule(group, *key))
+        batch.layers.append(layer)
+        batch.params.append(p)
+        batch.grads.append(layer.fit(p.grad))
+        if buffer is not None:
+            batch.momenta.append(buffer)
+    for batch in found.values():
+        if batch.rule is not None and batch.rule.first_step:
+            batch.momenta.extend(torch.zeros_like(p) for p in batch.params)
+    return list(found.values())
 
 
 def _sgd_rule(group: Mapping[str, Any], device: torch.device, started: bool) -> SGDRule:

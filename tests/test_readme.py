@@ -15,7 +15,7 @@ FENCED = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
 BLOCKS = [text for language, text in FENCED if language == "python"]
 
 
-def test_both_faces_are_shown() -> None:
+def test_both_interfaces_are_shown() -> None:
     assert any("SparseSGD" in block for block in BLOCKS) and any("ops.drop_grow_" in block for block in BLOCKS)
 
 
