@@ -1,10 +1,10 @@
 """How many bytes the CUDA kernels of masked_sgd_ and drop_grow_ move: functions of facts about the layers, nothing is measured.
 
 Two sums, since a GPU's memory moves sectors of 32 bytes:
-  asked  the bytes that threads load and store, and the sectors of those that go to scattered places, but not what a whole warp
-         reads from one place. This is what the host harness of the tests counts, and the tests hold the one to the other.
-  moved  what global memory has to carry. A store to part of a sector costs the sector, a flipped mask bit a sector read and
-         one written; what all threads of a block read is read once. No sum exceeds the whole tensor it touches.
+  requested  the bytes that threads load and store, and the sectors of those that go to scattered places, but not what a whole
+             warp reads from one place. The host harness of the tests counts these, and the tests hold the one to the other.
+  moved      what global memory has to carry. A store to part of a sector costs the sector, a flipped mask bit a sector read
+             and one written; what all threads of a block read is read once. No sum exceeds the whole tensor it touches.
 State of a layer, bins and layer tables are left out: a few KB for each block, which stay in the cache.
 """
 
@@ -18,11 +18,13 @@ from torch import Tensor
 
 from .layers import Layers, runs_of
 
+__all__ = ["Bytes", "Layer", "by_kernel", "drop_grow", "masked_sgd", "of_masks", "scattered", "total"]
+
 SECTOR, GROUP = 32, 8  # bytes that memory moves; weights that a thread handles at a time
 SMALL = 1 << 14  # weights of a layer that one block updates
 TILE, WARPS = 1 << 14, 8  # of the sweep: weights at a time, warps of a block
 LEAST_SAMPLED, MOST_SAMPLED, BINS, ROUNDS = 1 << 11, 1 << 13, 256, 4
-ENTRY, CHUNK, FINALIST, STATE = 8, 16, 16, 10_272  # bytes
+ENTRY, CHUNK, UNDECIDED, STATE = 8, 16, 16, 10_272  # bytes
 STAGED = 128  # entries that a warp has when it writes them out
 
 
@@ -37,7 +39,7 @@ class Bytes:
     moved: float = 0
 
     @property
-    def asked(self) -> float:
+    def requested(self) -> float:
         return self.loaded + self.stored + self.gathered + self.scattered
 
     def __add__(self, other: Bytes) -> Bytes:
@@ -88,7 +90,7 @@ def by_kernel(op: str, before: Layers, masks_after: Sequence[Tensor], processors
     item = before.params[0].element_size()
     layers = [of_masks(*layer, item) for layer in zip(before.masks, masks_after, before.k, strict=True)]
     if op == "masked_sgd":
-        return {"step": masked_sgd(layers).moved}
+        return {"masked_sgd": masked_sgd(layers).moved}
     kernels = drop_grow(layers, step=False, momenta=False, blocks=4 * processors)
     return {name: part.moved for name, part in kernels.items()}
 
@@ -116,9 +118,9 @@ def sampled(n: int) -> int:
 
 
 def sample_rank(n: int, k: float) -> int:
-    """How many of the sampled weights may be winners, almost surely."""
-    winners = k * sampled(n) / n
-    return int(1.25 * winners + 10 * math.sqrt(winners) + 16)
+    """How many of the sampled weights may be selected, almost surely."""
+    mean = k * sampled(n) / n
+    return int(1.25 * mean + 10 * math.sqrt(mean) + 16)
 
 
 def listed(n: int, candidates: float, k: float) -> float:
@@ -126,26 +128,26 @@ def listed(n: int, candidates: float, k: float) -> float:
     return min(candidates, sample_rank(n, k) * n / sampled(n))
 
 
-def finalists(n: int, entries: float, k: float) -> float:
-    """Those of the bin with the last winner. A bin that is met by a point is twice as wide as one that is drawn."""
+def undecided(n: int, entries: float, k: float) -> float:
+    """Those of the k-th key's bin. A bin that is met by a point is twice as wide as one that is drawn."""
     return 2 * entries / min(sample_rank(n, k), BINS * 3 // 4)
 
 
-def tiles_of_run(layers: Sequence[Layer], blocks: int) -> int:
+def tiles_of_span(layers: Sequence[Layer], blocks: int) -> int:
     """Neighbouring tiles that a block of the sweep takes at a time."""
     tiles = sum(math.ceil(layer.n / TILE) for layer in layers if not layer.is_small)
     return math.ceil(tiles / (ROUNDS * min(tiles, blocks))) if tiles else 1
 
 
-def chunks(n: int, entries: float, run: int) -> float:
-    """Pieces in which the sweep writes a layer's list: one for a run of tiles, and one whenever a warp has too many entries."""
-    runs = math.ceil(n / TILE / run)
-    of_warp, window = entries / (runs * WARPS), 32 * GROUP * entries / n
+def chunks(n: int, entries: float, span: int) -> float:
+    """Pieces in which the sweep writes a layer's list: one a span of tiles, and one whenever a warp has too many entries."""
+    spans = math.ceil(n / TILE / span)
+    of_warp, window = entries / (spans * WARPS), 32 * GROUP * entries / n
     spread, flushes, needed = math.sqrt(2 * of_warp), 0.0, STAGED + 0.5
     while needed < of_warp + 4 * spread:
         flushes += 0.5 * math.erfc((needed - of_warp) / spread)
         needed += STAGED + window / 2
-    return runs * (1 + WARPS * flushes)
+    return spans * (1 + WARPS * flushes)
 
 
 def drop_grow(
@@ -162,25 +164,25 @@ def drop_grow(
     step: SGD is fused, with momentum if there are momenta. counted: with counters and a bonus. blocks: that the GPU holds at
     once, about 4 on each of the 132 processors of an H100.
     """
-    run, out = tiles_of_run(layers, blocks), {"sample": Bytes()}
+    span, out = tiles_of_span(layers, blocks), {"sample": Bytes()}
     for layer in layers:
         if layer.is_small:
             out["sample"] += _small(layer, step, momenta, counted, regrow)
             continue
-        for name, part in _large(layer, step, momenta, counted, regrow, run).items():
+        for name, part in _large(layer, step, momenta, counted, regrow, span).items():
             out[name] = out.get(name, Bytes()) + part
     return out
 
 
-def _large(layer: Layer, step: bool, momenta: bool, counted: bool, regrow: bool, run: int) -> dict[str, Bytes]:
+def _large(layer: Layer, step: bool, momenta: bool, counted: bool, regrow: bool, span: int) -> dict[str, Bytes]:
     n, item, k = layer.n, layer.item, layer.k
     if k == 0:
         sweep = masked_sgd([layer], momenta) if step else Bytes(loaded=n / 8, moved=n / 8)
         return {"sample": Bytes(stored=8 * BINS, moved=8 * BINS), "sweep": sweep, "select_drop": Bytes(), "commit": Bytes(),
                 "select_grow": Bytes()}  # fmt: skip
     drop, grow = listed(n, layer.active, k), listed(n, n - layer.active, k)
-    last_drop, last_grow = finalists(n, drop, k), finalists(n, grow, k)
-    pieces = chunks(n, drop + grow, run)
+    undecided_drop, undecided_grow = undecided(n, drop, k), undecided(n, grow, k)
+    pieces = chunks(n, drop + grow, span)
     counters = SECTOR * counted
     written = (1 + momenta) * step
 
@@ -192,8 +194,8 @@ def _large(layer: Layer, step: bool, momenta: bool, counted: bool, regrow: bool,
         moved=dense + SECTOR * layer.sectors * max(2 * written, 1) + lists,
     )
 
-    again = k * grow / (n - layer.active) + last_drop / 2 if regrow else 0.0  # dropped, and looked at for the growth
-    read, marked = SECTOR * last_drop + (SECTOR + counters) * again, ENTRY * k + FINALIST * last_drop
+    again = k * grow / (n - layer.active) + undecided_drop / 2 if regrow else 0.0  # dropped, and looked at for the growth
+    read, marked = SECTOR * undecided_drop + (SECTOR + counters) * again, ENTRY * k + UNDECIDED * undecided_drop
     select_drop = Bytes(
         loaded=ENTRY * drop,
         stored=marked,
@@ -205,16 +207,16 @@ def _large(layer: Layer, step: bool, momenta: bool, counted: bool, regrow: bool,
     flips, zeros = counters * changed, SECTOR * layer.gone * tensors
     commit = Bytes(
         loaded=ENTRY * (drop + grow),
-        stored=FINALIST * last_grow,
-        gathered=flips + (SECTOR + counters) * last_grow,
+        stored=UNDECIDED * undecided_grow,
+        gathered=flips + (SECTOR + counters) * undecided_grow,
         scattered=flips + zeros,
         moved=lists
-        + (FINALIST + SECTOR + counters) * last_grow
+        + (UNDECIDED + SECTOR + counters) * undecided_grow
         + 2 * min(flips, 2 * n)
         + min(zeros, item * n * tensors)
         + 2 * min(SECTOR * changed, n / 8),
     )
-    looks = FINALIST * last_grow * 4  # three digits of the keys, then the winners
+    looks = UNDECIDED * undecided_grow * 4  # three digits of the keys, then the selected
     select_grow = Bytes(loaded=looks, moved=looks)
     return {"sample": _sample(layer, step, momenta, counted), "sweep": sweep, "select_drop": select_drop, "commit": commit,
             "select_grow": select_grow}  # fmt: skip

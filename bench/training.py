@@ -27,7 +27,7 @@ Mark = Callable[[str], None]
 
 
 class Training(ABC):
-    """A model in training. The harness runs ``forward`` and ``backward``, ``after`` does the rest of the step."""
+    """A model in training. ``steps`` runs forward and backward, ``after`` does the rest of the step."""
 
     def __init__(self, job: Job, density: float, swap: float) -> None:
         self.job = job

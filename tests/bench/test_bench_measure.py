@@ -1,4 +1,4 @@
-"""The harness of one row: the gate's digest, clocks, turns, and the path for GPUs with a clock that is made up."""
+"""Measuring one row: the gate's digest, clocks, turns, and the path for GPUs with a clock that is made up."""
 
 from __future__ import annotations
 

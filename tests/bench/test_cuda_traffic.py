@@ -23,7 +23,7 @@ WITHIN = 0.1
 
 
 def scattered_case(seed: int, sizes: list[int], density: float, step: bool, dtype: torch.dtype = torch.float32) -> Case:
-    """Random masks, gradients and old counters, as in a training; make_case has a taste for worse."""
+    """Random masks, gradients and old counters, as in a training; make_case prefers hostile values."""
     rng = np.random.default_rng(seed)
     case = Case("scattered", [], [], [], [], [], [], [], round=5, sgd=RULE if step else None)
     assert case.grads is not None and case.momenta is not None and case.counts is not None and isinstance(case.k, list)
@@ -45,7 +45,7 @@ def counted(module: ModuleType) -> dict[str, dict[str, int]]:
     return {name.split("_kernel")[0].rpartition(":")[2]: row for name, row in module.traffic().items()}
 
 
-def asked(row: dict[str, int]) -> int:
+def requested(row: dict[str, int]) -> int:
     return sum(row[kind] for kind in ("loaded", "stored", "gathered", "scattered"))
 
 
@@ -67,15 +67,17 @@ def test_drop_grow_moves_what_the_model_says(density: float, step: bool, dtype: 
     expected = cuda_traffic.drop_grow(layers, step=step, blocks=RESIDENT)
     assert expected.keys() == found.keys()
     whole, n = cuda_traffic.total(expected), sum(p.numel() for p in case.params)
-    text = "; ".join(f"{name} {asked(row) / n:.3f}, model {expected[name].asked / n:.3f}" for name, row in found.items())
-    assert sum(map(asked, found.values())) == pytest.approx(whole.asked, rel=WITHIN), text
-    assert asked(found["sweep"]) == pytest.approx(expected["sweep"].asked, rel=WITHIN), text
-    assert asked(found["sample"]) == pytest.approx(expected["sample"].asked, rel=WITHIN), text
+    text = "; ".join(
+        f"{name} {requested(row) / n:.3f}, model {expected[name].requested / n:.3f}" for name, row in found.items()
+    )
+    assert sum(map(requested, found.values())) == pytest.approx(whole.requested, rel=WITHIN), text
+    assert requested(found["sweep"]) == pytest.approx(expected["sweep"].requested, rel=WITHIN), text
+    assert requested(found["sample"]) == pytest.approx(expected["sample"].requested, rel=WITHIN), text
     # What the two load depends on how often a warp's list is full, which at some densities is a matter of chance.
     assert found["select_drop"]["stored"] == pytest.approx(expected["select_drop"].stored, rel=WITHIN), text
     for kind in ("gathered", "scattered"):
         assert found["commit"][kind] == pytest.approx(getattr(expected["commit"], kind), rel=WITHIN), text
-    assert asked(found["select_grow"]) < 0.2 * n, text
+    assert requested(found["select_grow"]) < 0.2 * n, text
 
 
 @needs_harness
@@ -89,7 +91,7 @@ def test_masked_sgd_moves_what_the_model_says(density: float, dtype: torch.dtype
         case.masked_sgd_()
         found = counted(module)
     model = cuda_traffic.masked_sgd([cuda_traffic.of_masks(mask, item=case.params[0].element_size()) for mask in case.masks()])
-    assert list(found) == ["masked_sgd"] and asked(found["masked_sgd"]) == pytest.approx(model.asked, rel=0.01)
+    assert list(found) == ["masked_sgd"] and requested(found["masked_sgd"]) == pytest.approx(model.requested, rel=0.01)
 
 
 @needs_harness
@@ -105,7 +107,7 @@ def test_small_layers_move_what_the_model_says(step: bool) -> None:
     layers = [cuda_traffic.of_masks(*masks) for masks in zip(before, case.masks(), case.k, strict=True)]
     model = cuda_traffic.drop_grow(layers, step=step, blocks=RESIDENT)
     assert list(found) == list(model) == ["sample"]
-    assert asked(found["sample"]) == pytest.approx(model["sample"].asked, rel=0.02)
+    assert requested(found["sample"]) == pytest.approx(model["sample"].requested, rel=0.02)
 
 
 @pytest.mark.parametrize("density", [0.02, 0.05, 0.10])
@@ -126,12 +128,12 @@ def test_facts_of_masks() -> None:
     assert cuda_traffic.of_masks(before, item=2).sectors == 2
 
 
-def test_nothing_swapped_costs_one_look_and_a_dense_layer_everything() -> None:
+def test_extremes_of_the_model_nothing_swapped_and_a_dense_layer() -> None:
     n = 1 << 20
     idle = cuda_traffic.drop_grow([cuda_traffic.scattered(n, 0.05, swap=0.0)], step=True)
     assert idle["commit"].moved == 0 and idle["select_grow"].moved == 0 and idle["select_drop"].moved == 0
     dense = cuda_traffic.masked_sgd([cuda_traffic.scattered(n, 1.0)])
-    assert dense.moved == dense.asked == n * (20 + 1 / 8)
+    assert dense.moved == dense.requested == n * (20 + 1 / 8)
     update = cuda_traffic.drop_grow([cuda_traffic.scattered(n, 1.0, swap=0.0)], step=True)["sweep"]
     assert update.moved == dense.moved
     assert cuda_traffic.drop_grow([cuda_traffic.scattered(n, 0.05, swap=0.0)], step=False)["sweep"].moved == n / 8
