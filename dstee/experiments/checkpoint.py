@@ -1,4 +1,4 @@
-"""Checkpoint files that are whole or absent, and are never unpickled.
+"""Checkpoint files that are whole or absent and are never unpickled, and the folder that keeps the last of them.
 
 A file is ``magic (8 bytes) | header length (uint64) | blake2b of the header (32 bytes) | header | tensors``, little-endian.
 The header is JSON: the saved tree, in which a tensor is ``{"$tensor": i}``, and the list of dtypes, shapes and digests. The

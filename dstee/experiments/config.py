@@ -26,7 +26,7 @@ DENSE = "dense"
 COMPARED = (DENSE, "static", "set", "rigl", "dst-ee")
 
 T = TypeVar("T")
-Rule = tuple[str, Callable[[T], bool]]
+Limit = tuple[str, Callable[[T], bool]]
 
 
 def method_keys() -> tuple[str, ...]:
@@ -48,7 +48,7 @@ class Setting:
 
     group: str
     text: str
-    rule: tuple[str, Callable[..., bool]] | None = None
+    limit: tuple[str, Callable[..., bool]] | None = None
     choices: Callable[[], tuple[str, ...]] | None = None
     free: bool = False
 
@@ -60,10 +60,10 @@ def setting(field: dataclasses.Field[object]) -> Setting:
 
 
 def _field(
-    group: str, text: str, default: T, rule: Rule[T] | None = None, choices: Callable[[], tuple[str, ...]] | None = None,
+    group: str, text: str, default: T, limit: Limit[T] | None = None, choices: Callable[[], tuple[str, ...]] | None = None,
     free: bool = False,
 ) -> T:  # fmt: skip
-    return dataclasses.field(default=default, metadata={"setting": Setting(group, text, rule, choices, free)})
+    return dataclasses.field(default=default, metadata={"setting": Setting(group, text, limit, choices, free)})
 
 
 def _of(*choices: str) -> Callable[[], tuple[str, ...]]:
@@ -74,13 +74,13 @@ def _at_least(low: float) -> tuple[str, Callable[[float], bool]]:
     return f">= {low:g}", lambda x: x >= low
 
 
-_POSITIVE: Rule[float] = ("> 0", lambda x: x > 0)
-_BELOW_ONE: Rule[float] = ("in [0, 1)", lambda x: 0 <= x < 1)
-_SHARE: Rule[float] = ("in (0, 1]", lambda x: 0 < x <= 1)
-_WIDTHS: Rule[tuple[int, ...]] = (
+_POSITIVE: Limit[float] = ("> 0", lambda x: x > 0)
+_BELOW_ONE: Limit[float] = ("in [0, 1)", lambda x: 0 <= x < 1)
+_SHARE: Limit[float] = ("in (0, 1]", lambda x: 0 < x <= 1)
+_WIDTHS: Limit[tuple[int, ...]] = (
     "a list of 1 to 16 widths from 1 to 65536", lambda x: 1 <= len(x) <= 16 and all(1 <= w <= 65536 for w in x)
 )  # fmt: skip
-_SEED: Rule[int] = ("in 0..2^31-1", lambda x: 0 <= x < 2**31)
+_SEED: Limit[int] = ("in 0..2^31-1", lambda x: 0 <= x < 2**31)
 
 
 @dataclass(frozen=True)
@@ -184,11 +184,11 @@ def _checked(field: dataclasses.Field[object], value: object) -> object:
         value = float(value)
     elif type(value) is not type(default):
         raise UsageError(f"{name} must be of type {type(default).__name__}, got {value!r}")
-    choices, rule = setting(field).choices, setting(field).rule
+    choices, limit = setting(field).choices, setting(field).limit
     if choices and value not in choices():
         raise UsageError(f"{name} must be one of {', '.join(choices())}, got {value!r}")
-    if rule and not rule[1](value):
-        raise UsageError(f"{name} must be {rule[0]}, got {json.dumps(value)}")
+    if limit and not limit[1](value):
+        raise UsageError(f"{name} must be {limit[0]}, got {json.dumps(value)}")
     return value
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from dstee._console import UsageError
 
-__all__ = ["DATA_SETS", "Dataset", "Order", "OrderState", "Source", "load"]
+__all__ = ["DATA_SETS", "BatchOrder", "BatchOrderState", "Dataset", "Source", "load"]
 
 _MNIST = {
     "x_train": (60_000, 28, 28),
@@ -116,7 +116,7 @@ DATA_SETS: dict[str, Source] = {
     "digits": Source(_digits, {"hidden": (512, 256), "epochs": 60, "batch_size": 64, "every": 20, "checkpoint_every": 400}),
     "mnist": Source(_mnist, {"hidden": (512, 256), "epochs": 5, "batch_size": 128, "every": 40, "checkpoint_every": 1000}),
 }
-"""The choices of ``--data``."""
+"""The choices of ``--data``; an entry more is a choice more."""
 
 
 def load(name: str, data_dir: str | None) -> Dataset:
@@ -128,7 +128,7 @@ def load(name: str, data_dir: str | None) -> Dataset:
     return DATA_SETS[name].load(data_dir)
 
 
-class OrderState(TypedDict):
+class BatchOrderState(TypedDict):
     """The exact position in the order of the data."""
 
     position: int
@@ -136,7 +136,7 @@ class OrderState(TypedDict):
     generator: Tensor
 
 
-class Order:
+class BatchOrder:
     """Shuffled batches of indices, epoch after epoch, with a generator of its own; an incomplete last batch is left out.
 
     ``state_dict`` holds the exact position, in the middle of an epoch too.
@@ -160,14 +160,14 @@ class Order:
         self.position += 1
         return self._permutation[start : start + self.batch_size]
 
-    def state_dict(self) -> OrderState:
+    def state_dict(self) -> BatchOrderState:
         return {
             "position": self.position,
             "permutation": self._permutation,
             "generator": self._generator.get_state(),
         }
 
-    def load_state_dict(self, state: OrderState) -> None:
+    def load_state_dict(self, state: BatchOrderState) -> None:
         """Raises ValueError, before anything changes, if the state is not one of this data and batch size."""
         position, permutation = state["position"], state["permutation"]
         if type(position) is not int or not 0 <= position <= self.batches:

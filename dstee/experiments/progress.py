@@ -75,7 +75,7 @@ class Progress:
             done = (self.index - 1) * trial.total + trial.step_number
             self._bar.update(self._task, completed=done, state=_state(trial, loss))
             return
-        stride = -(-trial.config.epochs // self.lines) * trial.order.batches
+        stride = -(-trial.config.epochs // self.lines) * trial.batch_order.batches
         if trial.step_number % stride == 0 or trial.step_number == trial.total:
             self._print(trial, f"epoch {trial.epoch:3d}/{trial.config.epochs}  {_state(trial, loss)}")
 

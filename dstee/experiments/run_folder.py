@@ -1,4 +1,4 @@
-"""The folder of a run: who owns it, its checkpoints and its metrics, and what happens when writing fails.
+"""The folder of a run: who owns it, and what happens when writing fails.
 
 config.json                        what was asked for; its presence makes the folder a run
 <method>-seed<n>/metrics.jsonl     one JSON object per line: updates, epochs

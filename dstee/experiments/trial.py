@@ -18,7 +18,7 @@ from dstee._console import UsageError
 from dstee.encoding import MAX_ROUNDS
 from dstee.experiments import checkpoint
 from dstee.experiments.config import DENSE, Config, differences, setting
-from dstee.experiments.data import Dataset, Order, OrderState
+from dstee.experiments.data import BatchOrder, BatchOrderState, Dataset
 from dstee.experiments.records import EpochRecord, Record, Result, UpdateRecord, as_record
 from dstee.methods import METHODS, Method, method_from_dict
 from dstee.schedule import DROPS, UpdateSchedule
@@ -36,7 +36,7 @@ class TrialState(TypedDict):
     model: dict[str, Tensor]
     optimizer: dict[str, Any]
     sparse: dict[str, Any] | None
-    order: OrderState
+    order: BatchOrderState
     rng: Tensor
     loss_sum: float
     history: list[Record]
@@ -88,8 +88,8 @@ class Trial:
         torch.manual_seed(seed)
         self.config, self.method, self.seed, self.data = config, method, seed, data
         self.model = mlp(data.x_train.shape[1], config.hidden)
-        self.order = Order(len(data.y_train), config.batch_size, seed)
-        self.total = config.epochs * self.order.batches
+        self.batch_order = BatchOrder(len(data.y_train), config.batch_size, seed)
+        self.total = config.epochs * self.batch_order.batches
         self.step_number, self.loss_sum = 0, 0.0
         self.history: list[Record] = []
         self.seconds = self.kernel_seconds = 0.0
@@ -115,7 +115,7 @@ class Trial:
     @property
     def epoch(self) -> int:
         """Epochs completed."""
-        return self.step_number // self.order.batches
+        return self.step_number // self.batch_order.batches
 
     def exploration(self) -> float:
         """R: share of the maskable weights that were ever active; 1 for dense."""
@@ -131,7 +131,7 @@ class Trial:
         if self.config.lr_schedule == "cosine":
             for group in self.optimizer.param_groups:
                 group["lr"] = self.config.lr * 0.5 * (1 + math.cos(math.pi * self.step_number / self.total))
-        batch = self.order.next()
+        batch = self.batch_order.next()
         self.optimizer.zero_grad()
         loss = cross_entropy(self.model(self.data.x_train[batch]), self.data.y_train[batch])
         loss.backward()
@@ -143,8 +143,8 @@ class Trial:
         self.step_number = t
         value = loss.item()
         self.loss_sum += value
-        if t % self.order.batches == 0:
-            records.append(self._epoch_record(t, self.loss_sum / self.order.batches))
+        if t % self.batch_order.batches == 0:
+            records.append(self._epoch_record(t, self.loss_sum / self.batch_order.batches))
             self.loss_sum = 0.0
         self.history += records
         return value, records
@@ -187,7 +187,7 @@ class Trial:
             "model": dict(self.model.state_dict()),
             "optimizer": self.optimizer.state_dict(),
             "sparse": None if self.sparse is None else self.sparse.state_dict(),
-            "order": self.order.state_dict(),
+            "order": self.batch_order.state_dict(),
             "rng": torch.get_rng_state(),
             "loss_sum": self.loss_sum,
             "history": self.history,
@@ -212,7 +212,7 @@ class Trial:
                     if self.model.get_parameter(name)[~mask].count_nonzero():
                         raise ValueError(f"{name} has weights outside its mask")
             self.optimizer.load_state_dict(tree["optimizer"])
-            self.order.load_state_dict(tree["order"])
+            self.batch_order.load_state_dict(tree["order"])
             torch.set_rng_state(tree["rng"])
             self.step_number, self.loss_sum, self.history = tree["step"], tree["loss_sum"], tree["history"]
             self.seconds, self.kernel_seconds = map(float, tree["seconds"])
@@ -238,7 +238,7 @@ class Trial:
 
     def _contradictions(self, tree: TrialState) -> list[str]:
         """What a whole checkpoint of this training never holds: numbers that do not belong together."""
-        step, history, batches = tree["step"], tree["history"], self.order.batches
+        step, history, batches = tree["step"], tree["history"], self.batch_order.batches
         if type(step) is not int or not 0 <= step <= self.total:
             return [f"step {step!r} is not in 0..{self.total}"]
         if not isinstance(history, list):

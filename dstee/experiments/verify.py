@@ -13,7 +13,7 @@ from dstee._console import UsageError
 from dstee._files import dump_json, write_atomic
 from dstee.experiments import commands, data
 from dstee.experiments.config import Config
-from dstee.experiments.data import Order
+from dstee.experiments.data import BatchOrder
 from dstee.experiments.records import read_digests
 
 __all__ = ["verify_resume"]
@@ -28,7 +28,7 @@ def verify_resume(config: Config, data_dir: str | None, out: Path | None) -> int
         UsageError: a training could not be done at all.
     """
     dataset = data.load(config.data, data_dir)
-    steps = config.epochs * Order(len(dataset.y_train), config.batch_size, 0).batches
+    steps = config.epochs * BatchOrder(len(dataset.y_train), config.batch_size, 0).batches
     every = min(config.checkpoint_every, max(1, steps // 8))
     kill = _kill_step(steps, len(config.trials()), every)
     config = dataclasses.replace(config, checkpoint_every=every)

@@ -11,7 +11,7 @@ import torch
 from dstee import cli
 from dstee._console import UsageError
 from dstee.experiments.config import Config
-from dstee.experiments.data import Order, load
+from dstee.experiments.data import BatchOrder, load
 
 
 def test_digits_are_split_once_and_for_all():
@@ -64,31 +64,31 @@ def test_mnist_trains(tmp_path, capsys):
 
 
 def test_every_epoch_sees_every_sample_once_in_another_order():
-    order = Order(24, 6, seed=1)
+    order = BatchOrder(24, 6, seed=1)
     epochs = [torch.cat([order.next() for _ in range(4)]) for _ in range(3)]
     assert all(torch.equal(e.sort().values, torch.arange(24)) for e in epochs)
     assert not torch.equal(epochs[0], epochs[1]) and not torch.equal(epochs[1], epochs[2])
 
 
 def test_order_continues_from_any_position_and_ignores_the_global_generator():
-    reference, order = Order(25, 6, seed=1), Order(25, 6, seed=1)
+    reference, order = BatchOrder(25, 6, seed=1), BatchOrder(25, 6, seed=1)
     for _ in range(13):
         torch.manual_seed(7)
-        restored = Order(25, 6, seed=99)
+        restored = BatchOrder(25, 6, seed=99)
         restored.load_state_dict(copy.deepcopy(order.state_dict()))
         assert torch.equal(restored.next(), reference.next())
         order.next()
 
 
 def test_order_refuses_states_of_other_data():
-    order = Order(24, 6, seed=1)
-    for other in (Order(25, 6, seed=1), Order(12, 6, seed=1)):
+    order = BatchOrder(24, 6, seed=1)
+    for other in (BatchOrder(25, 6, seed=1), BatchOrder(12, 6, seed=1)):
         with pytest.raises(ValueError, match="permutation"):
             order.load_state_dict(other.state_dict())
     with pytest.raises(ValueError, match="position"):
         order.load_state_dict({**order.state_dict(), "position": 5})
     with pytest.raises(UsageError, match="at most the 24 training samples, got 25"):
-        Order(24, 25, seed=1)
+        BatchOrder(24, 25, seed=1)
 
 
 def test_configuration_survives_json():

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 @pytest.fixture(autouse=True, scope="module")
 def one_thread() -> Iterator[None]:
-    """Layers this small are faster so, and the sums of a twin are in the same order anyway."""
+    """Layers this small are faster so; and two trainings that are compared add in the same order."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
