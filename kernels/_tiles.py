@@ -7,8 +7,8 @@ rows of w and m move where a weight of the row is active, and inactive ones are 
 import triton
 import triton.language as tl
 
-from ._layers import BITS, CALL_COLUMNS, COLUMNS, COUNTS, DROP, GRADIENT, GROW, INDEX, SEED, K, M, N, W
 from ._rules import HAS_MOMENTUM, counter_of, drop_key, flip_count, random_signal, rank, round_to, score, sgd, to_float
+from ._table import BITS, CALL_COLUMNS, COLUMNS, COUNTS, DROP, GRADIENT, GROW, INDEX, SEED, K, M, N, W
 
 ROWS = tl.constexpr(256)
 BY_GRADIENT, BY_TENSOR, AT_RANDOM = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)

@@ -6,9 +6,9 @@ import torch
 import triton
 import triton.language as tl
 
-from . import _layers
-from ._layers import OPTIONS, TILE, launching
+from . import _table
 from ._rules import flip_count
+from ._table import OPTIONS, TILE, launching
 
 BYTES = tl.constexpr(4096)  # of masks for a program of count_active
 
@@ -91,8 +91,8 @@ def _count(kernel, mask_bits, sizes, counts):
         programs.append(triton.cdiv(n, BYTES.value))
     if sum(programs):
         with launching(device):
-            table = _layers.on_device(rows, torch.int64, device)
-            kernel[(sum(programs),)](table, _layers.owners(programs, device), out, **OPTIONS)
+            table = _table.on_device(rows, torch.int64, device)
+            kernel[(sum(programs),)](table, _table.owners(programs, device), out, **OPTIONS)
     return out
 
 

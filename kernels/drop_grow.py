@@ -14,14 +14,14 @@ indices alone: the result is the same for any schedule.
 
 from __future__ import annotations
 
-from ._layers import LAYER_OPTIONS, LIST_OPTIONS, OPTIONS, Group, groups, launching
 from ._rules import NO_STEP
+from ._state import make_work
+from ._table import LAYER_OPTIONS, LIST_OPTIONS, OPTIONS, Group, groups, launching
 from ._tiles import AT_RANDOM, BY_GRADIENT, BY_TENSOR
-from ._work import make_work
-from .finish import finish_kernel
-from .lists import apply_kernel, bins_kernel, drop_kernel, settle_kernel
 from .masked_sgd import rule_of
-from .prepare import prepare_kernel
+from .sample import prepare_kernel
+from .select_drop import apply_kernel, bins_kernel, drop_kernel, settle_kernel
+from .select_grow import finish_kernel
 from .sweep import sweep_kernel
 
 # For tests: bounds that are surely too tight, or lists with a share of their room.

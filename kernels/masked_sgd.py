@@ -8,9 +8,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from . import _layers
-from ._layers import BITS, FIRST_TILE, GRADIENT, OPTIONS, TILE, M, N, W
+from . import _table
 from ._rules import FIRST_STEP, HAS_DECAY, HAS_MOMENTUM, MAXIMIZE, NESTEROV, SCALED
+from ._table import BITS, FIRST_TILE, GRADIENT, OPTIONS, TILE, M, N, W
 from ._tiles import ROWS, call_of, is_set, load, row_of, step_tile, value_of
 
 
@@ -63,8 +63,8 @@ def masked_sgd_(params, grads, momenta, mask_bits, sgd, lr_tensor, grad_scale, f
     """As dstee.reference.masked_sgd_."""
     lr, momentum, dampening, weight_decay, nesterov, maximize, first_step = sgd
     rule = rule_of(momentum, weight_decay, nesterov, maximize, first_step, grad_scale is not None)
-    with _layers.launching(params[0].device):
-        for group in _layers.groups(params, grads, momenta if momentum != 0 else (), mask_bits):
+    with _table.launching(params[0].device):
+        for group in _table.groups(params, grads, momenta if momentum != 0 else (), mask_bits):
             masked_sgd_kernel[(len(group.tile_layer),)](
                 group.rows, group.calls, group.tile_layer, lr, lr_tensor, float(momentum), float(1 - dampening),
                 float(weight_decay), grad_scale, found_inf, RULE=rule, W_TYPE=group.types["W_TYPE"], **OPTIONS,

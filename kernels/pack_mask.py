@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ._layers import OPTIONS, TILE, launching
+from ._table import OPTIONS, TILE, launching
 from ._tiles import ROWS
 
 

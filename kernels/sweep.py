@@ -7,8 +7,9 @@ written. Writes 12 bytes for each of the listed.
 import triton
 import triton.language as tl
 
-from ._layers import BITS, COUNTS, DROP, ENTRIES, FIRST_TILE, GRADIENT, GROW, TILE, M, N, W
 from ._rules import NO_STEP, drop_key, to_float
+from ._state import DROP_SIDE, GROWTH_SIDE, LOW_INDEX, LOW_KEY, NNZ, USED, list_of, state_of
+from ._table import BITS, COUNTS, DROP, ENTRIES, FIRST_TILE, GRADIENT, GROW, TILE, M, N, W
 from ._tiles import (
     BY_GRADIENT,
     ROWS,
@@ -25,7 +26,6 @@ from ._tiles import (
     step_tile,
     value_of,
 )  # fmt: skip
-from ._work import DROP_SIDE, GROWTH_SIDE, LOW_INDEX, LOW_KEY, NNZ, USED, list_of, state_of
 
 
 @triton.jit

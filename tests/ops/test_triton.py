@@ -49,7 +49,7 @@ def handicap(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, float]]:
 @pytest.fixture
 def whole_layers(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """A line for each layer that the last launch does all over."""
-    finish, done = triton_backend.module("finish"), []
+    finish, done = triton_backend.module("select_grow"), []
     whole = finish._whole
 
     def noted(*args: Any) -> None:
@@ -164,7 +164,7 @@ def test_masks_and_counters(n: int) -> None:
 @pytest.mark.parametrize("numbers", [[5], [2**61, 1, 16] * 30, [-(2**63), 2**40, -1, 0, 2**63 - 1] * 20])
 def test_rows_that_are_written_by_a_kernel(numbers: list[int]) -> None:
     """As it goes while a CUDA graph is captured."""
-    module = triton_backend.module("_layers")
+    module = triton_backend.module("_table")
     for dtype in (np.int64, np.int32):
         array = np.array(numbers).astype(dtype)
         with module.launching(CPU):
@@ -223,4 +223,4 @@ def test_a_layer_that_is_too_large_is_refused_before_anything_is_written() -> No
     """Indices are 32 bits wide."""
     p = torch.empty(0).set_(torch.ones(1).untyped_storage(), 0, (1,), (1,)).expand(2**31)
     with pytest.raises(ValueError, match=r"params\[1\] has 2147483648 weights.*split it"):
-        triton_backend.module("_layers").groups([torch.ones(8), p], [], [], [torch.ones(1), torch.ones(1)])
+        triton_backend.module("_table").groups([torch.ones(8), p], [], [], [torch.ones(1), torch.ones(1)])

@@ -83,7 +83,7 @@ CAPTURE = """
 import numpy as np
 from dstee.backends import triton as triton_backend
 with recording() as notes:
-    module = triton_backend.module("_layers")
+    module = triton_backend.module("_table")
     for numbers in ([1, 2, 16], [2**60, -5, 0] * 20, [16] * 33):
         module._store(np.array(numbers), torch.device("cpu"))
     # Once for whole numbers, once for halves, whatever their values.

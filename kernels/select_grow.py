@@ -6,9 +6,10 @@ A small layer is one tile, read once and kept in registers. A layer that the sam
 import triton
 import triton.language as tl
 
-from ._layers import BITS, CHUNK, ENTRIES, GRADIENT, TILE, N
 from ._rules import NO_STEP
 from ._select import BINS, bisect, count_digits, crossing, take_digit
+from ._state import DROP_SIDE, FINALISTS, GROWTH_SIDE, listed, overflowed, side_of, state_of, swaps
+from ._table import BITS, CHUNK, ENTRIES, GRADIENT, TILE, N
 from ._tiles import (
     EVERYBODY,
     LAST_INDEX,
@@ -29,8 +30,7 @@ from ._tiles import (
     step_tile,
     value_of,
 )  # fmt: skip
-from ._work import DROP_SIDE, FINALISTS, GROWTH_SIDE, listed, overflowed, side_of, state_of, swaps
-from .lists import cut_finalists, finalists_at
+from .select_drop import cut_finalists, finalists_at
 
 
 @triton.jit

@@ -7,10 +7,8 @@ are not to be trusted is left to the last launch by all of them, so that none is
 import triton
 import triton.language as tl
 
-from ._layers import CHUNK, ENTRIES, FIRST_CHUNK, FIRST_ENTRY
 from ._select import BINS, bin_of, bisect, crossing
-from ._tiles import asked, call_of, growth_keys_at, reaches, round_of, row_of, settle_entries
-from ._work import (
+from ._state import (
     BEHIND,
     DROP_SIDE,
     FINALISTS,
@@ -25,6 +23,8 @@ from ._work import (
     state_of,
     swaps,
 )  # fmt: skip
+from ._table import CHUNK, ENTRIES, FIRST_CHUNK, FIRST_ENTRY
+from ._tiles import asked, call_of, growth_keys_at, reaches, round_of, row_of, settle_entries
 
 
 @triton.jit

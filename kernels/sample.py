@@ -6,9 +6,10 @@ Reads about 50 KB a layer. Small layers need no sample.
 import triton
 import triton.language as tl
 
-from ._layers import BITS, GRADIENT, TILE, M, N, W
 from ._rules import HAS_MOMENTUM, NO_STEP, drop_key, mix, to_float
 from ._select import BINS, bisect
+from ._state import DROP_SIDE, FINALISTS, LOW_INDEX, LOW_KEY, USED, side_of, state_of
+from ._table import BITS, GRADIENT, TILE, M, N, W
 from ._tiles import (
     EVERYBODY,
     LAST_INDEX,
@@ -24,7 +25,6 @@ from ._tiles import (
     stepped,
     value_of,
 )  # fmt: skip
-from ._work import DROP_SIDE, FINALISTS, LOW_INDEX, LOW_KEY, USED, side_of, state_of
 
 GROUPS = tl.constexpr(512)  # groups of 8 neighbours, at most
 FEW_GROUPS = tl.constexpr(128)  # at least: in the smallest layer that is sampled, every second one

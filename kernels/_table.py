@@ -59,7 +59,7 @@ class Group:
 
 
 def expected_entries(n: int, k: int) -> int:
-    """Entries that one side of a layer's lists almost surely needs: what prepare.py lets pass, and some more.
+    """Entries that one side of a layer's lists almost surely needs: what sample.py lets pass, and some more.
 
     Rounded up in steps of a quarter octave, so that a schedule rarely changes it.
     """

@@ -9,8 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._layers import ENTRIES, FIRST_ENTRY, N
 from ._select import BINS
+from ._table import ENTRIES, FIRST_ENTRY, N
 
 # Columns of a layer's state.
 USED = tl.constexpr(0)  # listed so far: growth | drop << 32
