@@ -1,14 +1,13 @@
 """The scalar maths of the update in Triton: the only place where it stands in this language.
 
 The same operations in the same order as csrc/rules.h and dstee/reference.py, each rounded once: kernels are launched with
-``enable_fp_fusion=False``. Conversions that the hardware does in its own way (NaN) are spelt out.
+``enable_fp_fusion=False`` (_launch.py). Conversions that the hardware does in its own way (NaN) are spelt out.
 """
+
+from typing import NamedTuple
 
 import triton
 import triton.language as tl
-
-# Launch option of every kernel: no fused multiply-adds.
-OPTIONS = {"enable_fp_fusion": False}
 
 
 @triton.jit
@@ -54,7 +53,7 @@ def round_to(x, dtype: tl.constexpr):
         return tl.where(x != x, sign | 0x7E00, half.to(tl.uint32)).to(tl.uint16).to(tl.float16, bitcast=True)
 
 
-# What an SGD rule is made of: a sum of these is a kernel's constant, the numbers themselves are arguments.
+# The operations that a step of SGD has: a sum of these is a kernel's constant, the numbers are arguments.
 HAS_MOMENTUM = tl.constexpr(1)
 HAS_DECAY = tl.constexpr(2)
 SCALED = tl.constexpr(4)
@@ -64,27 +63,37 @@ FIRST_STEP = tl.constexpr(32)
 NO_STEP = tl.constexpr(-1)
 
 
+class SgdNumbers(NamedTuple):
+    """float32, each; ``damped`` is 1 - dampening."""
+
+    lr: float
+    momentum: float
+    damped: float
+    weight_decay: float
+    grad_scale: float = 1.0
+
+
 @triton.jit
-def sgd(w, g, m, lr, momentum, damped, weight_decay, grad_scale, RULE: tl.constexpr):
-    """One SGD step, torch.optim.SGD's definitions; damped is 1 - dampening. Returns the new weight and momentum."""
+def sgd(w, g, m, x, OPERATIONS: tl.constexpr):
+    """One step, torch.optim.SGD's definitions; x: SgdNumbers. Returns the new weight and momentum."""
     d = g
-    if SCALED & RULE:
-        d = tl.math.div_rn(d, grad_scale)
-    if MAXIMIZE & RULE:
+    if SCALED & OPERATIONS:
+        d = tl.math.div_rn(d, x.grad_scale)
+    if MAXIMIZE & OPERATIONS:
         d = -d
-    if HAS_DECAY & RULE:
-        d = d + w * weight_decay
+    if HAS_DECAY & OPERATIONS:
+        d = d + w * x.weight_decay
     u = d
-    if HAS_MOMENTUM & RULE:
-        if FIRST_STEP & RULE:
+    if HAS_MOMENTUM & OPERATIONS:
+        if FIRST_STEP & OPERATIONS:
             m = d
         else:
-            m = m * momentum + d * damped
-        if NESTEROV & RULE:
-            u = d + m * momentum
+            m = m * x.momentum + d * x.damped
+        if NESTEROV & OPERATIONS:
+            u = d + m * x.momentum
         else:
             u = m
-    return w - u * lr, m
+    return w - u * x.lr, m
 
 
 @triton.jit
@@ -96,8 +105,8 @@ def flip_count(stored, round):
 @triton.jit
 def counter_of(stored, active, round, table_size):
     """The counter N as a place in a table: one that the table does not have, a negative one too, takes the last."""
-    counter = tl.where(active, flip_count(stored, round), stored)
-    return tl.where((counter < 0) | (counter >= table_size), table_size - 1, counter)
+    counter = tl.where(active, flip_count(stored, round), stored).to(tl.uint32)  # a negative one becomes a large one
+    return tl.minimum(counter, (table_size - 1).to(tl.uint32)).to(tl.int32)
 
 
 @triton.jit
@@ -122,3 +131,12 @@ def random_signal(index, seed):
 def score(abs_signal, bonus):
     """Paper, Eq. 1; the bonus c ln(t) / (N + eps) comes from a table."""
     return abs_signal + bonus
+
+
+@triton.jit
+def clip_swaps(k, nnz, n, REGROW: tl.constexpr):
+    """The weights that an update swaps where k are requested, of n weights nnz active."""
+    k = tl.minimum(k, nnz)
+    if not REGROW:
+        k = tl.minimum(k, n - nnz)
+    return k

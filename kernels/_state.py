@@ -2,36 +2,38 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._select import BINS
-from ._table import ENTRIES, FIRST_ENTRY, N
+from ._bins import BINS, bin_of_kth
+from ._rules import clip_swaps
+from ._table import ENTRIES, FIRST_ENTRY, INDEX, K, N
+from ._threshold import Threshold
 
-# Columns of a layer's state.
+GROW_SIDE, DROP_SIDE = tl.constexpr(0), tl.constexpr(1)
+
+# Columns of a layer's state; where there are two, of the growth and of the drop.
 USED = tl.constexpr(0)  # listed so far: growth | drop << 32
 NNZ = tl.constexpr(1)
-FINALISTS = tl.constexpr(2)  # of the growth, of the drop
-LOW_KEY = tl.constexpr(4)  # who does not reach it is not listed; growth, drop
-LOW_INDEX = tl.constexpr(6)
+UNDECIDED = tl.constexpr(2)  # listed weights in the bin of the k-th
+BOUND_KEY = tl.constexpr(4)  # a threshold from the sample: what does not pass it is not listed
+BOUND_INDEX = tl.constexpr(6)
 STATE_COLUMNS = tl.constexpr(8)
-GROWTH_SIDE, DROP_SIDE = tl.constexpr(0), tl.constexpr(1)
 
-# Growth keys of listed active weights: not dropped; dropped, but behind all that are listed for the growth.
-STAYS = tl.constexpr(-2)
-BEHIND = tl.constexpr(-1)
+# Growth keys of listed active weights that do not take part in the growth: not dropped, or behind the growth's bound.
+NOT_DROPPED = tl.constexpr(-2)
+REJECTED = tl.constexpr(-1)
 
 
-@dataclass
-class Work:
-    """Written by one launch, read by the next; nothing is initialised but by prepare.
+class Memory(NamedTuple):
+    """Written by one launch, read by the next; sample.py initialises what must be.
 
     state: int64 [layers, STATE_COLUMNS]; bins: int32 [layers, 2, BINS]; splitter_key, splitter_index: [layers, 2, BINS], and as
-    much again to sort them; key, index, finalists: of the entries of each layer's growth list, then of its drop list;
+    much again to sort them; list_key, list_index, undecided: of the entries of each layer's growth list, then of its drop list;
     growth_key: of the drop list's entries.
     """
 
@@ -39,28 +41,36 @@ class Work:
     bins: Tensor
     splitter_key: Tensor
     splitter_index: Tensor
-    key: Tensor
-    index: Tensor
+    unsorted_key: Tensor
+    unsorted_index: Tensor
+    list_key: Tensor
+    list_index: Tensor
     growth_key: Tensor
-    finalists: Tensor
+    undecided: Tensor
 
 
-def make_work(layers: int, entries: int, device: torch.device) -> Work:
+def make_memory(layers: int, entries: int, device: torch.device) -> Memory:
     def empty(size: int, dtype: torch.dtype) -> Tensor:
         return torch.empty(size, dtype=dtype, device=device)
 
     pairs = 2 * layers * BINS.value
-    return Work(
+    splitter_key, splitter_index = empty(2 * pairs, torch.int64), empty(2 * pairs, torch.int32)
+    return Memory(
         empty(layers * STATE_COLUMNS.value, torch.int64), empty(pairs, torch.int32),
-        empty(2 * pairs, torch.int64), empty(2 * pairs, torch.int32),
+        splitter_key, splitter_index, splitter_key[pairs:], splitter_index[pairs:],
         empty(2 * entries, torch.int64), empty(2 * entries, torch.int32),
         empty(entries, torch.int64), empty(2 * entries, torch.int32),
     )  # fmt: skip
 
 
 @triton.jit
-def state_of(state, layer):
-    return state + layer * STATE_COLUMNS
+def state_of(memory, layer):
+    return memory.state + layer * STATE_COLUMNS
+
+
+@triton.jit
+def bound_of(state, side):
+    return Threshold(tl.load(state + (BOUND_KEY + side)), tl.load(state + (BOUND_INDEX + side)).to(tl.int32))
 
 
 @triton.jit
@@ -71,7 +81,7 @@ def side_of(pointer, layer, side):
 
 @triton.jit
 def listed(state, row, side):
-    """Entries in a list of the layer; those beyond its room were not written."""
+    """Entries in a list of the layer; those beyond its capacity were not written."""
     used = (tl.load(state + USED) >> (32 * side)) & 0xFFFFFFFF
     return tl.minimum(used, tl.load(row + ENTRIES)).to(tl.int32)
 
@@ -84,15 +94,37 @@ def overflowed(state, row):
 
 @triton.jit
 def list_of(pointer, row, side):
-    """The layer's list of that side, of key, index or finalists."""
+    """The layer's list of that side, of list_key, list_index or undecided."""
     return pointer + (2 * tl.load(row + FIRST_ENTRY) + side * tl.load(row + ENTRIES))
 
 
 @triton.jit
-def swaps(k, state, row, REGROW: tl.constexpr):
-    """The weights to swap, once the mask is counted; int32."""
-    nnz = tl.load(state + NNZ).to(tl.int32)
-    k = tl.minimum(k, nnz)
-    if not REGROW:
-        k = tl.minimum(k, tl.load(row + N).to(tl.int32) - nnz)
-    return k
+def growth_keys_of(memory, row):
+    """Of the entries of the layer's drop list."""
+    return memory.growth_key + tl.load(row + FIRST_ENTRY)
+
+
+@triton.jit
+def requested_swaps(row, call, k_pointer):
+    """k, before the mask is known; int32."""
+    if k_pointer is not None:
+        k = tl.load(k_pointer + tl.load(row + INDEX))
+    else:
+        k = tl.load(call + K)
+    return tl.minimum(tl.maximum(k, 0), tl.load(row + N)).to(tl.int32)
+
+
+@triton.jit
+def swaps_of(row, call, state, k_pointer, REGROW: tl.constexpr):
+    """The weights to swap, once the mask is counted; 0 where the sweep was left out."""
+    nnz, n = tl.load(state + NNZ).to(tl.int32), tl.load(row + N).to(tl.int32)
+    return clip_swaps(requested_swaps(row, call, k_pointer), nnz, n, REGROW)
+
+
+@triton.jit
+def kth_of(memory, layer, side, k):
+    """bin_of_kth of one side of a layer."""
+    return bin_of_kth(
+        side_of(memory.bins, layer, side), side_of(memory.splitter_key, layer, side),
+        side_of(memory.splitter_index, layer, side), k,
+    )  # fmt: skip

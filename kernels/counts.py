@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
-from . import _table
+from ._launch import OPTIONS, launching
 from ._rules import flip_count
-from ._table import OPTIONS, TILE, launching
+from ._table import TILE
+from ._upload import on_device, owners
 
 BYTES = tl.constexpr(4096)  # of masks for a program of count_active
 
@@ -37,9 +41,9 @@ def _ones(byte):
 
 
 @triton.jit
-def count_active_kernel(rows, owners, out):
+def count_active_kernel(rows, program_layer, out):
     """A row: address of the mask, its bytes, its first program."""
-    layer = tl.load(owners + tl.program_id(0)).to(tl.int64)
+    layer = tl.load(program_layer + tl.program_id(0)).to(tl.int64)
     row = rows + layer * 4
     i = (tl.program_id(0) - tl.load(row + 2)) * BYTES + tl.arange(0, BYTES)
     bits = tl.load(row).to(tl.pointer_type(tl.uint8))
@@ -48,9 +52,9 @@ def count_active_kernel(rows, owners, out):
 
 
 @triton.jit
-def count_explored_kernel(rows, owners, out):
+def count_explored_kernel(rows, program_layer, out):
     """A row: address of the mask, weights, first program, address of the counters."""
-    layer = tl.load(owners + tl.program_id(0)).to(tl.int64)
+    layer = tl.load(program_layer + tl.program_id(0)).to(tl.int64)
     row = rows + layer * 4
     n = tl.load(row + 1)
     i = (tl.program_id(0) - tl.load(row + 2)) * BYTES + tl.arange(0, BYTES)
@@ -61,7 +65,7 @@ def count_explored_kernel(rows, owners, out):
     tl.atomic_add(out + layer, tl.sum(explored.to(tl.int32)).to(tl.int64), sem="relaxed")
 
 
-def encode_counts(N, mask, round):
+def encode_counts(N: Tensor, mask: Tensor, round: int) -> Tensor:
     """As dstee.reference.encode_counts."""
     n = N.numel()
     counts = torch.empty(n, dtype=torch.int16, device=N.device)
@@ -72,7 +76,7 @@ def encode_counts(N, mask, round):
     return counts
 
 
-def decode_counts(counts, mask_bits, round, shape):
+def decode_counts(counts: Tensor, mask_bits: Tensor, round: int, shape: Sequence[int]) -> Tensor:
     """As dstee.reference.decode_counts."""
     N = torch.empty(shape, dtype=torch.int32, device=counts.device)
     n = N.numel()
@@ -82,25 +86,25 @@ def decode_counts(counts, mask_bits, round, shape):
     return N
 
 
-def _count(kernel, mask_bits, sizes, counts):
+def _count(kernel: triton.JITFunction, mask_bits: Sequence[Tensor], sizes: Sequence[int], counts: Sequence[Tensor]) -> Tensor:
     device = mask_bits[0].device
     out = torch.zeros(len(mask_bits), dtype=torch.int64, device=device)
-    rows, programs = [], []
+    rows: list[int] = []
+    programs: list[int] = []
     for i, (bits, n) in enumerate(zip(mask_bits, sizes, strict=True)):
         rows += [bits.data_ptr(), n, sum(programs), counts[i].data_ptr() if counts else 0]
         programs.append(triton.cdiv(n, BYTES.value))
     if sum(programs):
         with launching(device):
-            table = _table.on_device(rows, torch.int64, device)
-            kernel[(sum(programs),)](table, _table.owners(programs, device), out, **OPTIONS)
+            kernel[(sum(programs),)](on_device(rows, torch.int64, device), owners(programs, device), out, **OPTIONS)
     return out
 
 
-def count_active(mask_bits):
+def count_active(mask_bits: Sequence[Tensor]) -> Tensor:
     """As dstee.reference.count_active."""
     return _count(count_active_kernel, mask_bits, [b.numel() for b in mask_bits], ())
 
 
-def count_explored(counts, mask_bits):
+def count_explored(counts: Sequence[Tensor], mask_bits: Sequence[Tensor]) -> Tensor:
     """As dstee.reference.count_explored."""
     return _count(count_explored_kernel, mask_bits, [c.numel() for c in counts], counts)

@@ -1,94 +1,113 @@
 """drop_grow_: one sweep over large layers, seven launches for any number of layers; one where all layers are small.
 
-  prepare  two programs a layer: from a sample, the bounds behind which almost surely nobody wins
-  sweep    masked SGD and scores, tile by tile; possible winners go to lists
-  bins     how many of the listed lie between the sample's keys
-  drop     who is dropped, but for the finalists: the last bin that wins; the dropped may grow again
-  settle   the drop's finalists
-  apply    mask bits, counters and zeros of all who win or lose with their whole bin
-  finish   the growth's finalists; small layers from the first step to the last; layers whose sample misled or list was full
+  sample       two programs a layer: from a sample, the bounds behind which almost surely no weight is selected
+  sweep        masked SGD and scores, tile by tile; what passes the bounds goes to lists
+  select_drop  three launches: how many of the listed lie in each bin, between keys of the sample; the bins that are dropped as
+               a whole, which may grow again; the first of the bin that holds the k-th
+  commit       mask bits, counters and zeros of all whose bin grows, or does not grow, as a whole
+  select_grow  the bin that holds the growth's k-th; small_layer, from the step to the outcome; fallback, for layers whose
+               sample misled or whose list was full
 
-Layers of other dtypes are another seven. No host sync, nobody waits within a launch, and what is decided depends on keys and
+Layers of other dtypes are another seven. No host sync, nothing waits within a launch, and what is decided depends on keys and
 indices alone: the result is the same for any schedule.
 """
 
 from __future__ import annotations
 
-from ._rules import NO_STEP
-from ._state import make_work
-from ._table import LAYER_OPTIONS, LIST_OPTIONS, OPTIONS, Group, groups, launching
-from ._tiles import AT_RANDOM, BY_GRADIENT, BY_TENSOR
-from .masked_sgd import rule_of
-from .sample import prepare_kernel
-from .select_drop import apply_kernel, bins_kernel, drop_kernel, settle_kernel
-from .select_grow import finish_kernel
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from torch import Tensor
+
+from . import test_limits
+from ._launch import LAYER_OPTIONS, LIST_OPTIONS, OPTIONS, launching
+from ._rules import NO_STEP, SgdNumbers
+from ._state import make_memory
+from ._table import DtypeGroup, group_by_dtype
+from ._tiles import AT_RANDOM, BY_GRADIENT, BY_TENSOR, DropBy, GrowBy
+from .commit import Outcome, commit_kernel
+from .masked_sgd import read_sgd
+from .sample import sample_kernel
+from .select_drop import count_bins_kernel, select_drop_in_bin_kernel, select_drop_kernel
+from .select_grow import select_grow_kernel
 from .sweep import sweep_kernel
 
-# For tests: bounds that are surely too tight, or lists with a share of their room.
-HANDICAP: dict[str, float] = {"shy": 0, "room": 1.0}
 
-
-def _all_same(some, others) -> bool:
+def _all_same(some: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
     return len(some) == len(others) and all(
         a.data_ptr() == b.data_ptr() and a.dtype == b.dtype for a, b in zip(some, others, strict=True)
     )
 
 
 def drop_grow_(
-    params, grads, momenta, mask_bits, counts, k, k_tensor, bonus, round, round_tensor, drop_scores, grow_signal, grow_seeds,
-    regrow, reset_regrown, sgd, lr_tensor, found_inf,
-) -> None:  # fmt: skip
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    momenta: Sequence[Tensor],
+    mask_bits: Sequence[Tensor],
+    counts: Sequence[Tensor],
+    k: Sequence[int],
+    k_tensor: Tensor | None,
+    bonus: Tensor | None,
+    round: int,
+    round_tensor: Tensor | None,
+    drop_scores: Sequence[Tensor],
+    grow_signal: Sequence[Tensor],
+    grow_seeds: Sequence[int],
+    regrow: bool,
+    reset_regrown: bool,
+    sgd: Sequence[float],
+    lr: Tensor | None,
+    found_inf: Tensor | None,
+) -> None:
     """As dstee.reference.drop_grow_."""
     if _all_same(drop_scores, params):
         drop_scores = ()
     if grow_seeds or _all_same(grow_signal, grads):
         grow_signal = ()
-    growth = AT_RANDOM if grow_seeds else BY_TENSOR if grow_signal else BY_GRADIENT
-    lr, momentum, dampening, weight_decay, nesterov, maximize, first_step = sgd or [0.0] * 7
-    rule = rule_of(momentum, weight_decay, nesterov, maximize, first_step) if sgd else NO_STEP.value
-    flags = {"RULE": rule, "GROWTH": growth.value, "OTHER_DROP": bool(drop_scores)}
-    outcome = {"REGROW": bool(regrow), "RESET": bool(reset_regrown), "HAS_M": bool(momenta), "COUNTED": bool(counts)}
-    if not counts:
-        bonus = None
-    ranked = (bonus, bonus.numel() if bonus is not None else 0, int(round), round_tensor)
-    step = (float(lr), lr_tensor, float(momentum), float(1 - dampening), float(weight_decay))
+    signal = AT_RANDOM if grow_seeds else BY_TENSOR if grow_signal else BY_GRADIENT
+    numbers, operations = read_sgd(sgd) if sgd else (SgdNumbers(0.0, 0.0, 0.0, 0.0), NO_STEP.value)
+    call = _Call(
+        numbers, k_tensor, bonus if counts else None, int(round), round_tensor, lr, found_inf, operations, bool(regrow)
+    )
+    share = test_limits.limits.list_share
     with launching(params[0].device):
-        for group in groups(
-            params, grads, momenta, mask_bits, counts, drop_scores, grow_signal, grow_seeds, k, lists=HANDICAP["room"]
+        for group in group_by_dtype(
+            params, grads, momenta, mask_bits, counts, drop_scores, grow_signal, grow_seeds, k, list_share=share
         ):
-            _update(group, k_tensor, ranked, step, found_inf, flags, outcome)
+            drop_by = DropBy(bool(drop_scores), group.w_type, group.drop_type)
+            grow_by = GrowBy(signal.value, group.w_type, group.grow_type)
+            _launch(group, call, drop_by, grow_by, Outcome(bool(reset_regrown), bool(momenta), bool(counts), group.w_type))
 
 
-def _update(group: Group, k_tensor, ranked, step, found_inf, flags, outcome) -> None:
-    work = make_work(group.layers, group.entries, group.rows.device)
-    half = work.bins.numel()
-    splitters = (work.bins, work.splitter_key, work.splitter_index)
-    lists = (work.key, work.index, work.growth_key, work.finalists)
-    of_growth = {"REGROW": outcome["REGROW"], "GROWTH": flags["GROWTH"]} | {
-        name: group.types[name] for name in ("W_TYPE", "GROW_TYPE")
-    }
-    of_outcome = outcome | {"W_TYPE": group.types["W_TYPE"]}
-    tiles, chunks = group.tile_layer, group.chunk_layer
-    if len(tiles):
-        prepare_kernel[(group.layers, 2)](
-            group.rows, group.calls, work.state, *splitters, work.splitter_key[half:], work.splitter_index[half:],
-            k_tensor, *ranked, *step, int(HANDICAP["shy"]), **flags, **group.types, **LAYER_OPTIONS,
-        )  # fmt: skip
-        sweep_kernel[(len(tiles),)](
-            group.rows, group.calls, tiles, work.state, work.key, work.index,
-            k_tensor, *ranked, *step, found_inf, **flags, **group.types, **OPTIONS,
-        )  # fmt: skip
-        bins_kernel[(len(chunks), 2)](group.rows, chunks, work.state, *splitters, work.key, work.index, **LIST_OPTIONS)
-        drop_kernel[(len(chunks),)](
-            group.rows, group.calls, chunks, work.state, *splitters, *lists, k_tensor, *ranked, **of_growth, **LIST_OPTIONS
-        )
-        settle_kernel[(group.layers,)](
-            group.rows, group.calls, work.state, *splitters, *lists, k_tensor, *ranked, **of_growth, **LIST_OPTIONS
-        )
-        apply_kernel[(len(chunks), 2)](
-            group.rows, group.calls, chunks, work.state, *splitters, *lists, k_tensor, *ranked[2:], **of_outcome, **OPTIONS
-        )
-    finish_kernel[(group.layers,)](
-        group.rows, group.calls, work.state, *splitters, *lists, k_tensor, *ranked, *step, found_inf,
-        **flags, **outcome, **group.types, **LAYER_OPTIONS,
-    )  # fmt: skip
+class _Call(NamedTuple):
+    """What is the same for all groups."""
+
+    numbers: SgdNumbers
+    k: Tensor | None
+    bonus: Tensor | None
+    round: int
+    round_tensor: Tensor | None
+    lr: Tensor | None
+    found_inf: Tensor | None
+    operations: int
+    regrow: bool
+
+
+def _launch(group: DtypeGroup, call: _Call, drop_by: DropBy, grow_by: GrowBy, outcome: Outcome) -> None:
+    table, layers = group.table, group.layers
+    tiles, chunks = len(table.tile_layer), len(table.chunk_layer)
+    memory = make_memory(layers, group.entries, table.rows.device)
+    rounds = (call.round, call.round_tensor)
+    ranked = (call.k, call.bonus, 0 if call.bonus is None else call.bonus.numel(), *rounds)
+    constants, of_drop = (call.operations, drop_by, grow_by), (call.regrow, grow_by)
+    if tiles:
+        missed = int(test_limits.limits.missed_bounds)
+        sample_kernel[(layers, 2)](table, memory, call.numbers, *ranked, call.lr, missed, *constants, **LAYER_OPTIONS)
+        sweep_kernel[(tiles,)](table, memory, call.numbers, *ranked, call.lr, call.found_inf, *constants, **OPTIONS)
+        count_bins_kernel[(chunks, 2)](table, memory, **LIST_OPTIONS)
+        select_drop_kernel[(chunks,)](table, memory, *ranked, *of_drop, **LIST_OPTIONS)
+        select_drop_in_bin_kernel[(layers,)](table, memory, *ranked, *of_drop, **LIST_OPTIONS)
+        commit_kernel[(chunks, 2)](table, memory, call.k, *rounds, call.regrow, outcome, **OPTIONS)
+    select_grow_kernel[(layers,)](
+        table, memory, call.numbers, *ranked, call.lr, call.found_inf, *constants, call.regrow, outcome, **LAYER_OPTIONS
+    )

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
-from ._table import OPTIONS, TILE, launching
+from ._launch import OPTIONS, launching
+from ._table import TILE
 from ._tiles import ROWS
 
 
@@ -36,7 +40,7 @@ def unpack_kernel(bits, mask, n):
         tl.store(mask + i, lanes, mask=i < n)
 
 
-def pack_mask(mask):
+def pack_mask(mask: Tensor) -> Tensor:
     """As dstee.reference.pack_mask."""
     n = mask.numel()
     bits = torch.empty((n + 7) // 8, dtype=torch.uint8, device=mask.device)
@@ -47,7 +51,7 @@ def pack_mask(mask):
     return bits
 
 
-def unpack_mask(mask_bits, shape):
+def unpack_mask(mask_bits: Tensor, shape: Sequence[int]) -> Tensor:
     """As dstee.reference.unpack_mask."""
     mask = torch.empty(shape, dtype=torch.bool, device=mask_bits.device)
     n = mask.numel()

@@ -1,35 +1,35 @@
-"""Second launch, the only one that reads large layers from end to end: the step, both scores, possible winners to the lists.
+"""Second launch, the only one that reads large layers from end to end: the step, the keys, and lists of what passes the bounds.
 
 Reads per weight: mask 1/8, signal 4, counter 2 bytes; where one of 8 neighbours is active w, with a step w and m read and
 written. Writes 12 bytes for each of the listed.
 """
 
+from __future__ import annotations
+
 import triton
 import triton.language as tl
 
 from ._rules import NO_STEP, drop_key, to_float
-from ._state import DROP_SIDE, GROWTH_SIDE, LOW_INDEX, LOW_KEY, NNZ, USED, list_of, state_of
-from ._table import BITS, COUNTS, DROP, ENTRIES, FIRST_TILE, GRADIENT, GROW, TILE, M, N, W
+from ._state import BOUND_INDEX, BOUND_KEY, DROP_SIDE, GROW_SIDE, NNZ, USED, list_of, requested_swaps, state_of
+from ._table import BITS, COUNTS, DROP, ENTRIES, FIRST_TILE, GRADIENT, GROW, TILE, M, N, W, call_of, row_of
+from ._threshold import Threshold, passes
 from ._tiles import (
     BY_GRADIENT,
     ROWS,
-    asked,
-    call_of,
+    Bonus,
     drop_keys_at,
     growth_keys,
     is_set,
     load,
-    reaches,
     round_of,
-    row_of,
     signals,
     step_tile,
-    value_of,
-)  # fmt: skip
+    with_scalars,
+)
 
 
 @triton.jit
-def _list(own, row, i, key, active, grows, drops, list_key, list_index):
+def _list(memory, state, row, i, key, active, grows, drops):
     """Appends the chosen to the lists: one place in memory for all of a tile."""
     both = grows.to(tl.int32) + (drops.to(tl.int32) << 16)  # at most 2048 each
     in_row = tl.sum(both, 1)
@@ -37,21 +37,19 @@ def _list(own, row, i, key, active, grows, drops, list_key, list_index):
     total = tl.sum(in_row, 0)
     if total > 0:
         more = (total & 0xFFFF).to(tl.int64) + ((total >> 16).to(tl.int64) << 32)
-        used = tl.atomic_add(own + USED, more, sem="relaxed")
+        used = tl.atomic_add(state + USED, more, sem="relaxed")
         place = tl.where(active, (used >> 32) + (number >> 16), (used & 0xFFFFFFFF) + (number & 0xFFFF))
-        room = tl.load(row + ENTRIES)
-        fits = (grows | drops) & (place < room)
-        place = tl.where(active, place + room, place)
-        tl.store(list_of(list_key, row, GROWTH_SIDE) + place, key, mask=fits)
-        tl.store(list_of(list_index, row, GROWTH_SIDE) + place, i, mask=fits)
+        capacity = tl.load(row + ENTRIES)
+        fits = (grows | drops) & (place < capacity)
+        place = tl.where(active, place + capacity, place)
+        tl.store(list_of(memory.list_key, row, GROW_SIDE) + place, key, mask=fits)
+        tl.store(list_of(memory.list_index, row, GROW_SIDE) + place, i, mask=fits)
 
 
 @triton.jit
 def _tile(
-    row, call, own, start, n, k, list_key, list_index, bonus, bonus_size, q,
-    lr, momentum, damped, weight_decay,
-    RULE: tl.constexpr, GROWTH: tl.constexpr, OTHER_DROP: tl.constexpr,
-    W_TYPE: tl.constexpr, DROP_TYPE: tl.constexpr, GROW_TYPE: tl.constexpr, FULL: tl.constexpr,
+    memory, state, row, call, start, n, k, numbers, bonus,
+    OPERATIONS: tl.constexpr, DROP_BY: tl.constexpr, GROW_BY: tl.constexpr, FULL: tl.constexpr,
 ):  # fmt: skip
     first = tl.arange(0, ROWS) * 8
     lanes = tl.arange(0, 8)[None, :]
@@ -68,61 +66,53 @@ def _tile(
         active = active & inside
     predicate = None if FULL else inside
     # Loads first: what follows waits for the slowest of them.
-    low_key = tl.where(active, tl.load(own + (LOW_KEY + DROP_SIDE)), tl.load(own + (LOW_KEY + GROWTH_SIDE)))
-    low_index = tl.where(active, tl.load(own + (LOW_INDEX + DROP_SIDE)), tl.load(own + (LOW_INDEX + GROWTH_SIDE)))
-    if GROWTH == BY_GRADIENT:
-        g = load(tl.load(call + GRADIENT), i, predicate, W_TYPE, FULL)
-    elif RULE != NO_STEP:
-        g = load(tl.load(call + GRADIENT), i, rows, W_TYPE, FULL)
-    if bonus is None:
+    bound_key = tl.where(active, tl.load(state + (BOUND_KEY + DROP_SIDE)), tl.load(state + (BOUND_KEY + GROW_SIDE)))
+    bound_index = tl.where(active, tl.load(state + (BOUND_INDEX + DROP_SIDE)), tl.load(state + (BOUND_INDEX + GROW_SIDE)))
+    if GROW_BY.SIGNAL == BY_GRADIENT:
+        g = load(tl.load(call + GRADIENT), i, predicate, DROP_BY.W_TYPE, FULL)
+    elif OPERATIONS != NO_STEP:
+        g = load(tl.load(call + GRADIENT), i, rows, DROP_BY.W_TYPE, FULL)
+    if bonus.table is None:
         stored = i
     else:
         stored = load(tl.load(row + COUNTS), i, predicate, tl.int16, FULL).to(tl.int32)
 
-    if RULE != NO_STEP:
-        w = step_tile(row, g, i, active, rows, lr, momentum, damped, weight_decay, 1.0, RULE, W_TYPE, FULL)
+    if OPERATIONS != NO_STEP:
+        w = step_tile(row, g, i, active, rows, numbers, OPERATIONS, DROP_BY.W_TYPE, FULL)
     if k > 0:
-        if RULE != NO_STEP and (OTHER_DROP or GROWTH != BY_GRADIENT):
+        if OPERATIONS != NO_STEP and (DROP_BY.OTHER or GROW_BY.SIGNAL != BY_GRADIENT):
             tl.debug_barrier()  # what is ranked may be the momentum that other threads have just written
-        if RULE != NO_STEP and not OTHER_DROP:
+        if OPERATIONS != NO_STEP and not DROP_BY.OTHER:
             drop = drop_key(to_float(w)).to(tl.int64)
         else:
-            drop = drop_keys_at(row, i, rows, W_TYPE, DROP_TYPE, OTHER_DROP, FULL)
-        if GROWTH == BY_GRADIENT:
+            drop = drop_keys_at(row, i, rows, DROP_BY, FULL)
+        if GROW_BY.SIGNAL == BY_GRADIENT:
             signal = to_float(g)
         else:
-            signal = signals(row, call, i, predicate, W_TYPE, GROW_TYPE, GROWTH, FULL)
-        grow = growth_keys(signal, stored, active, inside & ~active, bonus, bonus_size, q)
+            signal = signals(row, call, i, predicate, GROW_BY, FULL)
+        grow = growth_keys(signal, stored, active, inside & ~active, bonus)
         key = tl.where(active, drop, grow)
-        chosen = reaches(key, i, low_key, low_index.to(tl.int32)) & inside
-        _list(own, row, i, key, active, chosen & ~active, chosen & active, list_key, list_index)
-        tl.atomic_add(own + NNZ, tl.sum(active.to(tl.int32)).to(tl.int64), sem="relaxed")
+        chosen = passes(key, i, Threshold(bound_key, bound_index.to(tl.int32))) & inside
+        _list(memory, state, row, i, key, active, chosen & ~active, chosen & active)
+        tl.atomic_add(state + NNZ, tl.sum(active.to(tl.int32)).to(tl.int64), sem="relaxed")
 
 
 @triton.jit(do_not_specialize=["k_pointer", "bonus", "bonus_size", "round", "round_pointer", "lr_pointer", "found_inf"])
 def sweep_kernel(
-    rows, calls, tile_layer, state, list_key, list_index,
-    k_pointer, bonus, bonus_size, round, round_pointer, lr, lr_pointer, momentum, damped, weight_decay, found_inf,
-    RULE: tl.constexpr, GROWTH: tl.constexpr, OTHER_DROP: tl.constexpr,
-    W_TYPE: tl.constexpr, DROP_TYPE: tl.constexpr, GROW_TYPE: tl.constexpr,
+    table, memory, numbers, k_pointer, bonus, bonus_size, round, round_pointer, lr_pointer, found_inf,
+    OPERATIONS: tl.constexpr, DROP_BY: tl.constexpr, GROW_BY: tl.constexpr,
 ):  # fmt: skip
     if not is_set(found_inf):
-        layer = tl.load(tile_layer + tl.program_id(0))
-        row, call, own = row_of(rows, layer), call_of(calls, layer), state_of(state, layer)
+        layer = tl.load(table.tile_layer + tl.program_id(0))
+        row, call, state = row_of(table, layer), call_of(table, layer), state_of(memory, layer)
         n = tl.load(row + N).to(tl.int32)
         start = (tl.program_id(0) - tl.load(row + FIRST_TILE).to(tl.int32)) * TILE
-        k = asked(row, call, k_pointer)
-        q = round_of(round, round_pointer)
-        lr = value_of(lr, lr_pointer)
+        k = requested_swaps(row, call, k_pointer)
+        scored = Bonus(bonus, bonus_size, round_of(round, round_pointer))
+        x = with_scalars(numbers, lr_pointer, None)
         together = tl.load(row + W) | tl.load(row + M) | tl.load(row + BITS) | tl.load(call + GRADIENT)
         together = together | tl.load(row + COUNTS) | tl.load(row + DROP) | tl.load(row + GROW)
         if ((together & 15) == 0) & (start + TILE <= n):
-            _tile(
-                row, call, own, start, n, k, list_key, list_index, bonus, bonus_size, q, lr, momentum, damped, weight_decay,
-                RULE, GROWTH, OTHER_DROP, W_TYPE, DROP_TYPE, GROW_TYPE, True,
-            )  # fmt: skip
+            _tile(memory, state, row, call, start, n, k, x, scored, OPERATIONS, DROP_BY, GROW_BY, True)
         else:
-            _tile(
-                row, call, own, start, n, k, list_key, list_index, bonus, bonus_size, q, lr, momentum, damped, weight_decay,
-                RULE, GROWTH, OTHER_DROP, W_TYPE, DROP_TYPE, GROW_TYPE, False,
-            )  # fmt: skip
+            _tile(memory, state, row, call, start, n, k, x, scored, OPERATIONS, DROP_BY, GROW_BY, False)

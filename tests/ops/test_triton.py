@@ -1,13 +1,12 @@
 """The Triton kernels in Triton's interpreter, on the CPU: the bits of the reference, over every way through an update.
 
 The interpreter takes about 0.2 ms for an operation of a program, so cases are few and small: layers of at most 4096 weights are
-done in one piece, larger ones go through sample, lists and bins; handicaps force the ways out of a bad sample and a full list.
+done in one piece, larger ones go through sample, lists and bins; test limits force the fallback by a bad sample or a full list.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -38,25 +37,22 @@ def check(case: Case, what: str = "drop_grow_") -> None:
     actual.assert_margins()
 
 
-@pytest.fixture
-def handicap(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, float]]:
-    values = triton_backend.module("drop_grow").HANDICAP
-    before = dict(values)
-    yield values
-    values.update(before)
+def set_limits(monkeypatch: pytest.MonkeyPatch, limits: dict[str, Any]) -> None:
+    module = triton_backend.module("test_limits")
+    monkeypatch.setattr(module, "limits", module.TestLimits(**limits))
 
 
 @pytest.fixture
-def whole_layers(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+def fallbacks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """A line for each layer that the last launch does all over."""
-    finish, done = triton_backend.module("select_grow"), []
-    whole = finish._whole
+    select_grow, done = triton_backend.module("select_grow"), []
+    original = select_grow.update_by_scans
 
     def noted(*args: Any) -> None:
         done.append(1)
-        whole(*args)
+        original(*args)
 
-    monkeypatch.setattr(finish, "_whole", noted)
+    monkeypatch.setattr(select_grow, "update_by_scans", noted)
     return done
 
 
@@ -74,21 +70,21 @@ def test_random_steps(seed: int) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_large_layers_of_every_family(family: str, whole_layers: list[int]) -> None:
+def test_large_layers_of_every_family(family: str, fallbacks: list[int]) -> None:
     """With a step, by lists: the sample must serve."""
     dtype = DTYPES[FAMILIES.index(family) % 3]
     check(make_case(3, [LARGE], family=family, dtype=dtype, round=5, sgd=SGDRule(lr=0.1, momentum=0.9, weight_decay=1e-4)))
-    assert not whole_layers, "the lists were not to be trusted"
+    assert not fallbacks, "the lists were not to be trusted"
 
 
 @pytest.mark.parametrize("family", ["normal", "zeros", "absorbed", "nonfinite"])
-@pytest.mark.parametrize("bad", [{"shy": 1}, {"room": 0.01}], ids=["missed", "overflow"])
-def test_what_goes_wrong_ends_with_the_same_bits(
-    family: str, bad: dict[str, float], handicap: dict[str, float], whole_layers: list[int]
+@pytest.mark.parametrize("limits", [{"missed_bounds": True}, {"list_share": 0.01}], ids=["missed", "overflow"])
+def test_fallback_gives_the_same_bits(
+    family: str, limits: dict[str, Any], monkeypatch: pytest.MonkeyPatch, fallbacks: list[int]
 ) -> None:
-    handicap.update(bad)
+    set_limits(monkeypatch, limits)
     check(make_case(4, [LARGE, 100], family=family, round=5, odd=True))
-    assert whole_layers, "the handicap did not bite, so this test would prove nothing"
+    assert fallbacks, "the limits did not force a fallback, so this test would prove nothing"
 
 
 @pytest.mark.parametrize(
@@ -114,7 +110,7 @@ def test_large_layers_with_other_things_to_rank(options: dict[str, Any]) -> None
 
 
 @pytest.mark.parametrize("share", [0.0, 0.9, 1.0])
-def test_few_and_many_swaps_asked_by_a_tensor(share: float) -> None:
+def test_few_and_many_swaps_requested_by_a_tensor(share: float) -> None:
     """More than the lists of a k that is known on the device only can hold."""
     case = make_case(7, [LARGE, 40], density=0.5, round=1)
     case.k = torch.tensor([int(share * k / 0.3) + (share == 1.0) * 2**40 for k in case.k])
@@ -164,11 +160,11 @@ def test_masks_and_counters(n: int) -> None:
 @pytest.mark.parametrize("numbers", [[5], [2**61, 1, 16] * 30, [-(2**63), 2**40, -1, 0, 2**63 - 1] * 20])
 def test_rows_that_are_written_by_a_kernel(numbers: list[int]) -> None:
     """As it goes while a CUDA graph is captured."""
-    module = triton_backend.module("_table")
+    upload = triton_backend.module("_upload")
     for dtype in (np.int64, np.int32):
         array = np.array(numbers).astype(dtype)
-        with module.launching(CPU):
-            assert_same_bits(module._store(array, CPU), torch.from_numpy(array))
+        with triton_backend.module("_launch").launching(CPU):
+            assert_same_bits(upload._store(array, CPU), torch.from_numpy(array))
 
 
 def test_writes_are_known_to_autograd() -> None:
@@ -223,4 +219,4 @@ def test_a_layer_that_is_too_large_is_refused_before_anything_is_written() -> No
     """Indices are 32 bits wide."""
     p = torch.empty(0).set_(torch.ones(1).untyped_storage(), 0, (1,), (1,)).expand(2**31)
     with pytest.raises(ValueError, match=r"params\[1\] has 2147483648 weights.*split it"):
-        triton_backend.module("_table").groups([torch.ones(8), p], [], [], [torch.ones(1), torch.ones(1)])
+        triton_backend.module("_table").group_by_dtype([torch.ones(8), p], [], [], [torch.ones(1), torch.ones(1)])

@@ -69,7 +69,7 @@ with recording() as notes:
         k = [0] * len(w)
         ops.drop_grow_(w, g, m, bits, counts, k, bonus=bonus_table(1e-3, 1.0, 9, 3), round=3, sgd=SGDRule(0.1, 0.9))
     assert len(launched(update, [5000] * 300 + [9] * 300)) == 7, notes.launched
-    assert launched(update, [2048] * 50) == ["finish_kernel"]
+    assert launched(update, [2048] * 50) == ["select_grow_kernel"]
     assert len(launched(update, [5000], dtypes=(torch.float32, torch.bfloat16))) == 14
     notes.launched.clear()
     w, g, m, bits, counts = layers([5000] * 100)
@@ -83,7 +83,7 @@ CAPTURE = """
 import numpy as np
 from dstee.backends import triton as triton_backend
 with recording() as notes:
-    module = triton_backend.module("_table")
+    module = triton_backend.module("_upload")
     for numbers in ([1, 2, 16], [2**60, -5, 0] * 20, [16] * 33):
         module._store(np.array(numbers), torch.device("cpu"))
     # Once for whole numbers, once for halves, whatever their values.
@@ -133,9 +133,9 @@ def test_the_check_finds_what_it_is_there_for() -> None:
     good = Result("sweep x", "sm_90", 40, 0, 0, {"v4.b32": 2, "b8": 1})
     bad = [
         Result("sweep x", "sm_90", 40, 0, 0, {"b32": 2, "v2.b32": 9}),
-        Result("apply x", "gfx942", 40, 0, 3),
-        Result("apply x", "sm_80", None, 0, None),
-        Result("apply x", "sm_80", error="CompilationError: no"),
+        Result("commit x", "gfx942", 40, 0, 3),
+        Result("commit x", "sm_80", None, 0, None),
+        Result("commit x", "sm_80", error="CompilationError: no"),
     ]
     assert complaints([good]) == []
     words = ("no vector loads", "spills 3", "named no registers", "CompilationError")

@@ -1,0 +1,35 @@
+"""A layer of one tile, from the step to the outcome: read once and kept in registers."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from ._rules import NO_STEP, clip_swaps
+from ._select import bisect
+from ._table import GRADIENT
+from ._threshold import passes
+from ._tiles import drop_keys_at, growth_keys_at, load, read_tile, step_tile
+from .commit import commit_tile
+
+
+@triton.jit
+def update_small(
+    row, call, k, n, x, bonus,
+    OPERATIONS: tl.constexpr, DROP_BY: tl.constexpr, GROW_BY: tl.constexpr, REGROW: tl.constexpr, OUTCOME: tl.constexpr,
+):  # fmt: skip
+    i, inside, active = read_tile(row, 0, n)
+    if OPERATIONS != NO_STEP:
+        g = load(tl.load(call + GRADIENT), i, active, DROP_BY.W_TYPE, False)
+        step_tile(row, g, i, active, active, x, OPERATIONS, DROP_BY.W_TYPE, False)
+        tl.debug_barrier()  # what is ranked may have been written by other threads
+    k = clip_swaps(k, tl.sum(active.to(tl.int32)), n, REGROW)
+    if k > 0:
+        drop = drop_keys_at(row, i, active, DROP_BY, False)
+        grow = growth_keys_at(row, call, i, active, inside, bonus, GROW_BY, False)
+        dropped = active & passes(drop, i, bisect(tl.where(active, drop, -1), i, k, 0))
+        candidates = inside & ~active
+        if REGROW:
+            candidates = candidates | dropped
+        grown = candidates & passes(grow, i, bisect(tl.where(candidates, grow, -1), i, k, 0))
+        commit_tile(row, i, 0, n, active, dropped, grown, bonus.round, OUTCOME)
