@@ -58,7 +58,7 @@ def test_mask_dicts_in_and_out(dtype, prefix, tmp_path):
     assert sparse.round == 2
 
 
-def test_masks_into_a_sparse_model_that_is_there():
+def test_masks_into_an_existing_sparse_model():
     model = mlp()
     sparse = dstee.sparsify(model, 0.7, schedule=SCHEDULE)
     optimizer = dstee.SparseSGD(model.parameters(), sparse, lr=0.1, momentum=0.9)
@@ -78,7 +78,7 @@ def test_masks_into_a_sparse_model_that_is_there():
         checkpoints.load_masks(sparse, {**masks, "0.bias": torch.ones(32)})
 
 
-def test_what_is_no_checkpoint_is_refused():
+def test_unknown_checkpoints_are_refused():
     model = mlp()
     before = {name: p.clone() for name, p in model.state_dict().items()}
     for state, text in [
@@ -103,7 +103,7 @@ def test_what_is_no_checkpoint_is_refused():
 # --- torch.ao ------------------------------------------------------------------------------------------------------------
 
 
-def test_torchs_own_sparsifier_in_and_out(tmp_path):
+def test_torch_sparsifier_in_and_out(tmp_path):
     model, sparsifier = mlp(), WeightNormSparsifier(0.8, (1, 1), 1)
     sparsifier.prepare(model, CONFIG)
     sparsifier.step()
@@ -120,7 +120,7 @@ def test_torchs_own_sparsifier_in_and_out(tmp_path):
 
 
 @pytest.mark.parametrize("method", [dstee.DSTEE(c=1e-2), dstee.SET(), dstee.RigL(order="after")])
-def test_a_training_goes_on_on_the_other_side(method, tmp_path):
+def test_training_continues_in_the_other_library(method, tmp_path):
     """SparseModel for 10 steps, DSTEESparsifier for 10, SparseModel again: the masks of 30 steps of SparseModel."""
     levels = dict.fromkeys(NAMES, 0.75)
     whole = dstee.sparsify(mlp(), levels, method=method, schedule=SCHEDULE, seed=3)
@@ -213,7 +213,7 @@ def test_sparsimony_in_and_out(tmp_path):
     assert torch.equal(other(x), model(x))
 
 
-def test_rigl_layers_are_those_of_its_util():
+def test_rigl_layers_in_the_original_order():
     """In order: everything with a weight, norms too, but BatchNorm2d; nothing inside a module that has one."""
     model = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2), nn.Sequential(nn.ReLU(), nn.Linear(2, 2)), nn.LayerNorm(2))
     found = [(name, linear) for name, _, linear in checkpoints.rigl_layers(model)]

@@ -40,7 +40,7 @@ def test_no_host_sync_per_layer(monkeypatch: pytest.MonkeyPatch) -> None:
     assert syncs(2) == syncs(9)
 
 
-def test_the_step_is_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_step_equals_torch_sgd(monkeypatch: pytest.MonkeyPatch) -> None:
     """The fused step against torch's with masks applied: within a rounding of each other; a hook asks for torch's own."""
     models = [mlp(), mlp()]
     maskings = []
@@ -189,7 +189,7 @@ def test_decays() -> None:
     assert rates == [0.5, 0.25, 0.25, 0.125, 0.125] and linear.get_dr(0.8) == 0.8
 
 
-def test_the_cosine_is_torchs() -> None:
+def test_cosine_decay_equals_torch() -> None:
     cosine = CosineDecay(0.5, 40)
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.5)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 40, 0.005)

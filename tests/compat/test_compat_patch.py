@@ -37,7 +37,7 @@ def test_a_patched_scheduler_trains_as_before(window: int) -> None:
     torch.save(pruner.state_dict(), file)  # its own checkpoint, unchanged
 
 
-def test_a_scheduler_is_patched_and_put_back_on_the_way() -> None:
+def test_patch_and_unpatch_during_training() -> None:
     theirs, _, _ = train(original_rigl().RigLScheduler)
 
     class Switching:
@@ -89,7 +89,7 @@ def run(masking: Any, model: nn.Module, steps: int) -> list[dict[str, Tensor]]:
     return trajectory
 
 
-def test_a_patched_masking_chooses_the_same_where_the_rule_is_defined() -> None:
+def test_patched_masking_agrees_where_there_are_no_ties() -> None:
     masking, model = itop("gradient")
     theirs = run(masking, model, 52)
     masking, model = itop("gradient")
@@ -139,7 +139,7 @@ def test_unpatch_gives_the_original_back() -> None:
 # --- errors --------------------------------------------------------------------------------------------------------------
 
 
-def test_what_cannot_be_patched() -> None:
+def test_unsupported_objects_are_refused() -> None:
     with pytest.raises(TypeError, match="cannot patch a Linear: expected a rigl_torch RigLScheduler or"):
         patch(nn.Linear(1, 1))
     model = mlp()

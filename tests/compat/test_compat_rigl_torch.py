@@ -1,4 +1,4 @@
-"""The face of rigl-torch: side by side with the original where it is installed, and by hand from its description."""
+"""``RigLScheduler``: side by side with the original where it is installed, and by hand from its description."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_quirk_norms_are_pruned() -> None:
     assert fixed.N == [1280, 200]
 
 
-def test_quirk_the_state_of_other_optimizers_goes_stale() -> None:
+def test_quirk_state_of_other_optimizers_is_not_cleared() -> None:
     def adam(params: Any) -> torch.optim.Optimizer:
         return torch.optim.Adam(params, lr=0.01)
 
@@ -103,7 +103,7 @@ def test_quirk_the_state_of_other_optimizers_goes_stale() -> None:
     assert stale(original) > 0 and stale(fixed) == 0
 
 
-def test_quirk_no_end_no_training() -> None:
+def test_quirk_t_end_is_required() -> None:
     with pytest.raises(TypeError):
         train(original_rigl().RigLScheduler, steps=2, T_end=None)
     with pytest.raises(ValueError, match="T_end must be a number of steps"):
@@ -188,7 +188,7 @@ def test_the_window_averages_backward_passes() -> None:
     assert hook.dense_grad is None and pruner.rigl_steps == 1
 
 
-def test_gradients_off_the_mask_cannot_poison() -> None:
+def test_nan_gradients_outside_the_mask_are_dropped() -> None:
     for exact, poisoned in (("fixed", 0), ("legacy", 4)):
         layer, _, _ = one_layer([1.0] * 8, [1, 1, 1, 1, 0, 0, 0, 0], exact=exact)
         backward(layer, [1.0] * 4 + [math.nan, math.inf, -math.inf, math.nan])
@@ -301,7 +301,7 @@ def test_a_model_takes_one_scheduler() -> None:
         RigLScheduler(model, optimizer, **SETTINGS)
 
 
-def test_an_update_without_backward_says_so() -> None:
+def test_update_without_backward_raises() -> None:
     layer, _, pruner = one_layer([1.0] * 8, [1, 1, 1, 1, 0, 0, 0, 0])
     pruner()
     with pytest.raises(RuntimeError, match=r"no dense gradients for layers \[0\]"):

@@ -1,4 +1,4 @@
-"""The face of ITOP's ``sparselearning``: trajectories by hand, quirks one by one, and a plain retelling as the oracle."""
+"""``Masking``: updates by hand, quirks one by one, and trainings beside a plain re-implementation of ITOP's."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_ties_have_an_order() -> None:
     assert shown(masking) == ACTIVE  # nothing has a gradient: the lowest indices, which are those just dropped
 
 
-def test_adams_momentum_grows() -> None:
+def test_growth_by_momentum_of_adam() -> None:
     masking = one_layer([0.1, -0.2, 0.3, -0.4] + [0.0] * 4, [0.0] * 8, growth_mode="momentum")
     state = masking.optimizer.state[masking.modules[0].weight]  # type: ignore[index]
     state["exp_avg"], state["exp_avg_sq"] = torch.tensor([[0.0, 0, 0, 0, 4, 3, 9, 2]]), torch.tensor([[1.0] * 6 + [16, 0.25]])
@@ -129,7 +129,7 @@ def test_quirk_all_active_zeros_die() -> None:
     assert masking.num_remove == {"weight": 1}
 
 
-def test_quirk_few_gradients_lose_density() -> None:
+def test_quirk_few_gradients_lower_the_density() -> None:
     torch.manual_seed(0)
     mask = (torch.rand(1000) < 0.5).int().tolist()
     weights = (torch.randn(1000) * torch.tensor(mask)).tolist()
@@ -189,7 +189,7 @@ def test_quirk_threshold_death_fails() -> None:
         legacy([0.1] * 8, [1.0] * 8, death_mode="threshold")
 
 
-def test_quirk_masked_infinities_stay() -> None:
+def test_quirk_infinities_outside_the_mask_become_nan() -> None:
     for exact, kept in (("legacy", True), ("fixed", False)):
         masking = one_layer([0.1, 0.2, 0.3, 0.4] + [math.inf] * 4, [1.0] * 8, exact=exact)
         masking.apply_mask()
@@ -207,7 +207,7 @@ def test_quirk_norms_are_masked() -> None:
     assert names("fixed") == ["1.weight"]
 
 
-# --- trainings beside the retelling --------------------------------------------------------------------------------------
+# --- trainings beside the re-implementation ------------------------------------------------------------------------------
 
 
 def sgd(model: nn.Module) -> torch.optim.SGD:
@@ -227,7 +227,7 @@ def train(masking: Any, model: nn.Module, steps: int = 52) -> list[dict[str, Ten
 
 
 def pair(death: str, growth: str, exact: str) -> tuple[list[dict[str, Tensor]], list[dict[str, Tensor]], list[nn.Module]]:
-    """The retelling and ours from the same masks and random numbers: both trajectories, both models."""
+    """The re-implementation and ours from the same masks and random numbers: both trajectories, both models."""
     models = [mlp(), mlp()]
     torch.manual_seed(3)
     plain = ItopMasking(sgd(models[0]), 0.3, death, growth, every=4)
@@ -257,7 +257,7 @@ def pair(death: str, growth: str, exact: str) -> tuple[list[dict[str, Tensor]], 
         ("SET", "random"),
     ],
 )
-def test_legacy_trains_as_the_retelling(death: str, growth: str) -> None:
+def test_legacy_trains_as_the_reimplementation(death: str, growth: str) -> None:
     theirs, ours, models = pair(death, growth, "legacy")
     assert len(theirs) == len(ours) == 13
     for a, b in zip(theirs, ours, strict=True):
@@ -266,7 +266,7 @@ def test_legacy_trains_as_the_retelling(death: str, growth: str) -> None:
         assert torch.equal(p, q)
 
 
-def test_fixed_chooses_the_same_where_the_rule_is_defined() -> None:
+def test_fixed_agrees_with_legacy_where_there_are_no_ties() -> None:
     """No weight of this training is ever exactly 0 or tied when it matters, and enough gradients are not 0."""
     theirs, ours, _ = pair("magnitude", "gradient", "fixed")
     assert len(theirs) == 13

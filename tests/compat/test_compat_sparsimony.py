@@ -76,7 +76,7 @@ def test_dst_ee_grower():
     assert counts.tolist() == [[5, 0, 1, 2]]
 
 
-def test_random_ones_are_exact_seeded_and_spread():
+def test_random_masks_are_exact_and_seeded():
     mask = (torch.arange(4000) % 4 == 0).float().view(40, 100)
     pruner, grower = ours.UnstructuredRandomPruner, ours.UnstructuredRandomGrower
     results = []
@@ -229,7 +229,7 @@ def test_quirk_the_share_is_rounded_in_the_dtype_of_the_mask():
 
 
 @original
-def test_quirk_original_keeps_dropped_values_behind_the_mask():
+def test_quirk_original_keeps_values_of_dropped_weights():
     for fast in (False, True):
         model, optimizer, sparsifier = prepared()
         if fast:

@@ -104,7 +104,7 @@ def test_quirk_squares_of_tiny_weights_tie_in_the_original():
     assert torch.equal(w * w, torch.tensor([[0.0, 0.0, 1.0, 0.0]]))
 
 
-def test_quirk_the_original_loses_its_model_state_ours_does_not():
+def test_quirk_original_model_state_lacks_the_masks():
     """FakeSparsity leaves its mask out of the model's state and misses it when loading; masks are in the sparsifier's."""
     for make, loads in ((lambda: weight_norm(1), False), (lambda: DSTEESparsifier(0.9, "magnitude"), True)):
         model, sparsifier = mlp(), make()

@@ -117,7 +117,7 @@ def test_wrong_configs_leave_the_model_alone(config, error, text):
     assert type(model[0]) is nn.Linear
 
 
-def test_wrong_times():
+def test_calls_in_the_wrong_order():
     model, sparsifier = mlp(), DSTEESparsifier(0.5, schedule=dstee.UpdateSchedule(every=1))
     with pytest.raises(RuntimeError, match="prepare"):
         sparsifier.step()

@@ -1,4 +1,4 @@
-"""What the tests of the compat faces share: the installed original, ITOP's ``Masking`` plainly retold, and a small task."""
+"""What the tests of compat share: the installed originals, a re-implementation of ITOP's ``Masking``, and a small task."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def mlp(seed: int = 0) -> nn.Sequential:
 
 
 def batches(steps: int, size: int = 64) -> Any:
-    """The same (images, labels) for everybody."""
+    """(images, labels), the same at every call."""
     X, y = digits()
     generator = torch.Generator().manual_seed(1)
     for _ in range(steps):
@@ -73,7 +73,7 @@ def namespace(**values: Any) -> argparse.Namespace:
 
 
 class ItopMasking:
-    """ITOP's ``Masking`` told again from its description, plainly, on the CPU: the oracle of ``exact="legacy"``."""
+    """A plain re-implementation of ITOP's ``Masking`` from its description, on the CPU: what ``exact="legacy"`` must equal."""
 
     def __init__(self, optimizer: torch.optim.Optimizer, death_rate: float, death_mode: str, growth_mode: str, every: int):
         self.optimizer, self.death_rate, self.death_mode, self.growth_mode = optimizer, death_rate, death_mode, growth_mode

@@ -1,4 +1,4 @@
-"""``RigLScheduler(exact="fixed")``: exact numbers, defined ties, nothing left behind outside the masks."""
+"""``RigLScheduler(exact="fixed")``: exact numbers, defined ties, nothing is left outside the masks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Fixed:
 
     methods: tuple[str, ...] = ("rigl", "dst_ee")
     distributions: tuple[str, ...] = ("uniform", "erk")
-    records_static = False  # dense gradients with static_topo, which nobody reads
+    records_static = False  # whether dense gradients are kept with static_topo, for no use
 
     def layers(self, model: nn.Module) -> list[tuple[nn.Parameter, bool]]:
         """Each weight to make sparse, and whether it is a Linear's: no vectors, no embeddings, shared weights once."""

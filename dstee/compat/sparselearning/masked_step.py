@@ -28,7 +28,7 @@ def masked_step(
 ) -> bool:
     """The step, to within the rounding of a fused multiply-add as torch makes it; False when this optimizer needs its own.
 
-    ``versions`` remembers the state of the weights after it: where somebody else has written to them, they are masked first.
+    ``versions`` remembers the state of the weights after it: where other code has written to them, they are masked first.
     """
     layers = {id(layer.param): layer for layer in masks.layers()}
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}

@@ -53,7 +53,7 @@ def case(rng: random.Random, dtype: torch.dtype, regrow: bool, nan: bool, alone:
 @pytest.mark.parametrize("regrow", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("seed", range(12))
-def test_equals_sorting(seed, dtype, regrow):
+def test_update_equals_sorting(seed, dtype, regrow):
     rng = random.Random(seed)
     cases = [case(rng, dtype, regrow, seed % 2 == 0, seed % 4 > 1) for _ in range(6)]
     if seed == 3:  # dropping alone, without copies: as many are inactive
@@ -77,7 +77,7 @@ def test_equals_sorting(seed, dtype, regrow):
         assert counter.tolist() == [a + b for a, b in zip(N, new, strict=True)]
 
 
-def test_seeds_rank_the_same_alone_and_beside_uneven_layers():
+def test_seeded_growth_does_not_depend_on_other_layers():
     torch.manual_seed(0)
 
     def layer(drop: int, grow: int) -> LayerUpdate:
@@ -94,7 +94,7 @@ def test_seeds_rank_the_same_alone_and_beside_uneven_layers():
     )
 
 
-def test_numbers_that_no_layer_has():
+def test_numbers_out_of_range():
     for drop, grow in ((3, 0), (0, 9), (-1, 0), (1, 10), (0, -1)):
         w = torch.tensor([1.0, 2.0] + [0.0] * 8)
         layer = LayerUpdate(w, ops.pack_mask(w != 0), drop, grow)

@@ -36,7 +36,9 @@ class Training:
 
     def masking(self, state: Any) -> Masking:
         args = argparse.Namespace(fix=False, update_frequency=3)
-        masking = Masking(self.optimizer, 0.4, 1.0, CosineDecay(0.4, 40), "magnitude", "dst_ee", "none", args=args, c=1e-2, seed=1)
+        masking = Masking(
+            self.optimizer, 0.4, 1.0, CosineDecay(0.4, 40), "magnitude", "dst_ee", "none", args=args, c=1e-2, seed=1
+        )
         masking.add_module(self.model, density=0.3)
         self.step = masking.step
         return masking
