@@ -10,14 +10,14 @@ namespace dstee::cuda {
 constexpr uint32_t kSmallLayer = 1 << 14;  // up to so many weights one block updates a layer by itself
 constexpr int kBins = 256;                 // of listed keys, between splitters from the sample
 
-// One side of a layer's update, drop or growth. The bins of the listed weights, last first: bin b lies between splitters b - 1
-// and b. Of its k-th key's bin, the weights are undecided until they are compared with each other.
+// One side of a layer's update, drop or growth. Bins part the listed weights, from the end of the order: bin b lies between
+// splitters b - 1 and b. The weights of the k-th key's bin are undecided until they are compared with each other.
 struct SideState {
   Threshold list_threshold;  // only weights that pass it are listed
   Threshold splitters[kBins];
   uint32_t histogram[kBins];  // listed weights in each bin
   int32_t kth_bin;            // bins above it are selected whole
-  uint32_t undecided_k;       // how many of its weights are selected; 0: none of it, and no weight is undecided
+  uint32_t undecided_k;       // how many weights of kth_bin are selected; 0: none, and no weight is undecided
   uint32_t undecided_start;   // place of the undecided in the pool
   uint32_t undecided_count;   // written so far
 };

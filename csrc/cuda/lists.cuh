@@ -69,6 +69,7 @@ struct Pool {
   static constexpr unsigned long long kEntries = (1ull << 36) - 1;
   static constexpr uint32_t kNoRoom = ~uint32_t{0};
 };
+
 // Calls body(chunk, lane) for each chunk of usable lists, a warp for each: the latest first, which may still be in the cache.
 template <class Body>
 __device__ __forceinline__ void for_chunks_of_warp(const Pool& pool, const LayerState* states, Body body) {

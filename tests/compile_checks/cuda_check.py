@@ -71,14 +71,14 @@ def parse_ptxas(text: str) -> list[Kernel]:
 
 
 def warnings_in(text: str) -> list[str]:
-    """Lines of compiler output that complain."""
+    """Warnings and errors in compiler output."""
     said = [line.strip() for line in text.splitlines() if re.search(r"\b(warning|error)\b", line, re.I)]
     # nvcc compiles once per architecture and says everything as often
     return list(dict.fromkeys(line for line in said if not line.startswith(("ptxas info", "Remark"))))
 
 
 def from_setup(*names: str) -> list:
-    """Constants of setup.py, which nobody can import."""
+    """Constants of setup.py, which cannot be imported."""
     tree = ast.parse((ROOT / "setup.py").read_text())
     values = {
         target.id: statement.value

@@ -16,7 +16,7 @@ const char* name(Meeting kind) {
   return names[static_cast<int>(kind)];
 }
 
-// What a thread that does not come does instead.
+// What the thread that is waited for does.
 std::string instead(const Block& b, unsigned thread) {
   const Warp& w = b.warps[thread / 32];
   const uint32_t lane = 1u << thread % 32;

@@ -207,7 +207,7 @@ void run_blocks(unsigned blocks, unsigned threads, size_t dynamic_bytes) {
 
 }  // namespace
 
-// --- the face ------------------------------------------------------------------------------------------------------------
+// --- declared in scheduler.h ---------------------------------------------------------------------------------------------
 
 void run(const char* kernel, dim3 grid, dim3 block, size_t dynamic_bytes, const std::function<void()>& body) {
   const std::lock_guard<std::mutex> lock(one_launch);

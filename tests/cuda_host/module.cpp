@@ -1,4 +1,4 @@
-// The Python face of a build of the harness: the schedule, its reports and, in the harness's own tests, the planted kernels.
+// Python bindings of a build of the harness: the schedule, its reports and, in the harness's own tests, the planted kernels.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -11,7 +11,7 @@ namespace py = pybind11;
 
 #if defined(CUDA_HOST_PLANTED)
 namespace planted {
-std::vector<unsigned> run(const std::string& name, bool fixed);
+std::vector<unsigned> run(const std::string& name, bool correct);
 std::vector<unsigned> run_all_operations();
 unsigned busy(unsigned blocks, unsigned threads, int barriers);
 std::vector<unsigned> churn(unsigned blocks, unsigned threads, int rounds);

@@ -1,4 +1,4 @@
-// Kernels with a fault each, and their sound twins: what the harness must find, and what it must not report.
+// Kernels with one fault each, and a correct version of each: what the harness must find, and what it must not report.
 #include <cstdio>
 #include <functional>
 #include <map>
@@ -22,17 +22,17 @@ struct Row {
 };
 
 // Each thread reads what a thread of another warp wrote.
-template <bool sound>
+template <bool correct>
 __global__ void barrier_after_write(unsigned* out) {
   auto& s = shared<Row>();
   const unsigned t = threadIdx.x;
   s.x[t] = 3 * t + 1;
-  if (sound) __syncthreads();
+  if (correct) __syncthreads();
   store(&out[blockIdx.x * kThreads + t], s.x[(t + 77) % kThreads]);
 }
 
 // Shared memory is used again while others may still read it.
-template <bool sound>
+template <bool correct>
 __global__ void barrier_before_reuse(unsigned* out) {
   auto& s = shared<Row>();
   const unsigned t = threadIdx.x;
@@ -41,92 +41,92 @@ __global__ void barrier_before_reuse(unsigned* out) {
     s.x[t] = round * 1000 + t;
     __syncthreads();
     sum = sum * 31 + s.x[(t + 32) % kThreads];
-    if (sound) __syncthreads();
+    if (correct) __syncthreads();
   }
   store(&out[blockIdx.x * kThreads + t], sum);
 }
 
 // Lanes of one warp do not run in lock-step.
-template <bool sound>
+template <bool correct>
 __global__ void lanes_in_step(unsigned* out) {
   auto& s = shared<Row>();
   const unsigned t = threadIdx.x;
   s.x[t] = t;
-  if (sound) __syncwarp();
+  if (correct) __syncwarp();
   store(&out[blockIdx.x * kThreads + t], s.x[t ^ 1]);
 }
 
-template <bool sound>
+template <bool correct>
 __global__ void static_overflow(unsigned* out) {
   auto& s = shared<Row>();
   const unsigned t = threadIdx.x;
-  s.x[sound ? t : t + 1] = t;
+  s.x[correct ? t : t + 1] = t;
   __syncthreads();
-  store(&out[blockIdx.x * kThreads + t], s.x[sound ? t : t + 1]);
+  store(&out[blockIdx.x * kThreads + t], s.x[correct ? t : t + 1]);
 }
 
-template <bool sound>
+template <bool correct>
 __global__ void dynamic_overflow(unsigned* out) {
   auto* x = reinterpret_cast<unsigned*>(dynamic_shared());
   const unsigned t = threadIdx.x;
-  x[sound ? t : t + 1] = t;
+  x[correct ? t : t + 1] = t;
   __syncthreads();
-  store(&out[blockIdx.x * kThreads + t], x[sound ? t : t + 1]);
+  store(&out[blockIdx.x * kThreads + t], x[correct ? t : t + 1]);
 }
 
-template <bool sound>
+template <bool correct>
 __global__ void barrier_in_a_branch(unsigned* out) {
   const unsigned t = threadIdx.x;
-  if (t < 64 || sound) __syncthreads();
+  if (t < 64 || correct) __syncthreads();
   store(&out[blockIdx.x * kThreads + t], t);
 }
 
-template <bool sound>
+template <bool correct>
 __global__ void two_barriers_that_meet(unsigned* out) {
   const unsigned t = threadIdx.x;
-  if (sound || t < 64)
+  if (correct || t < 64)
     __syncthreads();
   else
     __syncthreads();
   store(&out[blockIdx.x * kThreads + t], t);
 }
 
-template <bool sound>
+template <bool correct>
 __global__ void early_return(unsigned* out) {
   const unsigned t = threadIdx.x;
-  if (!sound && t == 70) return;
+  if (!correct && t == 70) return;
   __syncthreads();
   store(&out[blockIdx.x * kThreads + t], t);
 }
 
-template <bool sound>
+template <bool correct>
 __global__ void lane_missing_from_a_ballot(unsigned* out) {
   const unsigned t = threadIdx.x;
   unsigned votes = 0;
-  if (sound || t % 32 < 20) votes = __ballot_sync(0xFFFFFFFFu, t % 3 == 0);
+  if (correct || t % 32 < 20) votes = __ballot_sync(0xFFFFFFFFu, t % 3 == 0);
   store(&out[blockIdx.x * kThreads + t], votes);
 }
 
-template <bool sound>
+template <bool correct>
 __global__ void two_blocks_one_address(unsigned* out) {
-  if (threadIdx.x == 0) store(&out[sound ? blockIdx.x : blockIdx.x % 2], 5u);
+  if (threadIdx.x == 0) store(&out[correct ? blockIdx.x : blockIdx.x % 2], 5u);
 }
 
 // As above, by scattered stores; neighbours in one sector are no conflict.
-template <bool sound>
+template <bool correct>
 __global__ void two_blocks_scatter(unsigned* out) {
-  if (threadIdx.x == 0) cuda_host::note_scatter(&out[sound ? blockIdx.x : blockIdx.x / 2], 4);
+  if (threadIdx.x == 0) cuda_host::note_scatter(&out[correct ? blockIdx.x : blockIdx.x / 2], 4);
 }
 
 // The last block to finish adds up what all blocks stored.
-template <bool sound>
+template <bool correct>
 __global__ void last_block_done(unsigned* out) {
   auto& s = shared<Row>();
   const unsigned t = threadIdx.x;
   unsigned *parts = out + 2, *done = out + 1;
   store(&parts[blockIdx.x * kThreads + t], t + blockIdx.x);
   __threadfence();
-  if (sound) __syncthreads();
+  if (correct) __syncthreads();
   if (t == 0) s.x[0] = atomicAdd(done, 1u);
   __syncthreads();
   if (s.x[0] != gridDim.x - 1) return;
@@ -136,37 +136,37 @@ __global__ void last_block_done(unsigned* out) {
 }
 
 // A workspace with room for one element too few.
-template <bool sound>
+template <bool correct>
 __global__ void past_the_workspace(unsigned* workspace) {
   const unsigned t = blockIdx.x * kThreads + threadIdx.x;
-  if (sound && t == kBlocks * kThreads - 1) return;
+  if (correct && t == kBlocks * kThreads - 1) return;
   store(&workspace[t], t);
 }
 
-template <bool sound>
+template <bool correct>
 __global__ void workspace_never_written(unsigned* out, unsigned* workspace) {
   const unsigned t = blockIdx.x * kThreads + threadIdx.x;
-  if (sound) store(&workspace[t], t);
+  if (correct) store(&workspace[t], t);
   store(&out[t], workspace[t]);
 }
 
 // For the build with the undefined-behaviour sanitizer.
-template <bool sound>
+template <bool correct>
 __global__ void shift_too_far(unsigned* out) {
   const unsigned t = threadIdx.x;
-  store(&out[blockIdx.x * kThreads + t], 1u << (sound ? t % 32 : t));
+  store(&out[blockIdx.x * kThreads + t], 1u << (correct ? t % 32 : t));
 }
 
 struct alignas(16) Quad {
   unsigned x[4];
 };
-template <bool sound>
+template <bool correct>
 __global__ void misaligned_quad(unsigned* out) {
-  const unsigned i = 4 * (blockIdx.x * kThreads / 8 + threadIdx.x % 32) + (sound ? 0 : 2);
+  const unsigned i = 4 * (blockIdx.x * kThreads / 8 + threadIdx.x % 32) + (correct ? 0 : 2);
   if (threadIdx.x < 32) store(reinterpret_cast<Quad*>(&out[i]), Quad{{i, i, i, i}});
 }
 
-// Every warp operation, so that the twin of all of them has known results.
+// Every warp operation, with results that are known.
 __global__ void all_operations(unsigned* out) {
   const unsigned t = threadIdx.x, lane = t % 32, full = 0xFFFFFFFFu;
   const unsigned half = lane < 16 ? 0xFFFFu : 0xFFFF0000u;
@@ -195,30 +195,30 @@ __global__ void all_operations(unsigned* out) {
 
 using Run = std::function<Words(bool)>;
 
-template <auto broken, auto sound>
+template <auto faulty, auto fixed>
 Run kernel(size_t dynamic_bytes = 0) {
-  return [=](bool fixed) {
+  return [=](bool correct) {
     alignas(16) static unsigned out[8 * kBlocks * kThreads];
     for (unsigned& x : out) x = 0;
-    if (fixed)
-      launch<sound>(kBlocks, kThreads, dynamic_bytes, nullptr, out);
+    if (correct)
+      launch<fixed>(kBlocks, kThreads, dynamic_bytes, nullptr, out);
     else
-      launch<broken>(kBlocks, kThreads, dynamic_bytes, nullptr, out);
+      launch<faulty>(kBlocks, kThreads, dynamic_bytes, nullptr, out);
     return Words(out, out + 2 + kBlocks * kThreads);
   };
 }
 #define PLANTED(name, ...) {#name, kernel<&name<false>, &name<true>>(__VA_ARGS__)}
 
-Words with_workspace(bool fixed, bool overflow) {
+Words with_workspace(bool correct, bool overflow) {
   struct Memory {
     unsigned* words;
     ~Memory() { cuda_host::free_workspace(words); }
   } memory{static_cast<unsigned*>(cuda_host::new_workspace(4 * (kBlocks * kThreads - overflow)))};
   Words out(kBlocks * kThreads);
-  if (overflow && fixed) launch<past_the_workspace<true>>(kBlocks, kThreads, 0, nullptr, memory.words);
-  if (overflow && !fixed) launch<past_the_workspace<false>>(kBlocks, kThreads, 0, nullptr, memory.words);
-  if (!overflow && fixed) launch<workspace_never_written<true>>(kBlocks, kThreads, 0, nullptr, out.data(), memory.words);
-  if (!overflow && !fixed) launch<workspace_never_written<false>>(kBlocks, kThreads, 0, nullptr, out.data(), memory.words);
+  if (overflow && correct) launch<past_the_workspace<true>>(kBlocks, kThreads, 0, nullptr, memory.words);
+  if (overflow && !correct) launch<past_the_workspace<false>>(kBlocks, kThreads, 0, nullptr, memory.words);
+  if (!overflow && correct) launch<workspace_never_written<true>>(kBlocks, kThreads, 0, nullptr, out.data(), memory.words);
+  if (!overflow && !correct) launch<workspace_never_written<false>>(kBlocks, kThreads, 0, nullptr, out.data(), memory.words);
   return out;
 }
 
@@ -238,14 +238,14 @@ const std::map<std::string, Run>& kernels() {
       PLANTED(last_block_done),
       PLANTED(shift_too_far),
       PLANTED(misaligned_quad),
-      {"past_the_workspace", [](bool fixed) { return with_workspace(fixed, true); }},
-      {"workspace_never_written", [](bool fixed) { return with_workspace(fixed, false); }},
+      {"past_the_workspace", [](bool correct) { return with_workspace(correct, true); }},
+      {"workspace_never_written", [](bool correct) { return with_workspace(correct, false); }},
   };
   return all;
 }
 
 // What the module offers to the tests.
-Words run(const std::string& name, bool fixed) { return kernels().at(name)(fixed); }
+Words run(const std::string& name, bool correct) { return kernels().at(name)(correct); }
 
 Words run_all_operations() {
   Words out(24 * kThreads);
@@ -266,7 +266,7 @@ unsigned busy(unsigned blocks, unsigned threads, int barriers) {
   return out;
 }
 
-// What a kernel that selects something does round by round: shuffles, a ballot, shared memory, barriers and stores.
+// What a selection does digit by digit: shuffles, a ballot, shared memory, barriers and stores.
 __global__ void churn_kernel(unsigned* out, int rounds) {
   auto* sums = reinterpret_cast<unsigned*>(dynamic_shared());
   const unsigned t = threadIdx.x, warps = blockDim.x / 32;

@@ -1,4 +1,4 @@
-// What stands behind cuda_host.h: a grid of fibers under a seeded random schedule, and its reports.
+// The implementation behind cuda_host.h: a grid of fibers under a seeded random schedule, and its reports.
 //
 // Up to `resident` blocks are alive at once. Each thread is a fiber; lanes of a warp do not run in lock-step. A thread goes on
 // until it waits for others or until a random number of atomics, fences and stores is used up; then the schedule picks anyone.
@@ -49,7 +49,7 @@ enum class Meeting : uint8_t {
   kShuffleXor,
 };
 
-// Runs the grid to its end. Throws Fault; the process and the next launch are sound afterwards.
+// Runs the grid to its end. Throws Fault; the next launch is not affected by it.
 void run(const char* kernel, dim3 grid, dim3 block, size_t dynamic_shared_bytes, const std::function<void()>& thread_body);
 
 // --- called by threads ---------------------------------------------------------------------------------------------------

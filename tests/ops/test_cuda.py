@@ -1,4 +1,4 @@
-"""What only a GPU can show: no syncs, CUDA graphs, streams, models, errors. The values are held against the CPU's, bit for bit.
+"""What only a GPU can show: no syncs, CUDA graphs, streams, models, errors. Values are compared with the CPU's, bit for bit.
 
 The op suite runs on a GPU too (``native-cuda``, on_gpu.py). Tests named ``small`` also run under compute-sanitizer.
 """
@@ -74,7 +74,7 @@ STEP, UPDATE = Case.masked_sgd_, Case.drop_grow_
 both_calls = pytest.mark.parametrize("call", [STEP, UPDATE], ids=["masked_sgd_", "drop_grow_"])
 
 
-# --- who runs ------------------------------------------------------------------------------------------------------------
+# --- the kernels are there and used --------------------------------------------------------------------------------------
 
 
 def test_every_op_has_a_kernel_of_its_own() -> None:
@@ -199,8 +199,8 @@ def test_a_graph_follows_what_lies_in_device_memory(call: Callable[[Case], None]
         assert_same(graphed, case)
 
 
-def crowd() -> list[Case]:
-    """More layer lists than anybody would keep a table of, all alive at once."""
+def many_models() -> list[Case]:
+    """More layer lists than tables are kept of, all alive at once."""
     return [on_device(make_case(100 + i, [64 + i, 300], round=2, sgd=RULE)) for i in range(60)]
 
 
@@ -210,7 +210,7 @@ def test_a_graph_outlives_many_other_models(call: Callable[[Case], None]) -> Non
     graphed = on_device(case)
     graph = capture(lambda: call(graphed))
     refill(graphed, case)
-    for other in crowd():
+    for other in many_models():
         call(other)
     rubbish = [torch.full((size,), 0xFF, dtype=torch.uint8, device=DEVICE) for size in (512, 1024, 2048, 4096, 8192) * 100]
     graph.replay()
@@ -240,7 +240,7 @@ def test_two_models_on_two_streams() -> None:
 def test_a_call_that_waits_keeps_what_it_needs(call: Callable[[Case], None]) -> None:
     """Queued on one stream behind a long kernel, while another stream calls for many models and fills the memory."""
     case = make_case(33, SIZES, round=6, sgd=RULE)
-    actual, others, stream = on_device(case), crowd(), torch.cuda.Stream()
+    actual, others, stream = on_device(case), many_models(), torch.cuda.Stream()
     call(actual)  # on the default stream
     refill(actual, case)
     torch.cuda.synchronize()

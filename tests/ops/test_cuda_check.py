@@ -1,4 +1,4 @@
-"""What ``make cuda-check`` reads off the compilers, told by recorded output, and by nvcc itself where it is."""
+"""How ``make cuda-check`` reads compiler output, recorded and of an nvcc that is installed; what setup.py builds."""
 
 from __future__ import annotations
 
@@ -59,18 +59,18 @@ def test_static_and_external_shared_memory_add_up() -> None:
         ("", "named no kernel"),
     ],
 )
-def test_what_is_complained_of(text: str, complaint: str) -> None:
+def test_faults_are_complained_of(text: str, complaint: str) -> None:
     complaints = cuda_check.judge({"scan.cu": (0, text)})[1]
     assert len(complaints) == 1 and complaint in complaints[0]
 
 
-def test_a_compiler_that_fails_without_a_word() -> None:
+def test_a_failure_without_output_is_complained_of() -> None:
     assert "nvcc ended with status 2" in cuda_check.judge({"a.cu": (0, CLEAN), "b.cu": (2, "Killed")})[1][0]
 
 
-def test_names_as_people_write_them() -> None:
+def test_readable_kernel_names() -> None:
     space = "dstee::cuda::(anonymous namespace)::"
-    whole = f"void {space}digit_kernel<({space}Side)1>(dstee::cuda::Table, int)"
+    whole = f"void {space}digit_kernel<({space}Kind)1>(dstee::cuda::Table, int)"
     assert cuda_check.shorten(whole) == "digit_kernel<1>"
     assert cuda_check.shorten("dstee::cuda::sweep_kernel(dstee::cuda::Table, int)") == "sweep_kernel"
     assert (
@@ -86,14 +86,16 @@ def test_the_table() -> None:
     assert lines[2].split() == ["scan", "sm_90", "38", "0", "0", "0"]
 
 
-def test_the_flags_keep_the_bits() -> None:
+def test_flags_forbid_fused_multiply_add() -> None:
     """No fused multiply-add, no fast math, and the flags of the real build."""
     line = " ".join(cuda_check.command("nvcc", Path("a.cu"), Path("a.o"), []))
     assert "-fmad=false" in line and "fast" not in line and "ftz" not in line
     assert "sm_80" in line and "sm_90" in line and "-DTORCH_TARGET_VERSION=0x020b000000000000" in line
 
 
-def test_without_nvcc_one_line_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_nvcc_the_check_is_skipped_with_a_message(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(cuda_check, "find_nvcc", lambda: None)
     assert cuda_check.main([]) == 0
     text = capsys.readouterr().out
@@ -112,7 +114,7 @@ __global__ void plain(float* p) { int unused; p[0] = 1; }
 
 
 @pytest.mark.skipif(cuda_check.find_nvcc() is None, reason="nvcc was not found")
-def test_nvcc_speaks_the_language_that_is_read(tmp_path: Path) -> None:
+def test_output_of_the_installed_nvcc_is_read(tmp_path: Path) -> None:
     (tmp_path / "bad.cu").write_text(BAD)
     script = [sys.executable, cuda_check.__file__, str(tmp_path / "bad.cu")]
     done = subprocess.run(script, capture_output=True, text=True, timeout=120)
@@ -138,18 +140,18 @@ def setup(mode: str, prelude: str = "") -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_a_torch_without_cuda_gets_the_cpu_kernels_and_is_told() -> None:
+def test_auto_build_with_a_cpu_torch_says_why_there_is_no_cuda() -> None:
     done = setup("auto", "torch.version.cuda = None")
     assert done.returncode == 0 and "no CUDA kernels: torch" in done.stderr and "built without CUDA" in done.stderr
 
 
-def test_cuda_that_was_asked_for_and_cannot_be_is_an_error() -> None:
+def test_cuda_build_with_a_cpu_torch_fails() -> None:
     done = setup("cuda", "torch.version.cuda = None")
     assert done.returncode == 1 and "DSTEE_BUILD=cuda: torch" in done.stderr and "built without CUDA" in done.stderr
 
 
 @pytest.mark.skipif(cuda_check.find_nvcc() is None, reason="nvcc was not found")
-def test_another_cuda_than_torchs_is_refused() -> None:
+def test_cuda_build_with_another_cuda_than_torchs_fails() -> None:
     done = setup("cuda", "from torch.utils import cpp_extension\ntorch.version.cuda = '1.0'")
     assert done.returncode == 1 and re.search(
         r"DSTEE_BUILD=cuda: nvcc is of CUDA \d+\.\d+, torch \S+ of CUDA 1\.0", done.stderr

@@ -1,4 +1,4 @@
-"""The harness that runs the CUDA kernels without a GPU: it finds planted faults and leaves sound kernels alone; then the
+"""The harness that runs the CUDA kernels without a GPU: it reports planted faults and nothing in correct kernels; then the
 kernels under the undefined-behaviour sanitizer."""
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ needs_ops = pytest.mark.skipif(not build.has_ops(), reason="csrc/cuda has no ker
 
 SEEDS = range(8)
 
-# Kernel, what the report says; None: no report, the result differs from that of the sound twin.
+# Kernel, what the report says; None: no report, the result differs from that of the correct version.
 FAULTS: list[tuple[str, str | None]] = [
     ("barrier_after_write", None),
     ("barrier_before_reuse", None),
@@ -61,7 +61,7 @@ def harness(request: pytest.FixtureRequest) -> Iterator[ModuleType]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_sound_kernels_pass_under_every_schedule(harness: ModuleType, name: str) -> None:
+def test_correct_kernels_pass_under_every_schedule(harness: ModuleType, name: str) -> None:
     results = set()
     for resident in (0, 1, 2):
         harness.set_resident(resident)
@@ -80,7 +80,7 @@ def test_faults_are_reported_under_every_schedule(harness: ModuleType, name: str
             harness.planted(name, False)
         assert name in harness.last_report()
     harness.set_seed(0)
-    harness.planted(name, True)  # a fault leaves the harness sound
+    harness.planted(name, True)  # the next launch is not affected
 
 
 @pytest.mark.parametrize("name", [name for name, text in FAULTS if text is None])
@@ -104,7 +104,7 @@ def test_undefined_behaviour_is_reported(name: str, text: str) -> None:
         module.planted(other, True)
 
 
-# --- the language --------------------------------------------------------------------------------------------------------
+# --- CUDA's operations ---------------------------------------------------------------------------------------------------
 
 
 def expected_operations(t: int) -> list[int]:
@@ -159,7 +159,7 @@ def test_impossible_launches_are_refused(harness: ModuleType, blocks: int, threa
         harness.busy(blocks, threads, 1)
 
 
-def test_the_same_seed_is_the_same_schedule(harness: ModuleType) -> None:
+def test_a_seed_determines_the_schedule(harness: ModuleType) -> None:
     def outcome(seed: int) -> list[int]:
         harness.set_seed(seed)
         return harness.planted("lanes_in_step", False)
@@ -168,7 +168,7 @@ def test_the_same_seed_is_the_same_schedule(harness: ModuleType) -> None:
     assert len({tuple(outcome(seed)) for seed in SEEDS}) > 1
 
 
-# --- what tests ask of the harness ---------------------------------------------------------------------------------------
+# --- what tests set and read ---------------------------------------------------------------------------------------------
 
 
 def test_traffic_is_counted_by_kernel(harness: ModuleType) -> None:
@@ -193,7 +193,7 @@ def test_traffic_is_counted_by_kernel(harness: ModuleType) -> None:
     assert harness.traffic() == {}
 
 
-def test_the_pretended_gpu_has_as_many_processors_as_asked_for(harness: ModuleType) -> None:
+def test_the_number_of_processors_can_be_set(harness: ModuleType) -> None:
     default = harness.processors()
     try:
         for count in (1, 132):

@@ -1,5 +1,5 @@
-"""drop_grow_ of the CUDA kernels on the host harness, against the reference: layers on both sides of the border between one
-block and the sampled path, missed bounds, full lists, grids of any size, launches that fail."""
+"""drop_grow_ of the CUDA kernels on the host harness, against the reference: layers on both sides of the limit of a small
+layer, missed thresholds, full lists, grids of any size, launches that fail."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ pytestmark = [
 ]
 
 RULE = ops.SGDRule(lr=0.05, momentum=0.9, weight_decay=5e-4, nesterov=True)
-BORDER = 1 << 14  # up to so many weights one block does a layer alone
-SIZES = (BORDER - 1, BORDER, BORDER + 1, BORDER + 8, 32768, 40009, 70001)
+SMALL = 1 << 14  # weights of the largest layer that one block updates
+SIZES = (SMALL - 1, SMALL, SMALL + 1, SMALL + 8, 32768, 40009, 70001)
 MODES = ("plain", "plain", "random", "momenta", "drop_scores")
 SWAPS = ("0", "1", "all", "share", "tensor")
 DENSITIES = (0.02, 0.05, 0.3, 0.9)
@@ -49,13 +49,13 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def flagged(n: int) -> bool:
-    """Whether the latest update read a layer of n weights in its last launch: each look is 2 n bytes at least, and no fewer
-    than three are needed. The finalists of a layer that was not flagged are a few hundred."""
+def fell_back(n: int) -> bool:
+    """Whether the latest update read a layer of n weights in its last launch: each scan is 2 n bytes at least, and three are
+    needed at least. Without a fallback that launch reads a few hundred undecided weights."""
     return module().traffic()["select_grow_kernel"]["loaded"] > 4 * n
 
 
-# --- all that can be asked for -------------------------------------------------------------------------------------------
+# --- combinations of all options -----------------------------------------------------------------------------------------
 
 
 def facts(number: int) -> dict[str, Any]:
@@ -101,17 +101,17 @@ def spread(number: int) -> Case:
 NUMBERS = range(6 * len(FAMILIES))
 
 
-def test_the_cases_hold_all_there_is() -> None:
+def test_the_cases_cover_every_option() -> None:
     drawn = [facts(number) for number in NUMBERS]
     for name, all_values in (("size", SIZES), ("density", DENSITIES), ("mode", MODES), ("swap", SWAPS), ("fused", FUSED)):
         assert {f[name] for f in drawn} == set(all_values), name
     assert {(f["family"], f["dtype"]) for f in drawn} == {(family, dtype) for family in FAMILIES for dtype in DTYPES}
-    assert len({(f["regrow"], f["mode"], f["size"] > BORDER) for f in drawn}) == 2 * 4 * 2
+    assert len({(f["regrow"], f["mode"], f["size"] > SMALL) for f in drawn}) == 2 * 4 * 2
     assert len({(f["regrow"], f["reset_regrown"], f["fused"] != "no") for f in drawn}) == 8
 
 
 @pytest.mark.parametrize("number", NUMBERS)
-def test_layers_around_the_border_equal_the_reference(number: int) -> None:
+def test_layers_around_the_small_limit_equal_the_reference(number: int) -> None:
     compare(spread(number), HostConfiguration(seed=number))
 
 
@@ -125,23 +125,23 @@ def test_updates_equal_the_reference_under_every_schedule(seed: int) -> None:
         compare(case, HostConfiguration(seed=seed))
 
 
-# --- when the sample misleads --------------------------------------------------------------------------------------------
+# --- the fallback --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_sample_serves_every_family(family: str) -> None:
-    """The whole-layer fallback is for accidents: none of the hostile families needs it."""
-    for seed, n in enumerate((70001, BORDER + 8, 40009)):
+def test_no_family_needs_the_fallback(family: str) -> None:
+    """It is for accidents: none of the hostile families needs it."""
+    for seed, n in enumerate((70001, SMALL + 8, 40009)):
         options = [dict(sgd=RULE), dict(regrow=False, counted=False), dict()][seed]
         case = make_case(seed, [n], family=family, dtype=DTYPES[seed], density=0.05, round=31, **options)
         with HostConfiguration(seed=seed).active():
             module().clear_traffic()
             case.drop_grow_()
-            assert not flagged(n), case.description
+            assert not fell_back(n), case.description
 
 
-HANDICAPS = [dict(shy_bracket=True), dict(list_share=0.3), dict(list_share=0.02), dict(list_share=0.0)]
-DETOURS: list[dict[str, Any]] = [
+LIMITS = [dict(shy_bracket=True), dict(list_share=0.3), dict(list_share=0.02), dict(list_share=0.0)]
+FALLBACKS: list[dict[str, Any]] = [
     dict(family="normal", sgd=RULE),
     dict(family="few_valued", dtype=torch.bfloat16, regrow=False),
     dict(family="equal", sgd=RULE, reset_regrown=True, counted=False),
@@ -151,26 +151,24 @@ DETOURS: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("handicap", HANDICAPS, ids=lambda h: "-".join(f"{k}{v}" for k, v in h.items()))
-def test_missed_bounds_and_full_lists_change_no_bit(handicap: dict[str, Any]) -> None:
-    for number, options in enumerate(DETOURS):
-        case = make_case(number, [(40009, BORDER + 1)[number % 2]], density=0.05, round=31, **options)
-        configuration = HostConfiguration(seed=number, **handicap)
+@pytest.mark.parametrize("limits", LIMITS, ids=lambda h: "-".join(f"{k}{v}" for k, v in h.items()))
+def test_the_fallback_equals_the_reference(limits: dict[str, Any]) -> None:
+    for number, options in enumerate(FALLBACKS):
+        case = make_case(number, [(40009, SMALL + 1)[number % 2]], density=0.05, round=31, **options)
+        configuration = HostConfiguration(seed=number, **limits)
         module().clear_traffic()
         compare(case, configuration)
         # A share of 0.3 is too little room for some only.
-        assert flagged(case.params[0].numel()) or handicap == dict(list_share=0.3), f"{configuration}: {case.description}"
+        assert fell_back(case.params[0].numel()) or limits == dict(list_share=0.3), f"{configuration}: {case.description}"
 
 
-@pytest.mark.parametrize("handicap", HANDICAPS, ids=lambda h: "-".join(f"{k}{v}" for k, v in h.items()))
-def test_some_layers_of_a_call_fall_back_and_others_do_not(handicap: dict[str, Any]) -> None:
+@pytest.mark.parametrize("limits", LIMITS, ids=lambda h: "-".join(f"{k}{v}" for k, v in h.items()))
+def test_some_layers_of_a_call_fall_back_and_others_do_not(limits: dict[str, Any]) -> None:
     for number in range(6):
-        case = make_case(
-            number, [20000, 300, 40009, BORDER + 1, 32768], density=0.1, round=31, sgd=RULE if number % 2 else None
-        )
+        case = make_case(number, [20000, 300, 40009, SMALL + 1, 32768], density=0.1, round=31, sgd=RULE if number % 2 else None)
         assert isinstance(case.k, list)
         k = [k if i % 2 else k // (10**number) for i, k in enumerate(case.k)]
-        compare(replace(case, k=k), HostConfiguration(seed=number, **handicap))
+        compare(replace(case, k=k), HostConfiguration(seed=number, **limits))
 
 
 # --- grids, launches, failures -------------------------------------------------------------------------------------------
@@ -178,8 +176,8 @@ def test_some_layers_of_a_call_fall_back_and_others_do_not(handicap: dict[str, A
 
 def test_grids_of_any_size_give_the_same_bits() -> None:
     cases = [
-        make_case(1, [70001, 500, BORDER + 1, 40009], density=0.1, round=31, sgd=RULE),
-        make_case(2, [40009, BORDER, 20000], family="few_valued", density=0.3, round=4, regrow=False),
+        make_case(1, [70001, 500, SMALL + 1, 40009], density=0.1, round=31, sgd=RULE),
+        make_case(2, [40009, SMALL, 20000], family="few_valued", density=0.3, round=4, regrow=False),
     ]
     for case in cases:
         expected = update(case, "reference")
@@ -194,10 +192,10 @@ def test_grids_of_any_size_give_the_same_bits() -> None:
 @pytest.mark.parametrize(
     ("sizes", "expected"),
     [
-        ([70001, 40009, BORDER + 1], 5),
-        ([*[600, 9, 0] * 17, 20000, BORDER + 1, BORDER], 5),
-        ([*[40, 0, 0, 0, 0, 7] * 100, 20000, 30000, BORDER + 1], 5),
-        ([BORDER, 600, 0], 1),
+        ([70001, 40009, SMALL + 1], 5),
+        ([*[600, 9, 0] * 17, 20000, SMALL + 1, SMALL], 5),
+        ([*[40, 0, 0, 0, 0, 7] * 100, 20000, 30000, SMALL + 1], 5),
+        ([SMALL, 600, 0], 1),
         ([*[0, 0, 0, 0, 5] * 256], 1),
         ([*[0] * 1279, 20000], 5),
         ([5, *[0] * 1279, 5], 2),  # arguments for 1,280 layers fit one launch
@@ -222,10 +220,10 @@ def test_more_layers_than_one_launch_takes(sizes: list[int]) -> None:
 
 
 @pytest.mark.parametrize("successes", range(5))
-def test_memory_of_a_call_that_failed_serves_the_next(successes: int) -> None:
-    """Every launch but the first trusts what earlier ones wrote, never what lay in the memory."""
+def test_memory_left_by_a_failed_call_changes_nothing(successes: int) -> None:
+    """Every launch but the first reads what earlier ones wrote, never what was in the memory before."""
     for seed, family in enumerate(("normal", "few_valued", "nonfinite")):
-        case = make_case(seed, [40009, 700, BORDER + 1], family=family, density=0.1, round=31, sgd=RULE)
+        case = make_case(seed, [40009, 700, SMALL + 1], family=family, density=0.1, round=31, sgd=RULE)
         expected = update(case, "reference")
         run = case.clone()
         with kept_workspaces(), HostConfiguration(seed=seed).active():
@@ -242,11 +240,11 @@ def test_memory_of_a_call_that_failed_serves_the_next(successes: int) -> None:
 
 
 @pytest.mark.parametrize("sgd", [None, RULE], ids=["update", "fused"])
-def test_found_inf_leaves_everything_alone(sgd: ops.SGDRule | None) -> None:
+def test_found_inf_changes_nothing(sgd: ops.SGDRule | None) -> None:
     for dtype in (torch.float32, torch.float16):
         for value in (1.0, math.inf, 0.0):
             flag = torch.full((), value, dtype=dtype)
-            case = make_case(8, [40009, 900, BORDER + 1], density=0.1, round=9, sgd=sgd, found_inf=flag)
+            case = make_case(8, [40009, 900, SMALL + 1], density=0.1, round=9, sgd=sgd, found_inf=flag)
             run = case.clone()
             with HostConfiguration(seed=8).active():
                 run.drop_grow_()
@@ -259,7 +257,7 @@ def test_found_inf_leaves_everything_alone(sgd: ops.SGDRule | None) -> None:
                 compare(case, HostConfiguration(seed=9))
 
 
-def test_scalars_of_a_dtype_that_no_kernel_reads_are_refused() -> None:
+def test_scalars_of_another_dtype_are_refused() -> None:
     case = make_case(12, [40], found_inf=torch.zeros((), dtype=torch.float8_e4m3fn))
     before = case.clone()
     with HostConfiguration().active(), pytest.raises(RuntimeError, match="not float32, float64, bfloat16 or float16"):
@@ -273,7 +271,7 @@ def test_scalars_of_a_dtype_that_no_kernel_reads_are_refused() -> None:
 def test_three_hundred_updates_in_a_row() -> None:
     """Errors of counters, masks or zeros would add up."""
     rounds, drop = 300, CosineDrop(0.5)
-    expected = make_case(21, [600, BORDER + 5], density=0.1, sgd=RULE)
+    expected = make_case(21, [600, SMALL + 5], density=0.1, sgd=RULE)
     actual = expected.clone()
     active = [int(m.sum()) for m in expected.masks()]
     generator = torch.Generator().manual_seed(21)
