@@ -70,10 +70,10 @@ format: .venv/built
 	touch $@
 
 # --no-deps: sparsimony asks for numpy 1, and works with 2; rigl-torch needs torchvision for two class names only
-.venv-peers/built: bench/contenders/requirements.txt requirements-dev.txt $(SOURCES)
+.venv-peers/built: bench/peers.txt requirements-dev.txt $(SOURCES)
 	$(PYTHON) -m venv .venv-peers
 	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
-	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r bench/contenders/requirements.txt
+	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r bench/peers.txt
 	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --editable .
 	touch $@
 

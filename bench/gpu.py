@@ -158,7 +158,7 @@ def bench_command(figures: Path, case: str, densities: Sequence[str]) -> list[st
     return [
         sys.executable, "-m", "bench", "--device", "cuda", "--shapes", case, "--density", *densities,
         "--backends", "native", "triton", "--against", "torch.topk", "SGD fused + masks", "SGD fused, dense",
-        "--repeats", "25", "--budget", "2", "--limit", "60", "--json", str(figures),
+        "--repeats", "25", "--budget", "2", "--limit", "100", "--json", str(figures),
     ]  # fmt: skip
 
 

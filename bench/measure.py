@@ -106,7 +106,7 @@ def measure(
 
 def _first_call(contender: Contender, setting: Setting, clock: Clock) -> tuple[Result, Session | None]:
     """The session, if its first result is right."""
-    result: Result = {"rule": contender.rule, "ours": contender.ours, "step": contender.step, "status": "ok"}
+    result: Result = {"rule": contender.computes, "ours": contender.ours, "step": contender.step, "status": "ok"}
     try:
         session = contender.open(setting)
         session.restore()

@@ -139,7 +139,7 @@ def runs_anywhere(device: str, dtype: str) -> str | None:
 
 @dataclass(frozen=True)
 class Contender:
-    """``rule``: what it computes, for the report. ``step``: the contender of masked_sgd that goes with this update.
+    """``computes``: its rule in words, for the report. ``step``: the contender of masked_sgd that goes with this update.
 
     ``ours``: a backend of dstee. ``slow``: seconds for each call on large layers; a sweep runs it at the first density of a
     case only. ``why_not(device, dtype)``: why it cannot run there, or None.
@@ -147,7 +147,7 @@ class Contender:
 
     name: str
     op: str
-    rule: str
+    computes: str
     open: Callable[[Setting], Session]
     ours: bool = False
     step: str = ""

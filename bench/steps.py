@@ -64,7 +64,7 @@ def run_steps(task: Task, emit: Emit) -> Row:
         if name not in task["contenders"]:
             continue
         emit(name, "set-up")
-        results[name] = {"status": "ok", "rule": trainer.rule, "ours": trainer.ours}
+        results[name] = {"status": "ok", "rule": trainer.computes, "ours": trainer.ours}
         try:
             trim_memory()
             before = resident_memory()

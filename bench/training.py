@@ -53,12 +53,15 @@ def runs_anywhere() -> str | None:
 
 @dataclass(frozen=True)
 class Trainer:
-    """A contender for whole training steps. ``rule``: what it computes, for the report; ``why_not()``: why it cannot run."""
+    """A contender for whole training steps.
+
+    ``computes``: its rule in words, for the report. ``ours``: dstee's own. ``why_not()``: why it cannot run here, or None.
+    """
 
     op: ClassVar[str] = "step"
 
     name: str
-    rule: str
+    computes: str
     open: Callable[[Job, float, float], Training]
     ours: bool = False
     why_not: Callable[[], str | None] = runs_anywhere

@@ -51,7 +51,7 @@ def test_scaling_varies_one_thing_at_a_time() -> None:
     assert by["threads"][-1] == all_cores() and len({json.dumps(t["key"]) for t in rows}) == len(rows)
 
 
-def test_the_command_makes_all_three(
+def test_the_command_makes_tables_json_and_html(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("matplotlib")

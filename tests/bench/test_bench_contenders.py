@@ -20,7 +20,7 @@ REAL = [c for c in contenders() if not c.ours and c.name != "torch.compile"]
 
 
 @pytest.mark.parametrize("contender", REAL, ids=lambda c: f"{c.name}-{c.op}")
-def test_a_contender_does_what_it_says_and_is_found_out_else(contender) -> None:
+def test_a_right_result_passes_and_a_wrong_one_does_not(contender) -> None:
     reason = contender.why_not("cpu", "float32")
     if reason is not None:
         pytest.skip(reason)

@@ -52,7 +52,7 @@ def test_the_rule_in_numpy_is_the_reference(seed: int, monkeypatch: pytest.Monke
         assert_same_bits(getattr(by_numpy, name), getattr(state, name), name)
 
 
-def test_what_ties_may_fall_either_way_and_nothing_else() -> None:
+def test_ties_may_fall_either_way_and_nothing_else() -> None:
     mask = np.array([1, 1, 1, 0, 0, 0, 0], bool)
     w = expected.rank(np.array([3.0, 1.0, 1.0, 0, 0, 0, 0], np.float32))
     g = expected.rank(np.array([0.0, 0.1, 0.1, 5.0, 4.0, 4.0, 1.0], np.float32))

@@ -67,7 +67,7 @@ def test_a_failure_is_told_and_the_rest_goes_on(report: Report, capsys: pytest.C
 
 
 @pytest.mark.parametrize(("code", "expected", "follower"), [("raise SystemExit(9)", 0, "left out"), ("pass", 1, "failed")])
-def test_a_tool_that_does_not_work_is_no_failure(report: Report, code: str, expected: int, follower: str) -> None:
+def test_a_tool_that_cannot_run_is_no_failure(report: Report, code: str, expected: int, follower: str) -> None:
     """But what it finds where it works is one."""
     todo = [python("sanitizer", code, optional=True), python("memcheck", "raise SystemExit(9)", needs=("sanitizer",))]
     assert gpu.run_all(todo, report) == expected
@@ -143,7 +143,7 @@ sys.exit(gpu.main(["--out", {str(tmp_path)!r}]))
     assert not data["complete"] and {name: r["status"] for name, r in data["stages"].items()} == {"one": "ok", "two": "stopped"}
 
 
-def test_the_real_stages_are_those_that_were_promised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_stages_of_make_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu, "find_tool", lambda name: f"/opt/{name}")
     todo = {stage.name: stage for stage in gpu.stages(tmp_path)}
     assert list(todo) == ["build", "info", "tests", "op suite", "sanitizer", "memcheck", "racecheck", "bench", "bench 100m"]
@@ -164,7 +164,7 @@ def test_without_a_gpu_one_line_says_so(tmp_path: Path, capsys: pytest.CaptureFi
 # --- the benchmark -------------------------------------------------------------------------------------------------------
 
 
-def test_the_commands_of_the_benchmark_are_ones(tmp_path: Path) -> None:
+def test_the_commands_of_the_benchmark_can_be_parsed(tmp_path: Path) -> None:
     """``python -m bench`` takes them, up to the GPU that is not here, and knows whom they name."""
     todo = [stage for stage in gpu.stages(tmp_path) if stage.figures is not None]
     assert [stage.name for stage in todo] == ["bench", "bench 100m"]

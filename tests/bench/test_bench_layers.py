@@ -55,7 +55,7 @@ def test_damaged_model_files_are_told(tmp_path: Path, name: str, content: bytes 
 @pytest.mark.parametrize(
     "source", ["nothing", "no_such_module:f", "support.bench_plugin:absent", "math:pi", "support.bench_plugin:Lazy.__name__"]
 )
-def test_factories_that_are_none(source: str) -> None:
+def test_a_factory_must_give_a_model(source: str) -> None:
     with pytest.raises((UsageError, TypeError)):
         layers.of_model(source)
 

@@ -22,7 +22,7 @@ def row() -> dict[str, Any]:
     return sweep.run_row(task("drop_grow", names), limit=4)
 
 
-def test_only_the_right_get_a_number(row: dict[str, Any]) -> None:
+def test_a_wrong_or_broken_contender_gets_no_number(row: dict[str, Any]) -> None:
     found = row["contenders"]
     statuses = {name: one["status"] for name, one in found.items()}
     assert statuses.pop("native", "ok") == "ok"
@@ -54,7 +54,7 @@ def test_a_row_has_what_the_report_needs(row: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_every_stepper_is_right_and_a_lazy_one_is_found(dtype: str) -> None:
+def test_every_masked_step_is_right_and_a_call_that_does_nothing_is_not(dtype: str) -> None:
     names = ["reference", "SGD foreach + masks", "ITOP apply_mask", "lazy"]
     if dtype == "float32":  # in bfloat16 torch 2.13's fused SGD for CPUs computes something else, and the gate says so
         names = ["SGD fused + masks", "SGD fused, dense", *names]
