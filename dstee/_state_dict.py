@@ -117,7 +117,8 @@ def encode(
     return state | {"digest": _head_digest(state)}
 
 
-def _is_int(value: object, low: int, high: int) -> bool:
+def is_int(value: object, low: int, high: int) -> bool:
+    """Whether ``value`` is an int (no bool) in low..high."""
     return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
 
 
@@ -129,7 +130,7 @@ def decode(state: object, layers: Mapping[str, SparseLayer], strict: bool) -> Re
     """
     if not isinstance(state, Mapping):
         raise ValueError(f"the sparse state must be a dict made by SparseModel.state_dict, got {type(state).__name__}")
-    if not _is_int(state.get("format_version"), FORMAT_VERSION, FORMAT_VERSION):
+    if not is_int(state.get("format_version"), FORMAT_VERSION, FORMAT_VERSION):
         raise ValueError(
             f"the sparse state has format version {state.get('format_version')!r}, this dstee reads {FORMAT_VERSION}: "
             "was it made by SparseModel.state_dict?"
@@ -142,13 +143,13 @@ def decode(state: object, layers: Mapping[str, SparseLayer], strict: bool) -> Re
         raise _error(problems)
 
     t, round, seed = state["t"], state["round"], state["seed"]
-    if not _is_int(t, 0, 2**63 - 1):
+    if not is_int(t, 0, 2**63 - 1):
         problems.append(f"t must be a step number, got {t!r}")
-    if not _is_int(round, 0, MAX_ROUNDS - 1):
+    if not is_int(round, 0, MAX_ROUNDS - 1):
         problems.append(f"round must be in 0..{MAX_ROUNDS - 1}, got {round!r}")
-    elif _is_int(t, 0, 2**63 - 1) and round > t:
+    elif is_int(t, 0, 2**63 - 1) and round > t:
         problems.append(f"round is {round}, more than the {t} steps taken")
-    if not _is_int(seed, -(2**63), 2**64 - 1):
+    if not is_int(seed, -(2**63), 2**64 - 1):
         problems.append(f"seed must be an int of 64 bits, got {seed!r}")
     method = _read("method", method_from_dict, state["method"], problems)
     schedule = _read("schedule", UpdateSchedule.from_dict, state["schedule"], problems)
@@ -197,7 +198,7 @@ def _check_layer(saved: object, layer: SparseLayer, round: object, strict: bool,
     shape, nnz, n = saved.get("shape"), saved.get("nnz"), layer.numel
     if not isinstance(shape, list) or not all(type(d) is int for d in shape) or shape != list(layer.shape):
         return [*wrong, f"shape {shape!r}, the model has {list(layer.shape)}"]
-    if not _is_int(nnz, 0, n):
+    if not is_int(nnz, 0, n):
         return [*wrong, f"nnz must be in 0..{n}, got {nnz!r}"]
     if strict and nnz != layer.nnz:
         wrong.append(f"{nnz} active weights, the model has {layer.nnz} (strict=False takes over the saved number)")
@@ -217,7 +218,7 @@ def _check_layer(saved: object, layer: SparseLayer, round: object, strict: bool,
                 wrong.append(f"{key} has {active} active weights, nnz says {nnz}")
             if n % 8 and int(saved[key][-1]) >> n % 8:
                 wrong.append(f"{key} has bits beyond its {n} weights")
-    if "counts" in saved and isinstance(round, int) and _is_int(round, 0, MAX_ROUNDS):
+    if "counts" in saved and isinstance(round, int) and is_int(round, 0, MAX_ROUNDS):
         out = counts_out_of_range(saved["counts"], round)
         wrong += [f"counts {out}"] if out else []
     return wrong

@@ -66,6 +66,11 @@ def like(t: Tensor, p: Tensor, dtypes: tuple[torch.dtype, ...] = ()) -> Tensor:
     return torch.empty_like(p, dtype=t.dtype if t.dtype in dtypes else p.dtype, requires_grad=False).copy_(t)
 
 
+def is_binary(mask: Tensor) -> bool:
+    """Whether a mask of any dtype holds 0 and 1 alone."""
+    return mask.dtype is torch.bool or bool(((mask == 0) | (mask == 1)).all())
+
+
 def pack_like(mask: Tensor, p: Tensor) -> Tensor:
     """A mask of any dtype (not 0 is active) and the shape of ``p`` as bits in the memory order of ``p``, on its device."""
     if mask.dtype is not torch.bool:

@@ -14,7 +14,7 @@ from dstee.layer_batch import count_nonzero
 from dstee.methods import DSTEE, Method
 from dstee.schedule import UpdateSchedule
 from dstee.selection import Candidate, Rules, candidates, select
-from dstee.sparse_layer import check_parameter, make_layer
+from dstee.sparse_layer import check_parameter, is_binary, make_layer
 from dstee.sparse_model import SparseModel
 
 __all__ = ["Distribution", "fit_masks", "from_masks", "sparsify"]
@@ -152,7 +152,7 @@ def fit_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> list[tuple[Candi
             problems.append(f"{name}: the mask is a {type(mask).__name__}, expected a tensor")
         elif mask.shape != c.param.shape:
             problems.append(f"{name}: the mask has shape {list(mask.shape)}, the parameter {list(c.param.shape)}")
-        elif mask.dtype != torch.bool and not bool(((mask == 0) | (mask == 1)).all()):
+        elif not is_binary(mask):
             problems.append(f"{name}: the mask holds other values than 0 and 1")
         elif c.name in chosen and not torch.equal(chosen[c.name], mask != 0):
             problems.append(f"{name}: tied to {c.name}, which has another mask")

@@ -16,6 +16,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from dstee._state_dict import is_int
 from dstee.encoding import MAX_ROUNDS
 from dstee.methods import Method
 from dstee.schedule import UpdateSchedule
@@ -99,6 +100,6 @@ def _entries(module: str) -> list[object]:
 
 def check_count(value: object, name: str) -> int:
     """A number of steps (t, step) or of mask updates in a checkpoint; ValueError where it is none."""
-    if type(value) is not int or value < 0 or (name not in ("t", "step") and value >= MAX_ROUNDS):
+    if not isinstance(value, int) or not is_int(value, 0, 2**63 - 1 if name in ("t", "step") else MAX_ROUNDS - 1):
         raise ValueError(f"{name} must be an int >= 0, got {value!r}")
     return value

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dstee import ops
-from dstee.sparse_layer import like, pack_like, unpack_like
+from dstee.sparse_layer import is_binary, like, pack_like, unpack_like
 from dstee.sparse_model import SparseModel
 
 __all__ = [
@@ -27,7 +27,7 @@ def check_mask(name: str, mask: object, shape: torch.Size) -> None:
     if not isinstance(mask, Tensor) or mask.shape != shape:
         got = list(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
         raise ValueError(f"the mask of {name} is {got}, expected a tensor of shape {list(shape)}")
-    if mask.dtype != torch.bool and not bool(((mask == 0) | (mask == 1)).all()):
+    if not is_binary(mask):
         raise ValueError(f"the mask of {name} holds other values than 0 and 1")
 
 

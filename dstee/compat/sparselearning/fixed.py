@@ -88,7 +88,7 @@ class Fixed:
             model.steps,
             model.round,
         )
-        clean = [layer.name for layer in layers if model._versions.get(layer.name) == layer.param._version]
+        clean = [layer.name for layer in layers if model.clean_versions.get(layer.name) == layer.param._version]
         model.num_remove = dict(zip(params, k.tolist() if isinstance(k, Tensor) else k, strict=True))
         drop_grow(
             list(params.values()),
@@ -101,4 +101,4 @@ class Fixed:
         model.round += 1
         model.masks.round = model.round
         model.masks.replaced()
-        model._versions = {name: params[name]._version for name in clean}  # zero outside the masks as before
+        model.clean_versions = {name: params[name]._version for name in clean}  # zero outside the masks as before

@@ -26,7 +26,7 @@ class MaskedModel:
         self.steps = 0
         self.round = 0
         self._masks, self._fired = Masks(), Masks()
-        self._versions: dict[str, int] = {}  # of the weights that are known to be 0 outside the masks
+        self.clean_versions: dict[str, int] = {}  # of the weights that are known to be 0 outside the masks
 
     @property
     def masks(self) -> Masks:

@@ -172,7 +172,7 @@ class Masking(MaskedModel):
 
     def _optimizer_step(self) -> None:
         fused = self._variant.fuses_step and self._variant.masks_momentum(self.growth_mode)
-        if not (fused and masked_step(self.optimizer, self._masks, self._versions, self.apply_mask)):
+        if not (fused and masked_step(self.optimizer, self._masks, self.clean_versions, self.apply_mask)):
             self.optimizer.step()
             self.apply_mask()
 
@@ -241,7 +241,7 @@ class Masking(MaskedModel):
         saved_state.restore(state, self._masks, self._fired, self.death_rate_decay)
         self.apply_mask()
 
-    # --- looking ---------------------------------------------------------------------------------------------------------
+    # --- statistics -------------------------------------------------------------------------------------------------------
 
     def print_nonzero_counts(self) -> None:
         """Prints the active weights of each layer before and after the last update."""

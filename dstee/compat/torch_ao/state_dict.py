@@ -9,7 +9,7 @@ from typing import Any, TypedDict
 import torch
 from torch import Tensor
 
-from dstee._state_dict import counts_out_of_range
+from dstee._state_dict import counts_out_of_range, is_int
 from dstee.compat.plain_masks import check_mask
 from dstee.compat.torch_ao.arguments import check_level, method_from_dict
 from dstee.encoding import MAX_ROUNDS
@@ -128,7 +128,7 @@ def _check_entry(entry: object, shape: torch.Size, level: object, method: Method
     if not whole:
         return []
     round, counts = entry.get("round"), entry.get("counts")
-    if type(round) is not int or not 0 <= round < MAX_ROUNDS:
+    if not isinstance(round, int) or not is_int(round, 0, MAX_ROUNDS - 1):
         return [f"round must be in 0..{MAX_ROUNDS - 1}, got {round!r}"]
     if counts is None:
         return [f"counts are missing, {method.name} needs them"] if method.needs_counter else []
