@@ -82,12 +82,10 @@ def _exact_mask(n: int, active: int, generator: torch.Generator) -> Tensor:
     return mask
 
 
-def make_layers(
-    shapes: list[Shape], density: float, swap: float, seed: int = 0, dtype: torch.dtype = torch.float32, round: int = ROUND
-) -> Layers:
+def make_layers(shapes: list[Shape], density: float, swap: float, seed: int = 0, dtype: torch.dtype = torch.float32) -> Layers:
     """Random state of every layer at one density; k is ``swap`` of its active weights.
 
-    Counters are as ``round`` updates may leave them: most inactive weights were never active, the others are spread.
+    Counters are as :data:`ROUND` updates may leave them: most inactive weights were never active, the others are spread.
     """
     generator = torch.Generator().manual_seed(seed)
     out = Layers([], [], [], [], [], [], [])
@@ -95,15 +93,15 @@ def make_layers(
         n = math.prod(shape)
         active = wanted(n, density)
         mask = _exact_mask(n, active, generator).view(shape)
-        seen = torch.rand(shape, generator=generator)  # below 0.8: never active; else 0..round, spread evenly
-        N = ((seen - 0.8).clamp_(min=0) * 5 * (round + 1)).to(torch.int16).clamp_(max=round)
+        seen = torch.rand(shape, generator=generator)  # below 0.8: never active; else 0..ROUND, spread evenly
+        N = ((seen - 0.8).clamp_(min=0) * 5 * (ROUND + 1)).to(torch.int16).clamp_(max=ROUND)
         N = torch.where(mask, N + 1, N)
         out.masks.append(mask)
         out.params.append((torch.randn(shape, generator=generator) * mask * 0.05).to(dtype))
         out.grads.append((torch.randn(shape, generator=generator) * 1e-3).to(dtype))
         out.momenta.append((torch.randn(shape, generator=generator) * mask * 1e-3).to(dtype))
         out.mask_bits.append(ops.pack_mask(mask))
-        out.counts.append(ops.encode_counts(N, mask, round))
+        out.counts.append(ops.encode_counts(N, mask, ROUND))
         out.k.append(int(swap * active))
     return out
 

@@ -26,9 +26,10 @@ def options(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def check(args: argparse.Namespace) -> None:
-    """
+    """Whether the options make sense.
+
     Raises:
-        UsageError: an option cannot be used.
+        UsageError: one does not, or there is no such device.
     """
     if not all(0 < d < 1 for d in args.density):
         raise UsageError(f"--density {' '.join(map(str, args.density))}: shares lie between 0 and 1")

@@ -38,9 +38,10 @@ class Table(NamedTuple):
 
 
 def require() -> None:
-    """
+    """Whether the report can be made here.
+
     Raises:
-        UsageError: a library that the report needs is not installed.
+        UsageError: a library that it needs is not installed.
     """
     missing = [name for name in NEEDS if importlib.util.find_spec(name) is None]
     if missing:

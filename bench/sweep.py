@@ -84,7 +84,8 @@ def run_row(task: Task, limit: float, advance: Callable[[str], None] = lambda te
 
 
 def _attempt(task: Task, limit: float, advance: Callable[[str], None]) -> Row:
-    """
+    """The row, by one worker.
+
     Raises:
         WorkerError: the worker ended without a row, or said nothing for ``limit`` seconds.
     """

@@ -2,6 +2,9 @@
 
 - ``--plugin module`` imports a module, which registers what it has (or holds it in a list ``CONTENDERS``);
 - an installed package names such modules in its entry points, in the group ``dstee.contenders``.
+
+This package is ``dstee.bench`` where it is installed and ``bench`` in a checkout; a list ``CONTENDERS`` of either one's classes
+is understood by both.
 """
 
 from __future__ import annotations
@@ -11,7 +14,9 @@ import importlib.metadata
 import pkgutil
 import sys
 from collections.abc import Iterable, Sequence
+from typing import cast
 
+from .. import session, training
 from ..session import Contender
 from ..training import Trainer
 
@@ -36,21 +41,24 @@ def register(*found: Contender | Trainer) -> None:
 
 
 def contenders(plugins: Sequence[str] = ()) -> list[Contender]:
-    """All for the ops masked_sgd and drop_grow, dstee's backends first; ``plugins`` are modules that are imported before.
+    """All for the ops masked_sgd and drop_grow: dstee's, then those that need nothing but torch, then the others.
+
+    ``plugins``: modules that are imported before.
 
     Raises:
         ImportError: a plugin cannot be imported.
         ValueError: a plugin brings none, or one of a name that is taken.
     """
     _load(plugins)
-    found = [one for one in _registered.values() if isinstance(one, Contender)]
-    return sorted(found, key=lambda one: not one.ours)
+    found = [cast(Contender, one) for one in _registered.values() if one.op != Trainer.op]
+    return sorted(found, key=lambda one: (not one.ours, one.why_not is not session.runs_anywhere))
 
 
 def trainers(plugins: Sequence[str] = ()) -> list[Trainer]:
-    """All for whole training steps; raises as :func:`contenders` does."""
+    """All for whole training steps, in the same order; raises as :func:`contenders` does."""
     _load(plugins)
-    return [one for one in _registered.values() if isinstance(one, Trainer)]
+    found = [cast(Trainer, one) for one in _registered.values() if one.op == Trainer.op]
+    return sorted(found, key=lambda one: (not one.ours, one.why_not is not training.runs_anywhere))
 
 
 def _load(plugins: Sequence[str]) -> None:
