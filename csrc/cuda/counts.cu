@@ -1,4 +1,7 @@
 // encode_counts, decode_counts on the GPU: counters N <-> their stored form. count_active, count_explored: sums per layer.
+//
+// The sums take a launch a layer: they are no part of a step, and the table of one launch over all layers would have to be
+// uploaded, which a graph's capture refuses for a list that it is the first to see.
 #include <cstdint>
 #include <vector>
 

@@ -1,4 +1,4 @@
-// Eight neighbouring weights in the hands of one thread.
+// Eight neighbouring weights, which one thread reads and writes: a group.
 #pragma once
 
 #include <cstdint>
@@ -77,7 +77,7 @@ __device__ __forceinline__ void store_group(void* p, Dtype dtype, int64_t i, uin
     store_group(static_cast<f16*>(p), i, lanes, values);
 }
 
-// As it will be read back.
+// x as it is read back after it was stored as dtype.
 __device__ __forceinline__ float rounded(float x, Dtype dtype) {
   bf16 b;
   f16 h;

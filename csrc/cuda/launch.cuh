@@ -57,8 +57,8 @@ void require_aligned(const T* p) {
 }
 #endif
 
-// Global memory. load and store: the threads of a warp go through neighbouring memory; gather and scatter: each goes its own
-// way, and a whole 32-byte sector moves. Nothing is stored that another block of the launch stores to.
+// Global memory. load and store are for threads of a warp that go through neighbouring memory, gather and scatter for scattered
+// places, each of which moves a whole 32-byte sector. No two blocks of a launch may store to one address.
 template <class T>
 __device__ __forceinline__ T load(const T* p) {
 #if defined(DSTEE_CUDA_HOST)
@@ -124,7 +124,7 @@ void launch(unsigned blocks, unsigned threads, size_t dynamic_bytes, cudaStream_
   static const std::string name = kernel_name<kernel>();
   cuda_host::run(name.c_str(), blocks, threads, dynamic_bytes, [&] { kernel(args...); });
 #else
-  if (dynamic_bytes > 16 << 10)  // with the static memory it may be more than a kernel gets without asking
+  if (dynamic_bytes > 16 << 10)  // with the static memory it may be more than the default limit
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kMostDynamicBytes),
           "shared memory of a kernel");
   // clang-format off

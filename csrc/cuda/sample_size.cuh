@@ -15,11 +15,12 @@ DSTEE_HD uint32_t sample_size(int64_t n) {
   return size < kLeastSampled ? kLeastSampled : size > kMostSampled ? kMostSampled : size;
 }
 
-// The rank in the sample, best first, that the k-th weight of the layer almost surely does not fall behind; `expected` of the
-// sampled weights are among the first k on average. A loose rank costs some room in a list, a missed one a second look at the
-// layer. Selected weights may come in runs as long as a sampled group of 8, which makes the spread sqrt(8) times that of single
-// draws. The CPU's law (csrc/cpu) is tighter: all its threads share the second look, here one block has it alone. kernels/
-// repeats this one.
+// The rank in the sample, first to last, behind which the k-th weight of the layer almost surely does not stand; `expected`:
+// how many of the first k are sampled on average. A loose rank costs some room in a list, a missed one the layer's fallback.
+// Neighbours may be selected together, which makes the spread sqrt(8) times that of single draws.
+//
+// The CPU has a tighter law (safe_rank in csrc/cpu): there all threads share a fallback, here one block does it alone.
+// kernels/_sample_size.py has this law, for a smaller sample; bench/cuda_traffic.py models it.
 template <class F>
 DSTEE_HD F sample_rank(F expected) {
   return F(1.25) * expected + F(10) * std::sqrt(expected) + F(16);

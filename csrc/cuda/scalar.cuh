@@ -1,4 +1,4 @@
-// Numbers that kernels read themselves, so that a captured graph follows them.
+// Numbers that kernels read from device memory, so that a captured graph follows them.
 #pragma once
 
 #include <optional>
@@ -9,7 +9,7 @@
 
 namespace dstee::cuda {
 
-// A number read on the device, so that a captured graph follows it: a float32 or other floating-point scalar, or a constant.
+// A floating-point number in device memory, or a constant.
 struct Scalar {
   const void* pointer = nullptr;
   bool is_double = false;

@@ -21,7 +21,6 @@ struct StoredCounts {
   }
 };
 
-// A layer with what this update ranks.
 struct Weights {
   const Layer& layer;
   const UpdateOptions& options;
@@ -57,8 +56,7 @@ struct Weights {
         counts.pair.x[j / 2] |= static_cast<uint32_t>(static_cast<uint16_t>(load(layer.counts + i + j))) << j % 2 * 16;
     return counts;
   }
-  // Paper, Eq. 1: the upper half of a growth key; the lower one, which matters only where a bonus was added, is
-  // rank_of(signal).
+  // Paper, Eq. 1: the upper half of a growth key. The lower half, rank_of(signal), matters only where a bonus was added.
   __device__ __forceinline__ uint32_t score_rank(float signal_value, int32_t stored, bool active) const {
     const float abs_signal = float_of(bits_of(signal_value) & 0x7FFFFFFFu);
     if (!options.bonus) return rank_of(abs_signal);
@@ -67,7 +65,7 @@ struct Weights {
   __device__ __forceinline__ uint64_t grow_key_of(uint32_t rank, float signal_value) const {
     return static_cast<uint64_t>(rank) << 32 | (options.bonus ? rank_of(signal_value) : 0);
   }
-  // Of the lanes; other keys hold anything.
+  // The keys of the lanes; other keys are undefined.
   __device__ __forceinline__ void grow_keys(int64_t i, int count, uint32_t active, uint32_t lanes, uint64_t* keys) const {
     float signals[kGroup];
     StoredCounts stored{};
