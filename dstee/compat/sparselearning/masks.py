@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, MutableMapping
+from collections.abc import Iterator, MutableMapping
 from typing import Any
 
 import torch
@@ -13,6 +13,8 @@ from dstee import ops
 from dstee.encoding import flat, flip_counts
 from dstee.layer_batch import count_active
 from dstee.sparse_layer import SparseLayer, check_parameter, pack_like
+
+__all__ = ["MaskView", "Masks"]
 
 
 class MaskView(Tensor):
@@ -34,9 +36,9 @@ class MaskView(Tensor):
 class Masks(MutableMapping[str, Tensor]):
     """Live mapping from parameter name to a 0/1 tensor, over one packed mask per weight.
 
-    ``masks[name]`` is a tensor with the shape of the weight, made on access; changes to it in place take effect (until the
-    next mask update, which leaves tensors handed out before it behind, as a dict of new tensors would), and so does
-    assignment. Copies and pickles are an OrderedDict of plain tensors.
+    ``masks[name]`` is a tensor with the shape of the weight, made on access. Assigning a mask takes effect, and so does
+    changing that tensor in place, until the next mask update: after it, get the tensor anew. Copies and pickles are an
+    OrderedDict of plain tensors.
     """
 
     def __init__(self, dtype: torch.dtype = torch.float32) -> None:
@@ -45,8 +47,8 @@ class Masks(MutableMapping[str, Tensor]):
         self._layers: dict[str, SparseLayer] = {}
         self._given: dict[str, tuple[Tensor, int]] = {}
 
-    def add(self, name: str, module: nn.Module, fill: bool = False) -> None:
-        """A mask for parameter ``name`` of ``module``, all inactive unless ``fill``.
+    def add(self, name: str, module: nn.Module) -> None:
+        """A mask for parameter ``name`` of ``module``, all inactive.
 
         Raises:
             TypeError, ValueError: the parameter cannot be sparse here (dtype, memory); the text says why.
@@ -56,9 +58,8 @@ class Masks(MutableMapping[str, Tensor]):
         p = owner._parameters[attribute]
         assert p is not None
         check_parameter(name, p)
-        bits = ops.pack_mask(torch.full_like(p, fill, dtype=torch.bool, requires_grad=False))
-        nnz = p.numel() if fill else 0
-        self._layers[name] = SparseLayer(name, owner, attribute, nnz, bits, None, p.shape, p.stride(), p.dtype)
+        bits = ops.pack_mask(torch.zeros_like(p, dtype=torch.bool, requires_grad=False))
+        self._layers[name] = SparseLayer(name, owner, attribute, 0, bits, None, p.shape, p.stride(), p.dtype)
 
     def layers(self) -> list[SparseLayer]:
         """The packed layers, in order, with what was written to the tensors, each where its weight is now."""
@@ -68,12 +69,9 @@ class Masks(MutableMapping[str, Tensor]):
         self._take_in()
         return layers
 
-    def replaced(self, nnz: Iterable[int] | None = None) -> None:
-        """The packed masks have changed: forget the tensors handed out. ``nnz`` are the new numbers of active weights."""
+    def replaced(self) -> None:
+        """The packed masks have changed: forget the tensors handed out."""
         self._given.clear()
-        if nnz is not None:
-            for layer, n in zip(self._layers.values(), nnz, strict=True):
-                layer.nnz = n
 
     def recount(self) -> None:
         """Counts the active weights of all layers anew: one host sync per device."""
@@ -89,7 +87,7 @@ class Masks(MutableMapping[str, Tensor]):
         if layer.counts is not None:
             before, after = (flat(layer.bools(bits)) for bits in (old, layer.mask_bits))
             N = flip_counts(layer.counts, before, self.round)
-            N = torch.where(after, N.clamp(min=1), N.clamp(max=self.round))  # what either state allows
+            N = torch.where(after, N.clamp(min=1), N.clamp(max=self.round))  # 1..round+1 when active, else 0..round
             layer.counts = flip_counts(N, after, self.round).to(torch.int16)
         self._given.pop(name, None)
 
@@ -142,12 +140,12 @@ class Masks(MutableMapping[str, Tensor]):
         return f"Masks({', '.join(f'{layer.name}: {layer.nnz}/{layer.numel}' for layer in self._layers.values())})"
 
     def __reduce__(self) -> Any:
-        return OrderedDict, (), None, None, iter([(name, copy_of(self[name])) for name in self])
+        return OrderedDict, (), None, None, iter([(name, _plain_copy(self[name])) for name in self])
 
     def copy(self) -> dict[str, Tensor]:
         """A plain dict of plain tensors."""
-        return {name: copy_of(self[name]) for name in self}
+        return {name: _plain_copy(self[name]) for name in self}
 
 
-def copy_of(view: Tensor) -> Tensor:
+def _plain_copy(view: Tensor) -> Tensor:
     return view.as_subclass(Tensor).clone()
