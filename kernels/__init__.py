@@ -1,1 +1,11 @@
-"""Kernels compiled on first call; installed as ``dstee.kernels``."""
+"""Triton kernels, compiled on first call; installed as ``dstee.kernels``.
+
+Ops: masked_sgd, drop_grow, pack_mask, counts. Stages of drop_grow_: sample, sweep, select_drop, commit, select_grow,
+small_layer, fallback. What they share has an underscore:
+
+  _rules      the scalar maths           _table, _upload   rows of pointers and numbers, and their way to the device
+  _tiles      weights, keys, the step    _state            the memory of one update
+  _threshold  the order of weights       _launch           compiler options, the current device
+  _bins, _select, _undecided             finding the k-th of many keys
+  _sample_size                           how much is sampled, how much is listed
+"""

@@ -1,6 +1,6 @@
 """How many weights of a large layer are sampled, and how far down the sample its k-th weight may stand.
 
-csrc/cuda/sample_size.cuh has the same law, for a larger sample.
+csrc/cuda/sample_size.cuh has the same law for a larger sample.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._bins import BINS, bin_of_kth
+from ._bins import BINS, add_to_histogram, find_bin, kth_bin
 from ._rules import clip_swaps
 from ._table import ENTRIES, FIRST_ENTRY, INDEX, K, N
 from ._threshold import Threshold
@@ -30,23 +30,18 @@ REJECTED = tl.constexpr(-1)
 
 
 class Memory(NamedTuple):
-    """Written by one launch, read by the next; sample.py initialises what must be.
+    """Written by one launch, read by the next; sample.py initialises what must be."""
 
-    state: int64 [layers, STATE_COLUMNS]; bins: int32 [layers, 2, BINS]; splitter_key, splitter_index: [layers, 2, BINS], and as
-    much again to sort them; list_key, list_index, undecided: of the entries of each layer's growth list, then of its drop list;
-    growth_key: of the drop list's entries.
-    """
-
-    state: Tensor
-    bins: Tensor
-    splitter_key: Tensor
+    state: Tensor  # int64 [layers, STATE_COLUMNS]
+    histogram: Tensor  # int32 [layers, 2, BINS]
+    splitter_key: Tensor  # [layers, 2, BINS], also the next three
     splitter_index: Tensor
     unsorted_key: Tensor
     unsorted_index: Tensor
-    list_key: Tensor
+    list_key: Tensor  # of the entries of each layer's growth list, then of its drop list; also the next
     list_index: Tensor
-    growth_key: Tensor
-    undecided: Tensor
+    growth_key: Tensor  # of the entries of each layer's drop list
+    undecided: Tensor  # places in the layer's two lists together
 
 
 def make_memory(layers: int, entries: int, device: torch.device) -> Memory:
@@ -75,7 +70,7 @@ def bound_of(state, side):
 
 @triton.jit
 def side_of(pointer, layer, side):
-    """A layer's bins or splitters."""
+    """A layer's histogram or splitters."""
     return pointer + (layer * 2 + side) * BINS
 
 
@@ -122,9 +117,16 @@ def swaps_of(row, call, state, k_pointer, REGROW: tl.constexpr):
 
 
 @triton.jit
+def count_in_bins(memory, layer, side, key, index, mask):
+    splitter_key, splitter_index = side_of(memory.splitter_key, layer, side), side_of(memory.splitter_index, layer, side)
+    bin = find_bin(key, index, splitter_key, splitter_index, mask)
+    add_to_histogram(side_of(memory.histogram, layer, side), bin, mask)
+
+
+@triton.jit
 def kth_of(memory, layer, side, k):
-    """bin_of_kth of one side of a layer."""
-    return bin_of_kth(
-        side_of(memory.bins, layer, side), side_of(memory.splitter_key, layer, side),
+    """kth_bin of one side of a layer."""
+    return kth_bin(
+        side_of(memory.histogram, layer, side), side_of(memory.splitter_key, layer, side),
         side_of(memory.splitter_index, layer, side), k,
     )  # fmt: skip

@@ -10,8 +10,8 @@ import triton.language as tl
 
 LAST_INDEX = tl.constexpr(0x7FFFFFFF)
 # Keys of a threshold that all pass, with LAST_INDEX, and of one that none passes, with -1.
-ALL_PASS = tl.constexpr(-1)
-NONE_PASS = tl.constexpr(0x7FFFFFFFFFFFFFFF)
+PASS_ALL = tl.constexpr(-1)
+PASS_NONE = tl.constexpr(0x7FFFFFFFFFFFFFFF)
 
 
 class Threshold(NamedTuple):
@@ -22,5 +22,5 @@ class Threshold(NamedTuple):
 
 
 @triton.jit
-def passes(key, index, threshold):
+def passes(threshold, key, index):
     return (key > threshold.key) | ((key == threshold.key) & (index <= threshold.index))

@@ -43,7 +43,7 @@ def _count_passing(memory, row, count, threshold, GROWTH_KEYS: tl.constexpr):
     for start in range(0, count, CHUNK):
         e = start + tl.arange(0, CHUNK)
         _place, key, index = read_undecided(memory, row, e, e < count, GROWTH_KEYS)
-        found += tl.sum((passes(key, index, threshold) & (e < count)).to(tl.int32), 0)
+        found += tl.sum((passes(threshold, key, index) & (e < count)).to(tl.int32), 0)
     return found
 
 

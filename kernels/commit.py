@@ -26,6 +26,8 @@ from ._threshold import passes
 from ._tiles import ROWS, round_of
 from ._undecided import add_undecided
 
+__all__ = ["Outcome", "commit_entries", "commit_kernel", "commit_tile"]
+
 
 class Outcome(NamedTuple):
     """What there is to write; a kernel's constant. RESET: of regrown weights, too, w and m become 0."""
@@ -103,8 +105,8 @@ def commit_kernel(table, memory, k_pointer, round, round_pointer, REGROW: tl.con
             else:
                 key = tl.load(growth_keys_of(memory, row) + e, mask=mask, other=NOT_DROPPED)
             mask = key != NOT_DROPPED
-            grown = mask & (key != REJECTED) & passes(key, index, selected)
-            is_undecided = mask & ~grown & (key != REJECTED) & passes(key, index, undecided)
+            grown = mask & (key != REJECTED) & passes(selected, key, index)
+            is_undecided = mask & ~grown & (key != REJECTED) & passes(undecided, key, index)
             was_active = tl.zeros_like(index) + side == DROP_SIDE
             commit_entries(row, index, was_active, grown, mask & ~is_undecided, round_of(round, round_pointer), OUTCOME)
             place = e + tl.where(side == DROP_SIDE, tl.load(row + ENTRIES), 0)

@@ -14,6 +14,8 @@ from ._rules import flip_count
 from ._table import TILE
 from ._upload import on_device, owners
 
+__all__ = ["count_active", "count_explored", "decode_counts", "encode_counts"]
+
 BYTES = tl.constexpr(4096)  # of masks for a program of count_active
 
 

@@ -1,15 +1,16 @@
 """drop_grow_: one sweep over large layers, seven launches for any number of layers; one where all layers are small.
 
   sample       two programs a layer: from a sample, the bounds behind which almost surely no weight is selected
-  sweep        masked SGD and scores, tile by tile; what passes the bounds goes to lists
-  select_drop  three launches: how many of the listed lie in each bin, between keys of the sample; the bins that are dropped as
-               a whole, which may grow again; the first of the bin that holds the k-th
-  commit       mask bits, counters and zeros of all whose bin grows, or does not grow, as a whole
-  select_grow  the bin that holds the growth's k-th; small_layer, from the step to the outcome; fallback, for layers whose
-               sample misled or whose list was full
+  sweep        masked SGD and keys, tile by tile; weights that pass the bounds are listed
+  select_drop  three launches: the listed are counted in bins between the sample's keys; the bins in front of that of the k-th
+               are dropped; then the first of that bin. What is dropped may grow again
+  commit       mask bits, counters and zeros of all weights that the growth's bins decide
+  select_grow  the growth in the bin of the k-th, committed at once;
+               small_layer: a small one, from the step to the outcome;
+               fallback: a layer whose sample misled or whose list was full, by scans of all of it
 
-Layers of other dtypes are another seven. No host sync, nothing waits within a launch, and what is decided depends on keys and
-indices alone: the result is the same for any schedule.
+Layers of other dtypes are another seven. No host sync, and nothing waits within a launch. The selected sets are functions of
+keys and indices alone, so the result does not depend on schedules.
 """
 
 from __future__ import annotations
@@ -28,9 +29,11 @@ from ._tiles import AT_RANDOM, BY_GRADIENT, BY_TENSOR, DropBy, GrowBy
 from .commit import Outcome, commit_kernel
 from .masked_sgd import read_sgd
 from .sample import sample_kernel
-from .select_drop import count_bins_kernel, select_drop_in_bin_kernel, select_drop_kernel
+from .select_drop import histogram_kernel, select_drop_in_bin_kernel, select_drop_kernel
 from .select_grow import select_grow_kernel
 from .sweep import sweep_kernel
+
+__all__ = ["drop_grow_"]
 
 
 def _all_same(some: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
@@ -101,10 +104,10 @@ def _launch(group: DtypeGroup, call: _Call, drop_by: DropBy, grow_by: GrowBy, ou
     ranked = (call.k, call.bonus, 0 if call.bonus is None else call.bonus.numel(), *rounds)
     constants, of_drop = (call.operations, drop_by, grow_by), (call.regrow, grow_by)
     if tiles:
-        missed = int(test_limits.limits.missed_bounds)
-        sample_kernel[(layers, 2)](table, memory, call.numbers, *ranked, call.lr, missed, *constants, **LAYER_OPTIONS)
+        tight = int(test_limits.limits.tight_bounds)
+        sample_kernel[(layers, 2)](table, memory, call.numbers, *ranked, call.lr, tight, *constants, **LAYER_OPTIONS)
         sweep_kernel[(tiles,)](table, memory, call.numbers, *ranked, call.lr, call.found_inf, *constants, **OPTIONS)
-        count_bins_kernel[(chunks, 2)](table, memory, **LIST_OPTIONS)
+        histogram_kernel[(chunks, 2)](table, memory, **LIST_OPTIONS)
         select_drop_kernel[(chunks,)](table, memory, *ranked, *of_drop, **LIST_OPTIONS)
         select_drop_in_bin_kernel[(layers,)](table, memory, *ranked, *of_drop, **LIST_OPTIONS)
         commit_kernel[(chunks, 2)](table, memory, call.k, *rounds, call.regrow, outcome, **OPTIONS)

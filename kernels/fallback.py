@@ -7,9 +7,11 @@ import triton.language as tl
 
 from ._select import DIGITS, count_digits, take_digit
 from ._table import TILE
-from ._threshold import ALL_PASS, LAST_INDEX, Threshold, passes
+from ._threshold import LAST_INDEX, PASS_ALL, Threshold, passes
 from ._tiles import drop_keys_at, growth_keys_at, read_tile
 from .commit import commit_tile
+
+__all__ = ["update_by_scans"]
 
 
 @triton.jit
@@ -29,7 +31,7 @@ def _threshold_by_scans(
             if GROWTH_KEYS:
                 valid = inside & ~active
                 if REGROW:
-                    valid = valid | (active & passes(drop, i, drop_threshold))
+                    valid = valid | (active & passes(drop_threshold, drop, i))
                 key = growth_keys_at(row, call, i, active, valid, bonus, GROW_BY, False)
             else:
                 valid = active
@@ -47,17 +49,17 @@ def _threshold_by_scans(
 def update_by_scans(
     row, call, k, n, bonus, DROP_BY: tl.constexpr, GROW_BY: tl.constexpr, REGROW: tl.constexpr, OUTCOME: tl.constexpr
 ):
-    all_pass = Threshold(tl.full([], ALL_PASS, tl.int64), tl.full([], LAST_INDEX, tl.int32))
+    all_pass = Threshold(tl.full([], PASS_ALL, tl.int64), tl.full([], LAST_INDEX, tl.int32))
     drop_threshold = _threshold_by_scans(row, call, k, n, all_pass, bonus, DROP_BY, GROW_BY, REGROW, False)
     threshold = _threshold_by_scans(row, call, k, n, drop_threshold, bonus, DROP_BY, GROW_BY, REGROW, True)
     for start in range(0, n, TILE):
         i, inside, active = read_tile(row, start, n)
         drop = drop_keys_at(row, i, active, DROP_BY, False)
-        dropped = active & passes(drop, i, drop_threshold)
+        dropped = active & passes(drop_threshold, drop, i)
         candidates = inside & ~active
         if REGROW:
             candidates = candidates | dropped
         key = growth_keys_at(row, call, i, active, candidates, bonus, GROW_BY, False)
-        grown = candidates & passes(key, i, threshold)
+        grown = candidates & passes(threshold, key, i)
         tl.debug_barrier()  # the signal may be the momentum, which is cleared now
         commit_tile(row, i, start, n, active, dropped, grown, bonus.round, OUTCOME)

@@ -16,6 +16,8 @@ from ._rules import FIRST_STEP, HAS_DECAY, HAS_MOMENTUM, MAXIMIZE, NESTEROV, SCA
 from ._table import BITS, FIRST_TILE, GRADIENT, TILE, M, N, W, call_of, group_by_dtype, row_of
 from ._tiles import ROWS, is_set, load, step_tile, with_scalars
 
+__all__ = ["masked_sgd_", "masked_sgd_kernel", "read_sgd"]
+
 
 @triton.jit
 def _tile(row, call, start, n, x, OPERATIONS: tl.constexpr, W_TYPE: tl.constexpr, FULL: tl.constexpr):

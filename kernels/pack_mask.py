@@ -13,6 +13,8 @@ from ._launch import OPTIONS, launching
 from ._table import TILE
 from ._tiles import ROWS
 
+__all__ = ["pack_mask", "unpack_mask"]
+
 
 @triton.jit(do_not_specialize=["n"])
 def pack_kernel(mask, bits, n):

@@ -14,8 +14,10 @@ from ._sample_size import MOST_STRATA, NEIGHBOURS, sample_rank, strata_of
 from ._select import bisect
 from ._state import BOUND_INDEX, BOUND_KEY, DROP_SIDE, UNDECIDED, USED, requested_swaps, side_of, state_of
 from ._table import BITS, GRADIENT, TILE, M, N, W, call_of, row_of
-from ._threshold import ALL_PASS, LAST_INDEX, NONE_PASS, Threshold, passes
+from ._threshold import LAST_INDEX, PASS_ALL, PASS_NONE, Threshold, passes
 from ._tiles import Bonus, drop_keys_at, growth_keys_at, load, round_of, stepped, with_scalars
+
+__all__ = ["sample_kernel"]
 
 
 @triton.jit
@@ -34,7 +36,7 @@ def _sort_splitters(splitter_key, splitter_index, unsorted_key, unsorted_index, 
         place += tl.sum((later & (other < count)[None, :]).to(tl.int32), 1)
     tl.store(splitter_key + place, key, mask=inside)
     tl.store(splitter_index + place, index, mask=inside)
-    tl.store(splitter_key + r, tl.full([BINS], NONE_PASS, tl.int64), mask=r >= count)
+    tl.store(splitter_key + r, tl.full([BINS], PASS_NONE, tl.int64), mask=r >= count)
     tl.store(splitter_index + r, tl.full([BINS], -1, tl.int32), mask=r >= count)
 
 
@@ -70,12 +72,12 @@ def _sample_places(n, strata, salt):
     return tl.where(sampled, (stratum * size + jitter.to(tl.int32) + 7) & -8, 0), sampled
 
 
-@triton.jit(do_not_specialize=["k_pointer", "bonus", "bonus_size", "round", "round_pointer", "lr_pointer", "missed_bounds"])
+@triton.jit(do_not_specialize=["k_pointer", "bonus", "bonus_size", "round", "round_pointer", "lr_pointer", "tight_bounds"])
 def sample_kernel(
-    table, memory, numbers, k_pointer, bonus, bonus_size, round, round_pointer, lr_pointer, missed_bounds,
+    table, memory, numbers, k_pointer, bonus, bonus_size, round, round_pointer, lr_pointer, tight_bounds,
     OPERATIONS: tl.constexpr, DROP_BY: tl.constexpr, GROW_BY: tl.constexpr,
 ):  # fmt: skip
-    """missed_bounds: see test_limits.py."""
+    """tight_bounds: see test_limits.py."""
     layer, side = tl.program_id(0), tl.program_id(1)
     row, call, state = row_of(table, layer), call_of(table, layer), state_of(memory, layer)
     n = tl.load(row + N).to(tl.int32)
@@ -83,7 +85,7 @@ def sample_kernel(
         tl.store(state + (USED + side), 0)  # USED, NNZ: one for each program
         tl.store(state + (UNDECIDED + side), 0)
         r = tl.arange(0, BINS)
-        tl.store(side_of(memory.bins, layer, side) + r, tl.zeros([BINS], tl.int32))
+        tl.store(side_of(memory.histogram, layer, side) + r, tl.zeros([BINS], tl.int32))
         k = requested_swaps(row, call, k_pointer)
         if k > 0:
             now = round_of(round, round_pointer)
@@ -111,11 +113,11 @@ def sample_kernel(
             key = tl.where(mine, key, -1)
             count = tl.sum(mine.to(tl.int32))
             place = sample_rank(k.to(tl.float32) * (strata * NEIGHBOURS).to(tl.float32) / n.to(tl.float32))
-            if missed_bounds != 0:
+            if tight_bounds != 0:
                 place = place * 0 + 1
-            bound = Threshold(tl.full([], ALL_PASS, tl.int64), tl.full([], LAST_INDEX, tl.int32))
+            bound = Threshold(tl.full([], PASS_ALL, tl.int64), tl.full([], LAST_INDEX, tl.int32))
             if place < count:
                 bound = bisect(key, i, place, place >> 3)
             tl.store(state + (BOUND_KEY + side), bound.key)
             tl.store(state + (BOUND_INDEX + side), bound.index.to(tl.int64))
-            _take_splitters(memory, layer, side, key, i, mine & passes(key, i, bound))
+            _take_splitters(memory, layer, side, key, i, mine & passes(bound, key, i))

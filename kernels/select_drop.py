@@ -9,7 +9,6 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ._bins import add_to_bins, bin_of
 from ._state import (
     DROP_SIDE,
     GROW_SIDE,
@@ -17,12 +16,12 @@ from ._state import (
     REJECTED,
     UNDECIDED,
     bound_of,
+    count_in_bins,
     growth_keys_of,
     kth_of,
     list_of,
     listed,
     overflowed,
-    side_of,
     state_of,
     swaps_of,
 )
@@ -31,9 +30,11 @@ from ._threshold import passes
 from ._tiles import Bonus, growth_keys_at, round_of
 from ._undecided import add_undecided, read_undecided, threshold_of_undecided
 
+__all__ = ["histogram_kernel", "select_drop_in_bin_kernel", "select_drop_kernel"]
+
 
 @triton.jit
-def count_bins_kernel(table, memory):
+def histogram_kernel(table, memory):
     """Counts the listed of each bin; a program for a chunk and a side."""
     layer, side = tl.load(table.chunk_layer + tl.program_id(0)), tl.program_id(1)
     row, state = row_of(table, layer), state_of(memory, layer)
@@ -44,8 +45,7 @@ def count_bins_kernel(table, memory):
         mask = e < count
         key = tl.load(list_of(memory.list_key, row, side) + e, mask=mask, other=0)
         index = tl.load(list_of(memory.list_index, row, side) + e, mask=mask, other=0)
-        splitter_key, splitter_index = side_of(memory.splitter_key, layer, side), side_of(memory.splitter_index, layer, side)
-        add_to_bins(side_of(memory.bins, layer, side), bin_of(key, index, splitter_key, splitter_index, mask), mask)
+        count_in_bins(memory, layer, side, key, index, mask)
 
 
 @triton.jit
@@ -54,11 +54,9 @@ def _mark_dropped(memory, state, row, call, layer, e, index, dropped, bonus, REG
     kept = growth_keys_of(memory, row)
     if REGROW:
         key = growth_keys_at(row, call, index, index >= 0, dropped, bonus, GROW_BY, False)
-        grows = dropped & passes(key, index, bound_of(state, GROW_SIDE))
+        grows = dropped & passes(bound_of(state, GROW_SIDE), key, index)
         tl.store(kept + e, tl.where(grows, key, REJECTED), mask=dropped)
-        splitter_key = side_of(memory.splitter_key, layer, GROW_SIDE)
-        splitter_index = side_of(memory.splitter_index, layer, GROW_SIDE)
-        add_to_bins(side_of(memory.bins, layer, GROW_SIDE), bin_of(key, index, splitter_key, splitter_index, grows), grows)
+        count_in_bins(memory, layer, GROW_SIDE, key, index, grows)
     else:
         tl.store(kept + e, tl.full(e.shape, REJECTED, tl.int64), mask=dropped)
 
@@ -79,8 +77,8 @@ def select_drop_kernel(
         mask = e < count
         key = tl.load(list_of(memory.list_key, row, DROP_SIDE) + e, mask=mask, other=0)
         index = tl.load(list_of(memory.list_index, row, DROP_SIDE) + e, mask=mask, other=0)
-        dropped = mask & passes(key, index, selected)
-        is_undecided = mask & ~dropped & passes(key, index, undecided)
+        dropped = mask & passes(selected, key, index)
+        is_undecided = mask & ~dropped & passes(undecided, key, index)
         tl.store(growth_keys_of(memory, row) + e, tl.full(e.shape, NOT_DROPPED, tl.int64), mask=mask & ~dropped)
         scored = Bonus(bonus, bonus_size, round_of(round, round_pointer))
         _mark_dropped(memory, state, row, call, layer, e, index, dropped, scored, REGROW, GROW_BY)
@@ -104,6 +102,6 @@ def select_drop_in_bin_kernel(
             for start in range(0, count, CHUNK):
                 e = start + tl.arange(0, CHUNK)
                 place, key, index = read_undecided(memory, row, e, e < count, False)
-                dropped = (e < count) & passes(key, index, threshold)
+                dropped = (e < count) & passes(threshold, key, index)
                 own = place - tl.load(row + ENTRIES)
                 _mark_dropped(memory, state, row, call, layer, own, index, dropped, scored, REGROW, GROW_BY)

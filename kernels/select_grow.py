@@ -13,7 +13,9 @@ from ._tiles import Bonus, is_set, round_of, with_scalars
 from ._undecided import read_undecided, threshold_of_undecided
 from .commit import commit_entries
 from .fallback import update_by_scans
-from .small_layer import update_small
+from .small_layer import update_small_layer
+
+__all__ = ["select_grow_kernel"]
 
 
 @triton.jit(do_not_specialize=["k_pointer", "bonus", "bonus_size", "round", "round_pointer", "lr_pointer", "found_inf"])
@@ -29,7 +31,7 @@ def select_grow_kernel(
     if n <= TILE:
         if not is_set(found_inf):
             x = with_scalars(numbers, lr_pointer, None)
-            update_small(row, call, k, n, x, scored, OPERATIONS, DROP_BY, GROW_BY, REGROW, OUTCOME)
+            update_small_layer(row, call, k, n, x, scored, OPERATIONS, DROP_BY, GROW_BY, REGROW, OUTCOME)
     else:
         state = state_of(memory, layer)
         k = clip_swaps(k, tl.load(state + NNZ).to(tl.int32), n, REGROW)  # 0 where the sweep was left out
@@ -44,5 +46,5 @@ def select_grow_kernel(
                     e = start + tl.arange(0, CHUNK)
                     mask = e < count
                     place, key, index = read_undecided(memory, row, e, mask, True)
-                    was_active, grown = place >= tl.load(row + ENTRIES), passes(key, index, threshold) & mask
+                    was_active, grown = place >= tl.load(row + ENTRIES), passes(threshold, key, index) & mask
                     commit_entries(row, index, was_active, grown, mask, scored.round, OUTCOME)

@@ -12,9 +12,11 @@ from ._threshold import passes
 from ._tiles import drop_keys_at, growth_keys_at, load, read_tile, step_tile
 from .commit import commit_tile
 
+__all__ = ["update_small_layer"]
+
 
 @triton.jit
-def update_small(
+def update_small_layer(
     row, call, k, n, x, bonus,
     OPERATIONS: tl.constexpr, DROP_BY: tl.constexpr, GROW_BY: tl.constexpr, REGROW: tl.constexpr, OUTCOME: tl.constexpr,
 ):  # fmt: skip
@@ -27,9 +29,9 @@ def update_small(
     if k > 0:
         drop = drop_keys_at(row, i, active, DROP_BY, False)
         grow = growth_keys_at(row, call, i, active, inside, bonus, GROW_BY, False)
-        dropped = active & passes(drop, i, bisect(tl.where(active, drop, -1), i, k, 0))
+        dropped = active & passes(bisect(tl.where(active, drop, -1), i, k, 0), drop, i)
         candidates = inside & ~active
         if REGROW:
             candidates = candidates | dropped
-        grown = candidates & passes(grow, i, bisect(tl.where(candidates, grow, -1), i, k, 0))
+        grown = candidates & passes(bisect(tl.where(candidates, grow, -1), i, k, 0), grow, i)
         commit_tile(row, i, 0, n, active, dropped, grown, bonus.round, OUTCOME)

@@ -27,6 +27,8 @@ from ._tiles import (
     with_scalars,
 )
 
+__all__ = ["sweep_kernel"]
+
 
 @triton.jit
 def _list(memory, state, row, i, key, active, grows, drops):
@@ -92,7 +94,7 @@ def _tile(
             signal = signals(row, call, i, predicate, GROW_BY, FULL)
         grow = growth_keys(signal, stored, active, inside & ~active, bonus)
         key = tl.where(active, drop, grow)
-        chosen = passes(key, i, Threshold(bound_key, bound_index.to(tl.int32))) & inside
+        chosen = passes(Threshold(bound_key, bound_index.to(tl.int32)), key, i) & inside
         _list(memory, state, row, i, key, active, chosen & ~active, chosen & active)
         tl.atomic_add(state + NNZ, tl.sum(active.to(tl.int32)).to(tl.int64), sem="relaxed")
 

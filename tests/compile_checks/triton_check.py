@@ -131,12 +131,12 @@ def compile_variant(variant: Variant, target: str) -> Result:
         spills = numbers.get("vgpr_spill_count")  # scalar registers spill to lanes of vector registers, not to memory
         loads = re.findall(r"\b(?:global|flat|buffer)_load_(\w+)", text)
         return Result(str(variant), target, numbers.get("vgpr_count"), compiled.metadata.shared, spills, count(loads))
-    registers, spilled = judged(log.getvalue())
+    registers, spilled = read_ptxas_log(log.getvalue())
     loads = re.findall(r"ld\.global(?:\.\w+)*?((?:\.v\d)?\.[bfus]\d+)", compiled.asm["ptx"])
     return Result(str(variant), target, registers, compiled.metadata.shared, spilled, count(loads))
 
 
-def judged(log: str) -> tuple[int | None, int | None]:
+def read_ptxas_log(log: str) -> tuple[int | None, int | None]:
     """Registers, and bytes of spills, from what ptxas -v says."""
     used = re.findall(r"Used (\d+) registers", log)
     spilled = re.findall(r"(\d+) bytes spill (?:stores|loads)", log)
@@ -168,15 +168,15 @@ def has_vectors(result: Result) -> bool:
 
 
 def table(results: Sequence[Result]) -> str:
-    lines = [f"{'kernel':34} {'target':7} {'registers':>9} {'shared':>7} {'spills':>6}  loads from global memory"]
+    lines = [f"{'kernel':38} {'target':7} {'registers':>9} {'shared':>7} {'spills':>6}  loads from global memory"]
     for r in sorted(results, key=lambda r: (r.variant, r.target)):
         if not r.error:
             loads = " ".join(f"{n}x{name}" for name, n in r.widths.items())
-            lines.append(f"{r.variant:34} {r.target:7} {r.registers!s:>9} {r.shared:7} {r.spills!s:>6}  {loads}")
+            lines.append(f"{r.variant:38} {r.target:7} {r.registers!s:>9} {r.shared:7} {r.spills!s:>6}  {loads}")
     return "\n".join(lines)
 
 
-def work(job: tuple[Variant, str]) -> Result:
+def compile_job(job: tuple[Variant, str]) -> Result:
     return compile_variant(*job)
 
 
@@ -197,8 +197,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     jobs = [(v, t) for v in variants(options.dtypes) if options.only in str(v) for t in options.targets]
     with tempfile.TemporaryDirectory() as folder:
         os.environ["TRITON_CACHE_DIR"] = folder  # nothing compiled before counts
-        with ProcessPoolExecutor(options.jobs) as pool:
-            results = list(pool.map(work, jobs))
+        with ProcessPoolExecutor(options.jobs, initializer=triton_backend.module, initargs=("drop_grow",)) as pool:
+            results = list(pool.map(compile_job, jobs))
     print(table(results))
     found = complaints(results)
     for complaint in found:

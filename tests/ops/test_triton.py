@@ -78,7 +78,7 @@ def test_large_layers_of_every_family(family: str, fallbacks: list[int]) -> None
 
 
 @pytest.mark.parametrize("family", ["normal", "zeros", "absorbed", "nonfinite"])
-@pytest.mark.parametrize("limits", [{"missed_bounds": True}, {"list_share": 0.01}], ids=["missed", "overflow"])
+@pytest.mark.parametrize("limits", [{"tight_bounds": True}, {"list_share": 0.01}], ids=["tight", "overflow"])
 def test_fallback_gives_the_same_bits(
     family: str, limits: dict[str, Any], monkeypatch: pytest.MonkeyPatch, fallbacks: list[int]
 ) -> None:

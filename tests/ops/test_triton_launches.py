@@ -122,14 +122,14 @@ def test_a_kernel_compiles_for_a_gpu_that_is_not_there() -> None:
     assert "xv4.b32" in done.stdout and "2 compilations" in done.stdout
 
 
-def test_the_check_finds_what_it_is_there_for() -> None:
-    from compile_checks.triton_check import Result, complaints, judged
+def test_triton_check_complains_of_errors_spills_and_lost_vectors() -> None:
+    from compile_checks.triton_check import Result, complaints, read_ptxas_log
 
     log = (
         "ptxas info : 8 bytes stack frame, 12 bytes spill stores, 16 bytes spill loads\nptxas info : Used 40 registers, used 1"
     )
-    assert judged(log) == (40, 28)
-    assert judged("") == (None, None)
+    assert read_ptxas_log(log) == (40, 28)
+    assert read_ptxas_log("") == (None, None)
     good = Result("sweep x", "sm_90", 40, 0, 0, {"v4.b32": 2, "b8": 1})
     bad = [
         Result("sweep x", "sm_90", 40, 0, 0, {"b32": 2, "v2.b32": 9}),
