@@ -87,6 +87,35 @@ def test_memory_of_a_call_is_seen() -> None:
     assert timer.seconds(lambda: time.sleep(0.02)) >= 0.02
 
 
+def test_a_gpu_is_busy_with_a_cold_cache_when_the_call_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing but the call lies between the two events, and all is done before the time is read."""
+    done: list[str] = []
+
+    class Event:
+        def __init__(self, enable_timing: bool) -> None:
+            self.time = 0.0
+
+        def record(self) -> None:
+            done.append("event")
+            self.time = 5.0 * done.count("event")
+
+        def elapsed_time(self, stop: Event) -> float:
+            done.append("read")
+            return stop.time - self.time
+
+    class Buffer:
+        def fill_(self, value: int) -> None:
+            done.append("flush")
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: done.append("wait"))
+    monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: done.append("busy"))
+    timer = FakeCudaClock()
+    timer._buffer = Buffer()  # type: ignore[assignment]
+    assert clock.CudaClock.seconds(timer, lambda: done.append("call")) == pytest.approx(5e-3)
+    assert done == ["wait", "flush", "busy", "event", "call", "event", "wait", "read"]
+
+
 def test_on_a_gpu_each_call_is_a_graph_too() -> None:
     setting = Setting("drop_grow", make_layers([(30, 20)], 0.2, 0.3), 0.2, 0.3)
     chosen = [c for c in contenders() if c.op == "drop_grow" and c.name in ("reference", "torch.topk")]
