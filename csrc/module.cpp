@@ -4,6 +4,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "bind_test_limits.h"
 #include "cpu/drop_grow_debug.h"
 #include "cpu/isa.h"
 
@@ -63,12 +64,7 @@ PYBIND11_MODULE(_C, m) {
                                       "': expected auto, scalar, avx2 or avx512, as available");
       },
       py::arg("name"), "Forces an instruction set for the CPU kernels; 'auto' resets. For tests and benchmarks.");
-  m.def(
-      "force_fallback",
-      [](const std::string& mode) {
-        if (!dstee::force_fault(mode.c_str())) throw std::invalid_argument("expected none, miss or overflow, got " + mode);
-      },
-      py::arg("mode"), "Makes drop_grow_ believe that its bracket missed or its lists overflowed. For tests.");
+  dstee::bind_test_limits(m);
   m.def(
       "last_stats",
       [] {

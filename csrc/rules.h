@@ -54,7 +54,8 @@ DSTEE_HD I flip_count(I stored, I round) {
 // The counter N of a weight as a place in a table: one that the table does not have, a negative one too, takes the last.
 DSTEE_HD uint32_t counter_of(int32_t stored, bool active, int32_t round, uint32_t table_size) {
   const auto N = static_cast<uint32_t>(active ? flip_count(stored, round) : stored);
-  return N < table_size ? N : table_size - 1;
+  const uint32_t last = table_size - 1;
+  return N < last ? N : last;
 }
 
 constexpr int32_t kMaxRound = 32765;  // the latest round whose counters, and those after it, fit their 16 bits

@@ -9,6 +9,7 @@
 // weight; the commit touches the lines of the swapped weights again.
 #include <atomic>
 
+#include "../test_limits.h"
 #include "drop_grow_debug.h"
 #include "lists.h"
 #include "parallel.h"
@@ -16,8 +17,6 @@
 namespace dstee {
 namespace {
 
-enum Fault { kNoFault, kMiss, kOverflow };
-std::atomic<int> forced_fault{kNoFault};
 std::atomic<int64_t> fallback_layers{0}, list_entries{0};
 
 void run(const Update& u) {
@@ -27,10 +26,15 @@ void run(const Update& u) {
   for_tickets(u.workers, count, [&](int, int64_t i) {
     if (u.k[i]) brackets[i] = sample_bracket(u, static_cast<int>(i));
   });
-  Lists lists(u, brackets);
-  if (forced_fault == kMiss)
-    for (int64_t i = 0; i < count; ++i) i % 2 ? brackets[i].low_score = kMaxRank : brackets[i].high_drop = 0;
-  if (forced_fault == kOverflow) lists.lose_arenas();
+  const TestLimits limits = test_limits();
+  Lists lists(u, brackets, limits.list_share);
+  if (limits.tight_bounds)
+    for (int64_t i = 0; i < count; ++i) {
+      if (i % 2)
+        brackets[i].low_score = kMaxRank;
+      else
+        brackets[i].high_drop = 0;
+    }
   std::vector<char> resolved(u.layers.size());
 
   const auto pieces = static_cast<int64_t>(u.pieces.size());
@@ -85,15 +89,6 @@ void drop_grow_(const UpdateArguments& a) {
   run(u);
 }
 
-bool force_fault(const char* mode) {
-  const int fault = !strcmp(mode, "none")       ? kNoFault
-                    : !strcmp(mode, "miss")     ? kMiss
-                    : !strcmp(mode, "overflow") ? kOverflow
-                                                : -1;
-  if (fault < 0) return false;
-  forced_fault = fault;
-  return true;
-}
 UpdateStats last_update_stats() { return {fallback_layers, list_entries}; }
 
 STABLE_TORCH_LIBRARY_IMPL(dstee, CPU, m) { m.impl("drop_grow_", TORCH_BOX(&drop_grow_entry<drop_grow_>)); }

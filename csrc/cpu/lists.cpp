@@ -75,7 +75,7 @@ Kth kth(const Run* runs, size_t run_count, int64_t k) {
 
 }  // namespace
 
-Lists::Lists(const Update& u, const std::vector<Bracket>& brackets)
+Lists::Lists(const Update& u, const std::vector<Bracket>& brackets, double share)
     : u_(u),
       brackets_(brackets),
       pieces_(u.pieces.size()),
@@ -94,12 +94,12 @@ Lists::Lists(const Update& u, const std::vector<Bracket>& brackets)
             widest = std::max({widest, brackets[i].expected_grow, brackets[i].expected_drop});
           }
         const int64_t most = (int64_t{1} << 22) + total_weights(u.layers) / (2 * u.workers);
-        auto share = [&](int64_t total) {
+        auto room = [&](int64_t total) {
           return static_cast<size_t>(std::min(3 * total / u.workers + 2 * widest, most)) + kReserve;
         };
         for (Arena& a : arenas_) {
-          a.grow_left = share(grow);
-          a.drop_left = share(drop);
+          a.grow_left = room(grow);
+          a.drop_left = room(drop);
         }
         return arenas_.size() * (2 * arenas_[0].grow_left + 3 * arenas_[0].drop_left) * sizeof(uint32_t);
       }()) {
@@ -108,12 +108,13 @@ Lists::Lists(const Update& u, const std::vector<Bracket>& brackets)
     for (uint32_t** p : {&a.grow_score, &a.grow_where}) *p = free, free += a.grow_left;
     for (uint32_t** p : {&a.drop_rank, &a.drop_where, &a.drop_score}) *p = free, free += a.drop_left;
   }
+  if (share < 1)
+    for (Arena& a : arenas_) {
+      a.grow_left = static_cast<size_t>(share * static_cast<double>(a.grow_left));
+      a.drop_left = static_cast<size_t>(share * static_cast<double>(a.drop_left));
+    }
   for (size_t p = 0; p < u.pieces.size(); ++p) ++first_piece_[static_cast<size_t>(u.pieces[p].layer) + 1];
   for (size_t i = 0; i < u.layers.size(); ++i) first_piece_[i + 1] += first_piece_[i];
-}
-
-void Lists::lose_arenas() {
-  for (Arena& a : arenas_) a.grow_left = a.drop_left = 0;
 }
 
 void Lists::sweep(int64_t p, int worker) {

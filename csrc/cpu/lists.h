@@ -25,8 +25,8 @@ struct Run {
 class Lists {
  public:
   // Allocates everything the update needs, so that nothing can fail once the sweep has begun to write.
-  Lists(const Update& u, const std::vector<Bracket>& brackets);
-  void lose_arenas();  // for tests: as if no list had room
+  // `share` of the room: 1 but for tests.
+  Lists(const Update& u, const std::vector<Bracket>& brackets, double share);
 
   void sweep(int64_t piece, int worker);  // masked SGD where asked for, then the lists
   bool resolve(int layer);                // finds the winners; false: the lists do not hold them, scan the layer instead

@@ -14,9 +14,16 @@ from dstee.backends import native
 __all__ = ["Configuration", "configurations", "native_isas"]
 
 
+# Bounds that miss, or lists without room: either way every layer takes the exact fallback.
+_LIMITS: dict[str, dict[str, float]] = {"none": {}, "miss": {"tight_bounds": True}, "overflow": {"list_share": 0.0}}
+
+
 @dataclass(frozen=True)
 class Configuration:
-    """One way to run the ops: a backend and, for the native one, its instruction set, threads and forced detours."""
+    """One way to run the ops: a backend and, for the native one, its instruction set, threads and forced detours.
+
+    fallback: "none", or why the fast path fails: "miss" or "overflow".
+    """
 
     backend: str
     isa: str = "auto"
@@ -37,13 +44,13 @@ class Configuration:
                 torch.set_num_threads(self.threads)
                 if self.backend == "native" and module is not None:
                     module.force_isa(self.isa)
-                    module.force_fallback(self.fallback)
+                    module.set_test_limits(**_LIMITS[self.fallback])
                 yield
             finally:
                 torch.set_num_threads(threads)
                 if self.backend == "native" and module is not None:
                     module.force_isa("auto")
-                    module.force_fallback("none")
+                    module.set_test_limits()
 
 
 def native_isas() -> list[str]:

@@ -219,8 +219,9 @@ def test_switches_of_the_native_module_refuse_nonsense() -> None:
     assert module is not None
     with pytest.raises(ValueError, match="sse9"):
         module.force_isa("sse9")
-    with pytest.raises(ValueError, match="detour"):
-        module.force_fallback("detour")
+    with pytest.raises(ValueError, match="list_share"):
+        module.set_test_limits(list_share=-0.5)
+    assert module.test_limits() == (1.0, False)
 
 
 @needs_native

@@ -74,8 +74,8 @@ def flushed() -> Iterator[None]:
 
 
 @needs_native
-@pytest.mark.parametrize("fallback", ["none", "miss"])
-def test_tiny_scores_where_the_caller_flushes_denormals(flushed: None, fallback: str) -> None:
+@pytest.mark.parametrize("tight_bounds", [False, True])
+def test_tiny_scores_where_the_caller_flushes_denormals(flushed: None, tight_bounds: bool) -> None:
     """Every thread scores alike; else the scan for the last equal candidate finds none and runs out of the layer."""
     n, k, module = 70_000, 300, native.load()[0]
     assert module is not None
@@ -83,12 +83,12 @@ def test_tiny_scores_where_the_caller_flushes_denormals(flushed: None, fallback:
     tiny = torch.full((n,), 71_362, dtype=torch.int32).view(torch.float32)  # bits: as a number it would be flushed
     bonus = torch.full((2,), 7136, dtype=torch.int32).view(torch.float32)
     bits = encoding.pack_bits(w > 0)
-    module.force_fallback(fallback)
+    module.set_test_limits(tight_bounds=tight_bounds)
     try:
         with backends.use_backend("native"):
             ops.drop_grow_([w], [tiny], None, [bits], [torch.zeros(n, dtype=torch.int16)], [k], bonus=bonus, round=0)
     finally:
-        module.force_fallback("none")
+        module.set_test_limits()
     assert_same_bits(encoding.unpack_bits(bits, n), torch.arange(n) < 1000, "all equal: the lowest indices win")
 
 
@@ -190,10 +190,10 @@ def test_a_crowd_late_in_the_layer_is_listed_up_to_its_last_winner(regrow: bool)
 
 
 @needs_native
-@pytest.mark.parametrize("fallback", ["none", "miss", "overflow"])
+@pytest.mark.parametrize("limits", [{}, {"tight_bounds": True}, {"list_share": 0.0}, {"list_share": 0.4}], ids=str)
 @pytest.mark.parametrize("share", [0.3, 0.97])
 @pytest.mark.parametrize("value", [0.0, torch.inf])
-def test_a_crowd_of_extremes_is_exact(value: float, share: float, fallback: str) -> None:
+def test_a_crowd_of_extremes_is_exact(value: float, share: float, limits: dict[str, float]) -> None:
     """Nothing is better than Inf, so a list above such a crowd would be empty; and a faulty bound must not be believed."""
     module = native.load()[0]
     assert module is not None
@@ -204,12 +204,12 @@ def test_a_crowd_of_extremes_is_exact(value: float, share: float, fallback: str)
     expected = {name: [t.clone() for t in arguments[name]] for name in ("params", "mask_bits")}
     with backends.use_backend("reference"):
         ops.drop_grow_(**(arguments | expected))
-    module.force_fallback(fallback)
+    module.set_test_limits(**limits)
     try:
         with backends.use_backend("native"):
             ops.drop_grow_(**arguments)
     finally:
-        module.force_fallback("none")
+        module.set_test_limits()
     for name in ("params", "mask_bits"):
         assert_same_bits(arguments[name], expected[name], name)
 
