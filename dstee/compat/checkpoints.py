@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from dstee import ops
-from dstee.compat.libraries import CheckpointFormat, checkpoint_formats
+from dstee.compat.libraries import CheckpointFormat, State, checkpoint_formats
 from dstee.compat.plain_masks import to_masks
 from dstee.compat.rigl_torch.checkpoint import to_rigl_torch
 from dstee.compat.rigl_torch.layers import rigl_layers
@@ -51,10 +51,10 @@ class _Masks(CheckpointFormat):
 
     kind = "masks"
 
-    def recognizes(self, state: Mapping[Any, Any]) -> bool:
+    def recognizes(self, state: State) -> bool:
         return all(isinstance(t, Tensor) for t in state.values())
 
-    def masks(self, state: Mapping[str, Any], model: nn.Module) -> Mapping[str, Any]:
+    def masks(self, state: State, model: nn.Module) -> Mapping[str, Any]:
         return state
 
 
@@ -67,7 +67,7 @@ def read(path: str | Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
 
 
-def _plain_dict(factory: Any = None) -> dict[Any, Any]:
+def _plain_dict(factory: object = None) -> dict[object, object]:
     """Stands in for ``defaultdict``; the factory is not kept."""
     return {}
 
@@ -101,7 +101,7 @@ def masks_from(state: Any, model: nn.Module) -> dict[str, Tensor]:
     return {c.name: mask for c, mask in fit_masks(model, _format(state).masks(state, model))}
 
 
-def weights_from(state: Mapping[str, Any]) -> dict[str, Tensor]:
+def weights_from(state: State) -> dict[str, Tensor]:
     """The ``state_dict`` of a model with mask parametrizations as that of the plain model, masks multiplied in."""
     weights = _format(state).weights(state)
     if not weights:

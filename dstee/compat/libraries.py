@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import functools
 import importlib
+import importlib.util
 import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -21,7 +21,11 @@ from dstee.encoding import MAX_ROUNDS
 from dstee.methods import Method
 from dstee.schedule import UpdateSchedule
 
-__all__ = ["CheckpointFormat", "Patch", "Progress", "check_count", "checkpoint_formats", "patches"]
+__all__ = ["CheckpointFormat", "Patch", "Progress", "State", "check_count", "checkpoint_formats", "patches"]
+
+
+State = Mapping[str, Any]
+"""A checkpoint as it was read; nothing in it is checked yet."""
 
 
 @dataclass(frozen=True)
@@ -58,23 +62,23 @@ class CheckpointFormat:
 
     kind: str
 
-    def recognizes(self, state: Mapping[Any, Any]) -> bool:
+    def recognizes(self, state: State) -> bool:
         """Whether ``state`` is in this format. ValueError where it is, but nothing can be made of it."""
         raise NotImplementedError
 
-    def masks(self, state: Mapping[str, Any], model: nn.Module) -> Mapping[str, Any]:
+    def masks(self, state: State, model: nn.Module) -> Mapping[str, Any]:
         """The masks by parameter name of ``model``, as they are in ``state``; ValueError where they are of another model."""
         raise NotImplementedError
 
-    def progress(self, state: Mapping[str, Any]) -> Progress:
+    def progress(self, state: State) -> Progress:
         """Method, schedule and steps; ValueError where ``state`` has them and they cannot go on."""
         return Progress()
 
-    def counts(self, state: Mapping[str, Any], masks: Mapping[str, Tensor], round: int) -> Mapping[str, Tensor]:
+    def counts(self, state: State, masks: Mapping[str, Tensor], round: int) -> Mapping[str, Tensor]:
         """Stored counters by parameter name: int16 [n], row-major, on the CPU; ValueError where they are damaged."""
         return {}
 
-    def weights(self, state: Mapping[str, Any]) -> dict[str, Tensor]:
+    def weights(self, state: State) -> dict[str, Tensor]:
         """The state of the plain model, where ``state`` holds it."""
         return {}
 
@@ -92,10 +96,13 @@ def checkpoint_formats() -> list[CheckpointFormat]:
 
 
 def _entries(module: str) -> list[object]:
-    here = Path(__file__).parent
-    folders = sorted(found.name for found in pkgutil.iter_modules([str(here)]) if found.ispkg)
-    with_module = [name for name in folders if any(m.name == module for m in pkgutil.iter_modules([str(here / name)]))]
-    return [getattr(importlib.import_module(f"dstee.compat.{name}.{module}"), "ENTRY", None) for name in with_module]
+    """``ENTRY`` of that module in every folder that has it."""
+    found: list[object] = []
+    for folder in sorted(pkgutil.iter_modules(importlib.import_module("dstee.compat").__path__), key=lambda f: f.name):
+        library = f"dstee.compat.{folder.name}"
+        if folder.ispkg and importlib.util.find_spec(f"{library}.{module}") is not None:
+            found.append(getattr(importlib.import_module(f"{library}.{module}"), "ENTRY", None))
+    return found
 
 
 def check_count(value: object, name: str) -> int:

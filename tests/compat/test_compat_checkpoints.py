@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.ao.pruning import WeightNormSparsifier
 
 import dstee
-from dstee.compat import checkpoints
+from dstee import compat
+from dstee.compat import checkpoints, libraries
 from dstee.compat.torch_ao import DSTEESparsifier
 
 NAMES = ("0.weight", "2.weight", "4.weight")
@@ -98,6 +99,40 @@ def test_unknown_checkpoints_are_refused():
     with pytest.raises(ValueError, match="holds no weights"):
         checkpoints.weights_from(random_masks())
     assert all(torch.equal(before[name], p) for name, p in model.state_dict().items())
+
+
+OTHER = """
+from dstee.compat.libraries import CheckpointFormat
+
+class Format(CheckpointFormat):
+    kind = "other"
+
+    def recognizes(self, state):
+        return "other" in state
+
+    def masks(self, state, model):
+        return state["other"]
+
+ENTRY = Format()
+"""
+
+
+def test_a_new_folder_is_a_new_library(tmp_path, monkeypatch):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "__init__.py").touch()
+    (tmp_path / "other" / "checkpoint.py").write_text(OTHER)
+    assert [found.kind for found in libraries.checkpoint_formats()] == ["rigl-torch", "parametrized", "torch.ao"]
+    assert len(libraries.patches()) == 2
+    masks = random_masks()
+    with pytest.raises(ValueError, match="unknown checkpoint"):
+        checkpoints.kind({"other": masks})
+    monkeypatch.setattr(compat, "__path__", [*compat.__path__, str(tmp_path)])
+    libraries.checkpoint_formats.cache_clear()
+    try:
+        assert checkpoints.kind({"other": masks}) == "other"
+        assert_masks(checkpoints.load(mlp(), {"other": masks}), masks)
+    finally:
+        libraries.checkpoint_formats.cache_clear()
 
 
 # --- torch.ao ------------------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from dstee.compat.libraries import CheckpointFormat, Progress, check_count
+from dstee.compat.libraries import CheckpointFormat, Progress, State, check_count
 from dstee.compat.plain_masks import to_masks
 from dstee.compat.rigl_torch.layers import rigl_layers
 from dstee.compat.rigl_torch.state_dict import SchedulerState
@@ -22,17 +22,17 @@ __all__ = ["ENTRY", "to_rigl_torch"]
 class _Format(CheckpointFormat):
     kind = "rigl-torch"
 
-    def recognizes(self, state: Mapping[Any, Any]) -> bool:
+    def recognizes(self, state: State) -> bool:
         return "backward_masks" in state
 
-    def masks(self, state: Mapping[str, Any], model: nn.Module) -> Mapping[str, Any]:
+    def masks(self, state: State, model: nn.Module) -> Mapping[str, Any]:
         masks, names = state["backward_masks"], [name for name, _, _ in rigl_layers(model)]
         if not isinstance(masks, list) or len(masks) != len(names):
             got = len(masks) if isinstance(masks, list) else type(masks).__name__
             raise ValueError(f"the checkpoint has {got} layers, the model {len(names)}: {', '.join(names)}")
         return {name: mask for name, mask in zip(names, masks, strict=True) if mask is not None}
 
-    def progress(self, state: Mapping[str, Any]) -> Progress:
+    def progress(self, state: State) -> Progress:
         hyper = {**state, **state.get("hyperparams", {})}
         try:
             every, alpha, stop, static = (hyper[key] for key in ("delta_T", "alpha", "T_end", "static_topo"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +35,7 @@ class Fixed:
     def after_step(self, optimizer: torch.optim.Optimizer, apply_masks: Callable[[], None]) -> None:
         """Has ``apply_masks`` called after each ``optimizer.step()``."""
 
-        def after(optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        def after(optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
             apply_masks()
 
         optimizer.register_step_post_hook(after)

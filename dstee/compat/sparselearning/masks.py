@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator, MutableMapping
-from typing import Any
+from typing import Any, SupportsIndex
 
 import torch
 from torch import Tensor, nn
@@ -26,10 +26,10 @@ class MaskView(Tensor):
     def data(self) -> Tensor:  # type: ignore[override]
         return self.detach()  # unlike Tensor.data, it shares the version counter
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
+    def __deepcopy__(self, memo: dict[int, object]) -> Tensor:
         return self.as_subclass(Tensor).clone()
 
-    def __reduce_ex__(self, protocol: Any) -> Any:
+    def __reduce_ex__(self, protocol: SupportsIndex) -> str | tuple[Any, ...]:
         return self.as_subclass(Tensor).__reduce_ex__(protocol)
 
 
@@ -139,7 +139,7 @@ class Masks(MutableMapping[str, Tensor]):
     def __repr__(self) -> str:
         return f"Masks({', '.join(f'{layer.name}: {layer.nnz}/{layer.numel}' for layer in self._layers.values())})"
 
-    def __reduce__(self) -> Any:
+    def __reduce__(self) -> tuple[Any, ...]:
         return OrderedDict, (), None, None, iter([(name, _plain_copy(self[name])) for name in self])
 
     def copy(self) -> dict[str, Tensor]:

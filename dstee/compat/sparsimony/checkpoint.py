@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dstee.compat.libraries import CheckpointFormat
+from dstee.compat.libraries import CheckpointFormat, State
 from dstee.compat.plain_masks import to_masks
 from dstee.sparse_model import SparseModel
 
@@ -29,7 +29,7 @@ def _split(name: str) -> tuple[str, str]:
 class _Format(CheckpointFormat):
     kind = "parametrized"
 
-    def recognizes(self, state: Mapping[Any, Any]) -> bool:
+    def recognizes(self, state: State) -> bool:
         parts = [_split(str(name))[1] for name in state]
         if "0.mask" in parts:
             return True
@@ -39,10 +39,10 @@ class _Format(CheckpointFormat):
             )
         return False
 
-    def masks(self, state: Mapping[str, Any], model: nn.Module) -> Mapping[str, Any]:
+    def masks(self, state: State, model: nn.Module) -> Mapping[str, Any]:
         return {_split(name)[0]: t for name, t in state.items() if _split(name)[1] == "0.mask"}
 
-    def weights(self, state: Mapping[str, Any]) -> dict[str, Tensor]:
+    def weights(self, state: State) -> dict[str, Tensor]:
         """The state of the plain model, masks multiplied in."""
         weights = {}
         for name, t in state.items():

@@ -39,7 +39,7 @@ class _Sparsifier(Protocol):
     _dstee: DSTEE | None
 
     def _distribute_sparsity(self, sparsity: float) -> None: ...
-    def _get_dense_grads(self, module: nn.Module, tensor_name: str, **config: Any) -> Tensor: ...
+    def _get_dense_grads(self, module: nn.Module, tensor_name: str, **config: object) -> Tensor: ...
     def _broadcast_masks(self) -> None: ...
 
 
@@ -149,7 +149,7 @@ def _set_step(self: _Sparsifier) -> bool:
     return due
 
 
-def _update_one(self: _Sparsifier, module: nn.Module, tensor_name: str, **config: Any) -> None:
+def _update_one(self: _Sparsifier, module: nn.Module, tensor_name: str, **config: object) -> None:
     """``update_mask`` of one layer, for callers of their own."""
     group = {"module": module, "tensor_name": tensor_name, **config}
     with torch.no_grad():

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from dstee.compat.libraries import CheckpointFormat, Progress, check_count
+from dstee.compat.libraries import CheckpointFormat, Progress, State, check_count
 from dstee.compat.plain_masks import to_masks
 from dstee.compat.torch_ao.state_dict import counts_problem
 from dstee.methods import method_from_dict
@@ -21,13 +21,13 @@ __all__ = ["ENTRY", "to_torch_ao"]
 class _Format(CheckpointFormat):
     kind = "torch.ao"
 
-    def recognizes(self, state: Mapping[Any, Any]) -> bool:
+    def recognizes(self, state: State) -> bool:
         return {"state", "groups"} <= state.keys()
 
-    def masks(self, state: Mapping[str, Any], model: nn.Module) -> Mapping[str, Any]:
+    def masks(self, state: State, model: nn.Module) -> Mapping[str, Any]:
         return {name: entry.get("mask") for name, entry in state["state"].items() if isinstance(entry, Mapping)}
 
-    def progress(self, state: Mapping[str, Any]) -> Progress:
+    def progress(self, state: State) -> Progress:
         if "schedule" not in state:  # torch's own sparsifiers count nothing
             return Progress()
         rounds = {entry.get("round") for entry in state["state"].values()}
@@ -44,7 +44,7 @@ class _Format(CheckpointFormat):
         except (KeyError, ValueError, TypeError) as error:
             raise ValueError(f"the sparsifier's state cannot go on in a SparseModel: {error}") from None
 
-    def counts(self, state: Mapping[str, Any], masks: Mapping[str, Tensor], round: int) -> Mapping[str, Tensor]:
+    def counts(self, state: State, masks: Mapping[str, Tensor], round: int) -> Mapping[str, Tensor]:
         found = {name: state["state"][name]["counts"] for name in masks if "counts" in state["state"].get(name, {})}
         for name, counts in found.items():
             if problem := counts_problem(counts, masks[name].numel(), round):
@@ -57,7 +57,7 @@ ENTRY = _Format()
 
 def to_torch_ao(sparse: SparseModel) -> dict[str, Any]:
     """A sparsifier's ``state_dict`` with these masks, for torch's own sparsifiers and for DSTEESparsifier (counters too)."""
-    state: dict[str, dict[str, Any]] = {}
+    state: dict[str, dict[str, Tensor | int]] = {}
     for name, mask in to_masks(sparse).items():
         layer = sparse.layers[name]
         state[name] = {"mask": mask.to(layer.dtype), "round": sparse.round}

@@ -107,7 +107,7 @@ class DSTEESparsifier(BaseSparsifier):
         self._squashed = False
         super().prepare(model, config)
 
-    def _prepare(self, *args: Any, **kwargs: Any) -> None:
+    def _prepare(self, *args: object, **kwargs: object) -> None:
         for group in self.groups:
             module, name, fqn = group["module"], group["tensor_name"], group["tensor_fqn"]
             weight = getattr(module, name)
@@ -180,7 +180,7 @@ class DSTEESparsifier(BaseSparsifier):
         self._arm()
         return due
 
-    def update_mask(self, module: nn.Module, tensor_name: str, **kwargs: Any) -> None:
+    def update_mask(self, module: nn.Module, tensor_name: str, **kwargs: object) -> None:
         """Updates the mask of one layer now, whatever the schedule; :meth:`step` does it for all at once."""
         found = [g for g in self.groups if g["module"] is module and g["tensor_name"] == tensor_name]
         if not found:
@@ -287,8 +287,8 @@ class DSTEESparsifier(BaseSparsifier):
         self,
         params_to_keep: tuple[str, ...] | None = None,
         params_to_keep_per_layer: dict[str, tuple[str, ...]] | None = None,
-        *args: Any,
-        **kwargs: Any,
+        *args: object,
+        **kwargs: object,
     ) -> None:
         """Makes the masked weights plain parameters again, as ``BaseSparsifier`` does; no ``step()`` after it."""
         super().squash_mask(params_to_keep, params_to_keep_per_layer, *args, **kwargs)
@@ -327,7 +327,7 @@ class DSTEESparsifier(BaseSparsifier):
     def _restore(self, group: Group, entry: saved_state.Entry) -> None:
         mask = self._mask_module(group).mask
         mask.copy_(entry["mask"])
-        state: dict[str, Any] = {"mask": mask, "round": entry.get("round", 0)}
+        state: dict[str, Tensor | int] = {"mask": mask, "round": entry.get("round", 0)}
         if isinstance(counts := entry.get("counts"), Tensor):
             state["counts"] = counts.to(mask.device, copy=True)
         elif self.method.needs_counter:
