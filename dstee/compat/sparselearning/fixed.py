@@ -59,7 +59,7 @@ class Fixed:
         """The attribute after drawing the masks, of ``nnz`` weights in all."""
         return nnz
 
-    def check_gradients(self, rule: Rule, params: Mapping[str, Tensor]) -> None:
+    def check_before_step(self, rule: Rule, params: Mapping[str, Tensor]) -> None:
         """Before a step that carries an update; see :func:`dstee.compat.sparselearning.modes.check_gradients`."""
         check_gradients(rule, params)
 

@@ -54,7 +54,7 @@ class Legacy(Fixed):
             return sum(n * density for n in sizes)
         return before if mode == "ERK" else nnz
 
-    def check_gradients(self, rule: Rule, params: Mapping[str, Tensor]) -> None:
+    def check_before_step(self, rule: Rule, params: Mapping[str, Tensor]) -> None:
         pass  # the original steps first
 
     def masks_momentum(self, growth: str) -> bool:

@@ -162,7 +162,7 @@ class Masking(MaskedModel):
     def step(self) -> None:
         """The optimizer's step on the active weights and, every ``prune_every_k_steps``, a mask update."""
         if self._due(self.steps + 1):
-            self._variant.check_gradients(self.rule(), self.params())
+            self._variant.check_before_step(self.rule(), self.params())
         self._optimizer_step()
         if self.death_rate_decay is not None:
             self.death_rate = next_rate(self.death_rate_decay, self.death_rate)
