@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor
+
+from .environment import all_cores
 
 __all__ = ["digest"]
 
@@ -18,7 +19,7 @@ CHUNK = 16 << 20  # bytes that one thread hashes at a time: about 20 ms
 def digest(tensors: Iterable[Tensor]) -> str:
     """blake2b of the hashes of chunks, which threads compute side by side: 1 GB/s for each core."""
     whole = hashlib.blake2b(digest_size=16)
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()) as pool:
+    with ThreadPoolExecutor(all_cores()) as pool:
         for part in pool.map(_hash, _chunks(tensors)):
             whole.update(part)
     return whole.hexdigest()

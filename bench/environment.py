@@ -16,7 +16,7 @@ from dstee.backends import native
 
 from .results_file import Environment
 
-__all__ = ["describe"]
+__all__ = ["all_cores", "describe"]
 
 PEERS = ("rigl-torch", "sparsimony")
 
@@ -44,6 +44,11 @@ def _version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+def all_cores() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def describe(threads: int | None = None, device: str = "cpu") -> Environment:

@@ -6,9 +6,10 @@ import argparse
 import math
 from collections.abc import Iterator, Sequence
 
+from .environment import all_cores
 from .session import Contender
 from .shapes import Shape
-from .tasks import Task, all_cores, op_task, threads
+from .tasks import Task, op_task, threads
 
 __all__ = ["tasks"]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Sequence
 from typing import TypedDict
 
@@ -13,7 +12,7 @@ from .results_file import Key
 from .session import Contender
 from .shapes import Shape
 
-__all__ = ["PlanOptions", "Task", "all_cores", "choose", "op_task", "threads"]
+__all__ = ["PlanOptions", "Task", "choose", "op_task", "threads"]
 
 
 class PlanOptions(TypedDict, total=False):
@@ -53,10 +52,6 @@ class Task(_Common, total=False):
 
 def threads(args: argparse.Namespace) -> int:
     return args.threads or torch.get_num_threads()
-
-
-def all_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def choose(

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from bench import cli, compare, plan, results_file, scaling_report, sweep
-from bench.tasks import all_cores
+from bench.environment import all_cores
 from dstee import cli as dstee_cli
 
 ROOT = Path(__file__).resolve().parents[2]
