@@ -19,6 +19,7 @@
 
 #include "../arguments.h"
 #include "../layers.h"
+#include "../test_limits.h"
 #include "commit.cuh"
 #include "launch.cuh"
 #include "layer_state.cuh"
@@ -77,7 +78,7 @@ UpdateOptions options_of(const UpdateArguments& a) {
   options.random = !a.grow_seeds.empty();
   options.regrow = a.regrow;
   options.reset_regrown = a.reset_regrown;
-  options.shy_bracket = handicap().shy_bracket;
+  options.tight_bounds = test_limits().tight_bounds;
   return options;
 }
 
@@ -91,7 +92,7 @@ struct Workspace {
 
 Workspace make_workspace(const UpdatePlan& plan, size_t layers, const Tensor& like) {
   Pool pool;
-  pool.capacity = static_cast<uint32_t>(std::fmin(plan.entries * handicap().list_share, (1u << 31) - 2.0));
+  pool.capacity = static_cast<uint32_t>(std::fmin(plan.entries * test_limits().list_share, (1u << 31) - 2.0));
   pool.chunk_capacity = pool.capacity / (kStaged - kWarpWeights) + static_cast<uint32_t>(plan.tiles) + 1;
   const size_t state_bytes = plan.tiles ? sizeof(LayerState) * layers : 0, chunk_bytes = sizeof(Chunk) * pool.chunk_capacity;
   const Tensor memory = device_memory(state_bytes + 16 + (plan.tiles ? chunk_bytes + sizeof(Entry) * pool.capacity : 0), like);

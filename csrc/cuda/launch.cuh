@@ -192,19 +192,6 @@ int resident_blocks() {
   return processors * blocks;
 }
 
-// What the tests take from the fast path, to see the exact fallback at work.
-struct Handicap {
-  double list_share = 1.0;   // of the room for lists
-  bool shy_bracket = false;  // bounds from the sample that miss winners
-};
-inline Handicap handicap() {
-#if defined(DSTEE_CUDA_HOST)
-  return {cuda_host::limits().list_share, cuda_host::limits().shy_bracket};
-#else
-  return {};
-#endif
-}
-
 // Uninitialised memory on the tensor's device, at least 16-byte aligned: torch's caching allocator, or the harness's guarded
 // and poisoned memory.
 inline Tensor device_memory(size_t bytes, const Tensor& like) {

@@ -14,7 +14,7 @@ struct UpdateOptions {
   const int64_t* round_pointer;  // in place of `round`; or null
   bool random;                   // the growth's signal is a hash of seed and index
   bool regrow, reset_regrown;
-  bool shy_bracket;  // for tests
+  bool tight_bounds;  // see test_limits.h
 };
 
 __device__ __forceinline__ int32_t round_of(const UpdateOptions& options) {

@@ -81,7 +81,7 @@ __device__ __forceinline__ void set_thresholds(SelectStorage& select, SampleStor
   const uint64_t tag = is_drop ? kDropKey : 0;
   const float expected = static_cast<float>(k) * static_cast<float>(size) / static_cast<float>(weights.layer.n);
   auto rank = static_cast<uint32_t>(sample_rank(expected));
-  if (weights.options.shy_bracket) rank = 1;
+  if (weights.options.tight_bounds) rank = 1;
   Threshold threshold = kPassAll;
   if (rank < count) {
     const int bits = 32 - __clz(static_cast<int>(size - 1));

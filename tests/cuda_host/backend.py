@@ -24,7 +24,7 @@ class HostConfiguration(Configuration):
     """The kernels under the schedules of one seed. Every launch has its own schedule, so one seed is many of them.
 
     processors: of the pretended GPU, hence how large the grids are; 0 is the harness's default.
-    list_share, shy_bracket: make the kernels' rare paths common, see ``Limits`` in scheduler.h.
+    list_share, tight_bounds: make rare paths common, see csrc/test_limits.h.
     """
 
     backend: str = "cuda-host"
@@ -32,14 +32,14 @@ class HostConfiguration(Configuration):
     variant: build.Variant = build.PLAIN
     processors: int = 0
     list_share: float = 1.0
-    shy_bracket: bool = False
+    tight_bounds: bool = False
 
     def __str__(self) -> str:
         parts = [self.backend, f"s{self.seed}"]
         parts += [self.variant.name] if self.variant is not build.PLAIN else []
         parts += [f"p{self.processors}"] if self.processors else []
         parts += [f"lists{self.list_share:g}"] if self.list_share != 1.0 else []
-        parts += ["shy"] if self.shy_bracket else []
+        parts += ["tight"] if self.tight_bounds else []
         return "-".join(parts)
 
     @contextlib.contextmanager
@@ -55,13 +55,13 @@ class HostConfiguration(Configuration):
         try:
             module.set_seed(self.seed)
             module.set_processors(self.processors)
-            module.set_limits(self.list_share, self.shy_bracket)
+            module.set_test_limits(list_share=self.list_share, tight_bounds=self.tight_bounds)
             module.take_report()
             with super().active():
                 yield
         finally:
             module.set_processors()
-            module.set_limits()
+            module.set_test_limits()
             module.abort_after()
             del backends.BACKENDS[self.backend]
 

@@ -144,9 +144,4 @@ void end_traffic() { traffic_now = nullptr; }
 std::map<std::string, Traffic> traffic() { return by_kernel; }
 void clear_traffic() { by_kernel.clear(); }
 
-Limits& limits() {
-  static Limits all;
-  return all;
-}
-
 }  // namespace cuda_host

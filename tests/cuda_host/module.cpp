@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "../../csrc/bind_test_limits.h"
 #include "scheduler.h"
 
 namespace py = pybind11;
@@ -26,11 +27,6 @@ namespace {
 void set_processors(int count) {
   if (count < 0) throw py::value_error("a GPU has 1 or more processors, or 0 for the default; got " + std::to_string(count));
   cuda_host::processors = count != 0 ? count : cuda_host::kProcessors;
-}
-
-void set_limits(double list_share, bool shy_bracket) {
-  if (!(list_share >= 0.0)) throw py::value_error("list_share is 0 or more; got " + std::to_string(list_share));
-  cuda_host::limits() = {list_share, shy_bracket};
 }
 
 py::dict traffic() {
@@ -66,9 +62,7 @@ PYBIND11_MODULE(CUDA_HOST_MODULE, m) {
     return out;
   });
   m.def("set_processors", &set_processors, py::arg("count") = 0, "Of the pretended GPU; 0 is the default.");
-  m.def("set_limits", &set_limits, py::arg("list_share") = 1.0, py::arg("shy_bracket") = false,
-        "Makes rare paths common: lists with that share of their capacity, a bracket that is too tight.");
-  m.def("limits", [] { return py::make_tuple(cuda_host::limits().list_share, cuda_host::limits().shy_bracket); });
+  dstee::bind_test_limits(m);
   m.def("abort_after", &cuda_host::abort_after, py::arg("launches") = -1,
         "Lets that many launches end well and the next one fail, once; -1: never.");
   m.def("keep_workspace", &cuda_host::keep_workspace, py::arg("keep"),

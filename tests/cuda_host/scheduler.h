@@ -126,13 +126,6 @@ void free_workspace(void* workspace);
 // While on, what is freed serves the next request of its size as it was left.
 void keep_workspace(bool keep);
 
-// What the host side of the kernels asks for, so that small inputs reach the rare paths.
-struct Limits {
-  double list_share = 1.0;   // of the capacity of a kernel's lists
-  bool shy_bracket = false;  // a bracket around a sample's threshold that is too tight
-};
-Limits& limits();
-
 std::map<std::string, Traffic> traffic();  // by kernel
 void clear_traffic();
 

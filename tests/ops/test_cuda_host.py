@@ -250,12 +250,12 @@ def test_a_launch_can_be_aborted(harness: ModuleType) -> None:
 def test_configurations_set_the_harness_and_reset_it() -> None:
     module = build.load(build.PLANTED)
     default = module.processors()
-    one = HostConfiguration(seed=3, variant=build.PLANTED, processors=1, list_share=0.25, shy_bracket=True)
-    assert str(one) == "cuda-host-s3-planted-p1-lists0.25-shy" and str(HostConfiguration(seed=3)) == "cuda-host-s3"
+    one = HostConfiguration(seed=3, variant=build.PLANTED, processors=1, list_share=0.25, tight_bounds=True)
+    assert str(one) == "cuda-host-s3-planted-p1-lists0.25-tight" and str(HostConfiguration(seed=3)) == "cuda-host-s3"
     with pytest.raises(KeyError), one.active():
-        assert module.processors() == 1 and module.limits() == (0.25, True)
+        assert module.processors() == 1 and module.test_limits() == (0.25, True)
         raise KeyError
-    assert module.processors() == default and module.limits() == (1.0, False)
+    assert module.processors() == default and module.test_limits() == (1.0, False)
 
 
 @pytest.mark.parametrize(("blocks", "threads"), [(54, 512), (9, 1024)])

@@ -140,7 +140,7 @@ def test_no_family_needs_the_fallback(family: str) -> None:
             assert not fell_back(n), case.description
 
 
-LIMITS = [dict(shy_bracket=True), dict(list_share=0.3), dict(list_share=0.02), dict(list_share=0.0)]
+LIMITS = [dict(tight_bounds=True), dict(list_share=0.3), dict(list_share=0.02), dict(list_share=0.0)]
 FALLBACKS: list[dict[str, Any]] = [
     dict(family="normal", sgd=RULE),
     dict(family="few_valued", dtype=torch.bfloat16, regrow=False),
