@@ -88,9 +88,9 @@ def sample_kernel(
         tl.store(side_of(memory.histogram, layer, side) + r, tl.zeros([BINS], tl.int32))
         k = requested_swaps(row, call, k_pointer)
         if k > 0:
-            now = round_of(round, round_pointer)
+            current = round_of(round, round_pointer)
             strata = strata_of(n)
-            first, sampled = _sample_places(n, strata, mix((now * 977 + layer).to(tl.uint32)))
+            first, sampled = _sample_places(n, strata, mix((current * 977 + layer).to(tl.uint32)))
             lanes = tl.arange(0, NEIGHBOURS)[None, :]
             i = first[:, None] + lanes
             byte = load(tl.load(row + BITS), first >> 3, sampled, tl.uint8, False).to(tl.int32)
@@ -109,7 +109,7 @@ def sample_kernel(
                     w, m = stepped(w, m, g, with_scalars(numbers, lr_pointer, None), OPERATIONS, DROP_BY.W_TYPE)
                     key = drop_key(to_float(w)).to(tl.int64)
             else:
-                key = growth_keys_at(row, call, i, active, mine, Bonus(bonus, bonus_size, now), GROW_BY, False)
+                key = growth_keys_at(row, call, i, active, mine, Bonus(bonus, bonus_size, current), GROW_BY, False)
             key = tl.where(mine, key, -1)
             count = tl.sum(mine.to(tl.int32))
             place = sample_rank(k.to(tl.float32) * (strata * NEIGHBOURS).to(tl.float32) / n.to(tl.float32))

@@ -10,10 +10,13 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 
 from dstee.backends import version_counters
+
+__all__ = ["DEVICES", "function", "interpreted", "missing", "module", "why_not"]
 
 _MODULES = {
     "masked_sgd_": "masked_sgd", "drop_grow_": "drop_grow", "pack_mask": "pack_mask", "unpack_mask": "pack_mask",
@@ -28,6 +31,7 @@ def interpreted() -> bool:
 
 
 def why_not(op: str, device: torch.device) -> str | None:
+    """Why the Triton kernels cannot run ``op`` on the device; None where they can."""
     if device.type == "cpu" and not interpreted():
         return "Triton has no CPU kernels; TRITON_INTERPRET=1, set before Python starts, interprets them (slow, for tests)"
     if device.type != "cpu" and interpreted():
@@ -39,16 +43,22 @@ def why_not(op: str, device: torch.device) -> str | None:
 
 @functools.cache
 def missing() -> str | None:
+    """What to install, or None."""
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed: pip install triton"
     return None
 
 
 @functools.cache
-def function(op: str) -> Callable:
+def function(op: str) -> Callable[..., Any]:
+    """What runs ``op``, with the arguments of its schema.
+
+    Raises:
+        RuntimeError: the kernels cannot be imported.
+    """
     kernel, written = getattr(module(_MODULES[op]), op), version_counters.written(op)
 
-    def call(*args):
+    def call(*args: Any) -> Any:
         result = kernel(*args)
         for i in written:  # as for native kernels
             version_counters.bump(args[i])

@@ -23,7 +23,7 @@ class Compilation:
 
     module: str
     kernel: str
-    signature: dict[str, str] = field(hash=False)
+    signature: dict[str, Any] = field(hash=False)  # a tuple of types for a NamedTuple
     constants: dict[Any, Any] = field(hash=False)
     attributes: dict[Any, Any] = field(hash=False)
     warps: int
