@@ -46,14 +46,22 @@ with recording() as notes:
     again = [c.kernel for c in notes.compiled[len(first):]]
     assert not again, f"compiled once more: {again}"
 
+    # Another kind of step: only the kernels that step.
+    w, g, m, bits, counts = layers([5000])
+    known, rule = len(notes.compiled), SGDRule(0.1, 0.9, weight_decay=1e-4, first_step=True)
+    ops.drop_grow_(w, g, m, bits, counts, [0], bonus=bonus_table(1e-3, 1.0, 9, 3), round=3, sgd=rule)
+    names = sorted(c.kernel for c in notes.compiled[known:])
+    assert names == ["sample_kernel", "select_grow_kernel", "sweep_kernel"], names
+
     # Tensors anywhere: aligned or not, the same kernels. (Scalars in tensors are kernels of their own, once.)
+    known = len(notes.compiled)
     w, g, m, bits, counts = layers([5001])
     offset = [torch.zeros(5002)[1:]]
     for grads in (g, offset):
         for k in (torch.zeros(1, dtype=torch.int64), torch.zeros(3, dtype=torch.int64)[1:2]):
             for found_inf in (torch.zeros(()), torch.zeros(5)[1:2]):
                 ops.drop_grow_(w, grads, None, bits, None, k, bonus=None, round=3, found_inf=found_inf)
-    names = [c.kernel for c in notes.compiled[len(first):]]
+    names = [c.kernel for c in notes.compiled[known:]]
     assert sorted(names) == sorted(set(names)), names
     assert all(not c.fused for c in notes.compiled), "multiply-adds would be fused"
 """
