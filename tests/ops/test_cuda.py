@@ -262,7 +262,7 @@ def test_a_call_that_waits_keeps_what_it_needs(call: Callable[[Case], None]) -> 
 def test_calls_after_an_exception(call: Callable[[Case], None]) -> None:
     case = make_case(40, SIZES, round=6, sgd=RULE)
     actual = on_device(case)
-    for i in range(3):
+    for _ in range(3):
         for name in ("grads", "momenta", "mask_bits"):
             tensors = list(getattr(actual, name))
             tensors[2] = tensors[2].cpu()
@@ -271,7 +271,7 @@ def test_calls_after_an_exception(call: Callable[[Case], None]) -> None:
         assert_same(actual, case)
         call(actual)
         case = by_reference(case, call)
-        assert_same(actual, case), f"call {i}"
+        assert_same(actual, case)
 
 
 def test_layers_on_two_devices() -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 from support import on_gpu
@@ -16,9 +14,10 @@ from dstee.testing import assert_same_bits
 on_gpu.skip_or_fail()
 
 DEVICE = on_gpu.DEVICE
+Trained = tuple[nn.Module, dstee.SparseModel, dstee.SparseSGD]
 
 
-def make_model(dtype: torch.dtype, method: Any) -> tuple[nn.Module, dstee.SparseModel, dstee.SparseSGD]:
+def make_model(dtype: torch.dtype, method: methods.Method) -> Trained:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 24, 3), nn.Flatten(), nn.Linear(24, 65), nn.Linear(65, 10)).to(dtype)
     schedule = dstee.UpdateSchedule(every=6, stop=90, drop=dstee.CosineDrop(0.4))
@@ -35,7 +34,7 @@ def train(model: nn.Module, sparse: dstee.SparseModel, optimizer: dstee.SparseSG
         sparse.step(optimizer)
 
 
-def assert_same_models(actual: tuple, expected: tuple) -> None:
+def assert_same_models(actual: Trained, expected: Trained) -> None:
     for name, layer in expected[1].layers.items():
         other = actual[1].layers[name]
         assert_same_bits(other.param, layer.param, f"{name}: weights")
@@ -50,7 +49,7 @@ METHODS = [methods.DSTEE(), methods.DSTEE.paper(), methods.RigL(), methods.SET()
 
 @pytest.mark.parametrize("method", METHODS, ids=["DST-EE", "DST-EE paper", "RigL", "SET"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_training_on_a_gpu_equals_the_cpu(method: Any, dtype: torch.dtype) -> None:
+def test_training_on_a_gpu_equals_the_cpu(method: methods.Method, dtype: torch.dtype) -> None:
     here, there = make_model(dtype, method), make_model(dtype, method)
     there[0].to(DEVICE)
     for start in range(0, 90, 30):
