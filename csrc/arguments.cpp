@@ -44,7 +44,7 @@ struct Layout {
     return dims == o.dims && std::equal(size.begin(), size.begin() + dims, o.size.begin()) &&
            (n == 0 || std::equal(stride.begin(), stride.begin() + dims, o.stride.begin()));
   }
-  bool dense() const {
+  bool is_dense() const {
     std::array<int, kMaxDims> order;
     for (int d = 0; d < dims; ++d) order[d] = d;
     std::sort(order.begin(), order.begin() + dims,
@@ -63,28 +63,27 @@ struct Span {
   bool written;
 };
 
-class Reader {
+// The checks, named as those in dstee/_checks.py.
+class Checks {
  public:
-  Reader(DeviceType device, const Tensors& params)
+  Checks(DeviceType device, const Tensors& params)
       : device_(device), index_(params.empty() ? 0 : params[0].get_device_index()), layers_(params.size()) {}
 
-  void length(const Tensors& list, const char* name) const {
+  void tensor_list(const Tensors& list, const char* name) const {
     STD_TORCH_CHECK(list.empty() || list.size() == layers_, "dstee: ", name, " has another length than params");
   }
-  // A tensor laid out like the parameter.
-  const void* like(const Tensor& t, const Layout& layout, const char* name) const {
-    check_place(t, name);
+  void like_param(const Tensor& t, const Layout& layout, const char* name) const {
+    place(t, name);
     STD_TORCH_CHECK(Layout(t) == layout, "dstee: ", name, " has another shape or memory order than its parameter");
     STD_TORCH_CHECK(t.const_data_ptr() || layout.n == 0, "dstee: the storage of ", name, " has been freed");
-    return t.const_data_ptr();
   }
-  void* flat(const Tensor& t, ScalarType dtype, int64_t n, const char* name) const {
-    check_place(t, name);
+  void flat(const Tensor& t, ScalarType dtype, int64_t n, const char* name) const {
+    place(t, name);
     STD_TORCH_CHECK(t.scalar_type() == dtype && t.dim() == 1 && t.numel() == n && t.is_contiguous(), "dstee: ", name,
                     " has another dtype or size than its parameter needs");
     STD_TORCH_CHECK(t.const_data_ptr() || n == 0, "dstee: the storage of ", name, " has been freed");
-    return t.mutable_data_ptr();
   }
+  // For no_overlap and signals_apart.
   void note(const void* p, int64_t bytes, bool written) {
     if (bytes) spans_.push_back({static_cast<const char*>(p), static_cast<const char*>(p) + bytes, written});
   }
@@ -94,10 +93,12 @@ class Reader {
     const char* begin = static_cast<const char*>(p);
     signals_.push_back({begin, begin + l.n * element_size(dtype), false});
   }
-  void check_overlap() {
+  void no_overlap() {
     std::sort(spans_.begin(), spans_.end(), [](const Span& a, const Span& b) { return a.begin < b.begin; });
     for (size_t i = 1; i < spans_.size(); ++i)
       STD_TORCH_CHECK(spans_[i - 1].end <= spans_[i].begin, "dstee: two arguments share storage");
+  }
+  void signals_apart() const {  // once no_overlap has sorted
     for (const Span& s : signals_) {
       auto other =
           std::upper_bound(spans_.begin(), spans_.end(), s.begin, [](const char* p, const Span& x) { return p < x.end; });
@@ -105,9 +106,43 @@ class Reader {
         STD_TORCH_CHECK(!other->written, "dstee: drop_scores or grow_signal share storage with what is written");
     }
   }
+  void scalar_tensor(const std::optional<Tensor>& t, const char* name) const {
+    if (!t) return;
+    const ScalarType dtype = t->scalar_type();
+    STD_TORCH_CHECK(t->device().type() == device_ && t->numel() == 1, "dstee: ", name,
+                    " is not one element where the kernels run");
+    STD_TORCH_CHECK(
+        dtype == ScalarType::Float || dtype == ScalarType::Double || dtype == ScalarType::BFloat16 || dtype == ScalarType::Half,
+        "dstee: ", name, " is not float32, float64, bfloat16 or float16");
+  }
+  void rule(const std::vector<double>& sgd, const Tensors& grads, const Tensors& momenta) const {
+    STD_TORCH_CHECK(sgd.size() == 7, "dstee: sgd does not have the seven numbers of a step");
+    STD_TORCH_CHECK(layers_ == 0 || !grads.empty(), "dstee: the step needs grads");
+    STD_TORCH_CHECK(layers_ == 0 || sgd[1] == 0 || !momenta.empty(), "dstee: momentum needs momenta");
+  }
+  void round(int64_t round, const std::optional<Tensor>& tensor) const {
+    STD_TORCH_CHECK(
+        tensor ? tensor->device().type() == device_ && tensor->numel() == 1 && tensor->scalar_type() == ScalarType::Long
+               : round >= 0 && round <= kMaxRound,
+        "dstee: round is not in 0..", kMaxRound, " or not one int64");
+  }
+  void k(const std::vector<int64_t>& k, const std::optional<Tensor>& tensor) const {
+    STD_TORCH_CHECK(tensor ? tensor->device().type() == device_ && tensor->numel() == static_cast<int64_t>(layers_) &&
+                                 tensor->is_contiguous() && tensor->scalar_type() == ScalarType::Long
+                           : k.size() == layers_,
+                    "dstee: k does not have one int64 per layer");
+  }
+  void seeds(const std::vector<int64_t>& grow_seeds) const {
+    STD_TORCH_CHECK(grow_seeds.empty() || grow_seeds.size() == layers_, "dstee: grow_seeds has another length");
+  }
+  void bonus(const std::optional<Tensor>& bonus, int64_t round) const {
+    STD_TORCH_CHECK(!bonus || (bonus->device().type() == device_ && bonus->scalar_type() == ScalarType::Float &&
+                               bonus->dim() == 1 && bonus->is_contiguous() && bonus->numel() >= round + 2),
+                    "dstee: bonus is not a float32 table of round + 2 entries");
+  }
 
  private:
-  void check_place(const Tensor& t, const char* name) const {
+  void place(const Tensor& t, const char* name) const {
     STD_TORCH_CHECK(t.device().type() == device_ && t.layout() == torch::headeronly::Layout::Strided, "dstee: ", name,
                     " is not a strided tensor where the kernels run");
     STD_TORCH_CHECK(t.get_device_index() == index_, "dstee: ", name, " is on another device than the first parameter");
@@ -118,16 +153,15 @@ class Reader {
   std::vector<Span> spans_, signals_;
 };
 
-std::vector<Layer> read_layers(DeviceType device, const Tensors& params, const Tensors& grads, const Tensors& momenta,
-                               const Tensors& mask_bits, const Tensors& counts, const Tensors& drop_scores,
-                               const Tensors& grow_signal) {
-  Reader read(device, params);
+std::vector<Layer> read_layers(Checks& check, DeviceType device, const Tensors& params, const Tensors& grads,
+                               const Tensors& momenta, const Tensors& mask_bits, const Tensors& counts,
+                               const Tensors& drop_scores, const Tensors& grow_signal) {
   STD_TORCH_CHECK(mask_bits.size() == params.size(), "dstee: mask_bits has another length than params");
-  read.length(grads, "grads");
-  read.length(momenta, "momenta");
-  read.length(counts, "counts");
-  read.length(drop_scores, "drop_scores");
-  read.length(grow_signal, "grow_signal");
+  check.tensor_list(grads, "grads");
+  check.tensor_list(momenta, "momenta");
+  check.tensor_list(counts, "counts");
+  check.tensor_list(drop_scores, "drop_scores");
+  check.tensor_list(grow_signal, "grow_signal");
 
   std::vector<Layer> layers(params.size());
   for (size_t i = 0; i < params.size(); ++i) {
@@ -136,74 +170,95 @@ std::vector<Layer> read_layers(DeviceType device, const Tensors& params, const T
     l.n = layout.n;
     l.dtype = dtype_of(params[i], "params");
     const int64_t bytes = l.n * element_size(l.dtype);
-    STD_TORCH_CHECK(layout.n == 0 || layout.dense(), "dstee: params are not dense, non-overlapping storage");
-    l.w = const_cast<void*>(read.like(params[i], layout, "params"));
-    read.note(l.w, bytes, true);
+    STD_TORCH_CHECK(layout.n == 0 || layout.is_dense(), "dstee: params are not dense, non-overlapping storage");
+    check.like_param(params[i], layout, "params");
+    l.w = params[i].mutable_data_ptr();
+    check.note(l.w, bytes, true);
     if (!grads.empty()) {
       STD_TORCH_CHECK(dtype_of(grads[i], "grads") == l.dtype, "dstee: grads have another dtype than params");
-      l.g = read.like(grads[i], layout, "grads");
-      read.note(l.g, bytes, false);
+      check.like_param(grads[i], layout, "grads");
+      l.g = grads[i].const_data_ptr();
+      check.note(l.g, bytes, false);
     }
     if (!momenta.empty()) {
       STD_TORCH_CHECK(dtype_of(momenta[i], "momenta") == l.dtype, "dstee: momenta have another dtype than params");
-      l.m = const_cast<void*>(read.like(momenta[i], layout, "momenta"));
-      read.note(l.m, bytes, true);
+      check.like_param(momenta[i], layout, "momenta");
+      l.m = momenta[i].mutable_data_ptr();
+      check.note(l.m, bytes, true);
     }
-    l.bits = static_cast<uint8_t*>(read.flat(mask_bits[i], ScalarType::Byte, (l.n + 7) / 8, "mask_bits"));
-    read.note(l.bits, (l.n + 7) / 8, true);
+    check.flat(mask_bits[i], ScalarType::Byte, (l.n + 7) / 8, "mask_bits");
+    l.bits = static_cast<uint8_t*>(mask_bits[i].mutable_data_ptr());
+    check.note(l.bits, (l.n + 7) / 8, true);
     STD_TORCH_CHECK(device != DeviceType::CPU || l.n % 8 == 0 || l.bits[l.n / 8] >> (l.n % 8) == 0,
                     "dstee: mask_bits have bits set behind the last weight");
     if (!counts.empty()) {
-      l.counts = static_cast<int16_t*>(read.flat(counts[i], ScalarType::Short, l.n, "counts"));
-      read.note(l.counts, 2 * l.n, true);
+      check.flat(counts[i], ScalarType::Short, l.n, "counts");
+      l.counts = static_cast<int16_t*>(counts[i].mutable_data_ptr());
+      check.note(l.counts, 2 * l.n, true);
     }
-    l.drop = drop_scores.empty() ? l.w : read.like(drop_scores[i], layout, "drop_scores");
-    l.drop_dtype = drop_scores.empty() ? l.dtype : dtype_of(drop_scores[i], "drop_scores");
-    l.grow = grow_signal.empty() ? l.g : read.like(grow_signal[i], layout, "grow_signal");
-    l.grow_dtype = grow_signal.empty() ? l.dtype : dtype_of(grow_signal[i], "grow_signal");
+    l.drop = l.w;
+    l.drop_dtype = l.grow_dtype = l.dtype;
+    l.grow = l.g;
+    if (!drop_scores.empty()) {
+      check.like_param(drop_scores[i], layout, "drop_scores");
+      l.drop = drop_scores[i].const_data_ptr();
+      l.drop_dtype = dtype_of(drop_scores[i], "drop_scores");
+      check.note_signal(l.drop, l.drop_dtype, l);
+    }
+    if (!grow_signal.empty()) {
+      check.like_param(grow_signal[i], layout, "grow_signal");
+      l.grow = grow_signal[i].const_data_ptr();
+      l.grow_dtype = dtype_of(grow_signal[i], "grow_signal");
+      check.note_signal(l.grow, l.grow_dtype, l);
+    }
     STD_TORCH_CHECK((l.drop_dtype == kF32 || l.drop_dtype == l.dtype) && (l.grow_dtype == kF32 || l.grow_dtype == l.dtype),
                     "dstee: drop_scores and grow_signal are float32 or have their parameter's dtype");
-    if (!drop_scores.empty()) read.note_signal(l.drop, l.drop_dtype, l);
-    if (!grow_signal.empty()) read.note_signal(l.grow, l.grow_dtype, l);
   }
-  read.check_overlap();
+  check.no_overlap();
+  check.signals_apart();
   return layers;
-}
-
-void check_rule(const std::vector<double>& sgd, const Tensors& params, const Tensors& grads, const Tensors& momenta) {
-  STD_TORCH_CHECK(sgd.size() == 7, "dstee: sgd does not have the seven numbers of a step");
-  STD_TORCH_CHECK(params.empty() || !grads.empty(), "dstee: the step needs grads");
-  STD_TORCH_CHECK(params.empty() || sgd[1] == 0 || !momenta.empty(), "dstee: momentum needs momenta");
 }
 
 }  // namespace
 
 std::vector<Layer> read_step(DeviceType device, const StepArguments& a) {
-  auto layers = read_layers(device, a.params, a.grads, a.momenta, a.mask_bits, {}, {}, {});
-  check_rule(a.sgd, a.params, a.grads, a.momenta);
+  Checks check(device, a.params);
+  auto layers = read_layers(check, device, a.params, a.grads, a.momenta, a.mask_bits, {}, {}, {});
+  check.rule(a.sgd, a.grads, a.momenta);
+  check.scalar_tensor(a.lr, "lr");
+  check.scalar_tensor(a.grad_scale, "grad_scale");
+  check.scalar_tensor(a.found_inf, "found_inf");
   return layers;
 }
 
 std::vector<Layer> read_update(DeviceType device, const UpdateArguments& a) {
-  auto layers = read_layers(device, a.params, a.grads, a.momenta, a.mask_bits, a.counts, a.drop_scores, a.grow_signal);
-  const size_t L = layers.size();
-  if (L == 0) return layers;
-  STD_TORCH_CHECK(a.round_tensor ? a.round_tensor->device().type() == device && a.round_tensor->numel() == 1 &&
-                                       a.round_tensor->scalar_type() == ScalarType::Long
-                                 : a.round >= 0 && a.round <= kMaxRound,
-                  "dstee: round is not in 0..", kMaxRound, " or not one int64");
-  STD_TORCH_CHECK(a.k_tensor ? a.k_tensor->device().type() == device && a.k_tensor->numel() == static_cast<int64_t>(L) &&
-                                   a.k_tensor->is_contiguous() && a.k_tensor->scalar_type() == ScalarType::Long
-                             : a.k.size() == L,
-                  "dstee: k does not have one int64 per layer");
-  STD_TORCH_CHECK(a.grow_seeds.empty() || a.grow_seeds.size() == L, "dstee: grow_seeds has another length");
+  Checks check(device, a.params);
+  auto layers = read_layers(check, device, a.params, a.grads, a.momenta, a.mask_bits, a.counts, a.drop_scores, a.grow_signal);
+  if (layers.empty()) return layers;
+  check.round(a.round, a.round_tensor);
+  check.k(a.k, a.k_tensor);
+  check.seeds(a.grow_seeds);
   STD_TORCH_CHECK(!a.grow_seeds.empty() || !a.grow_signal.empty() || !a.grads.empty(), "dstee: no growth signal");
-  if (!a.sgd.empty()) check_rule(a.sgd, a.params, a.grads, a.momenta);
-  STD_TORCH_CHECK(
-      !a.bonus || (a.bonus->device().type() == device && a.bonus->scalar_type() == ScalarType::Float && a.bonus->dim() == 1 &&
-                   a.bonus->is_contiguous() && a.bonus->numel() >= a.round + 2 && !a.counts.empty()),
-      "dstee: bonus is not a float32 table of round + 2 entries, or there are no counts");
+  if (!a.sgd.empty()) check.rule(a.sgd, a.grads, a.momenta);
+  check.bonus(a.bonus, a.round);
+  STD_TORCH_CHECK(!a.bonus || !a.counts.empty(), "dstee: a bonus needs counts");
+  check.scalar_tensor(a.lr, "lr");
+  check.scalar_tensor(a.found_inf, "found_inf");
   return layers;
+}
+
+double read_scalar(const Tensor& t) {
+  const void* p = t.const_data_ptr();
+  switch (t.scalar_type()) {
+    case ScalarType::Double:
+      return *static_cast<const double*>(p);
+    case ScalarType::Half:
+      return to_float(*static_cast<const f16*>(p));
+    case ScalarType::BFloat16:
+      return to_float(*static_cast<const bf16*>(p));
+    default:
+      return *static_cast<const float*>(p);
+  }
 }
 
 SgdRule rule_of(const std::vector<double>& sgd, bool scaled) {

@@ -62,6 +62,9 @@ void drop_grow_entry(const Tensors& params, const Tensors& grads, const Tensors&
 std::vector<Layer> read_step(DeviceType device, const StepArguments& a);
 std::vector<Layer> read_update(DeviceType device, const UpdateArguments& a);
 
+// The number in a checked `lr`, `grad_scale` or `found_inf` on the CPU.
+double read_scalar(const Tensor& t);
+
 // From the numbers of a checked `sgd`. Of lr and grad_scale only what does not lie in a tensor.
 SgdRule rule_of(const std::vector<double>& sgd, bool scaled);
 

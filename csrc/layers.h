@@ -20,6 +20,9 @@ struct Layer {
   int64_t n = 0;
 };
 
+// Bit i of a mask.
+DSTEE_HD bool is_active(const uint8_t* bits, int64_t i) { return bits[i / 8] >> (i % 8) & 1; }
+
 // Element i of an array of the type.
 template <class T>
 T* at(T* base, int64_t i, Dtype dtype) {

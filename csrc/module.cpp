@@ -5,8 +5,8 @@
 #include <string>
 
 #include "bind_test_limits.h"
-#include "cpu/drop_grow_debug.h"
-#include "cpu/isa.h"
+#include "cpu/loops.h"
+#include "cpu/update_stats.h"
 
 namespace py = pybind11;
 
@@ -45,9 +45,9 @@ py::dict build_info() {
   info["why_no_cuda"] = DSTEE_WHY_NO_CUDA;
   py::list features;
   for (const char* name : {"scalar", "avx2", "avx512"})
-    if (dstee::cpu_has(name)) features.append(name);
+    if (dstee::cpu::cpu_has(name)) features.append(name);
   info["cpu_features"] = features;
-  info["cpu_in_use"] = dstee::loops().name;
+  info["cpu_in_use"] = dstee::cpu::loops().name;
   return info;
 }
 
@@ -59,7 +59,7 @@ PYBIND11_MODULE(_C, m) {
   m.def(
       "force_isa",
       [](const std::string& name) {
-        if (!dstee::force_isa(name.c_str()))
+        if (!dstee::cpu::force_isa(name.c_str()))
           throw std::invalid_argument("this processor cannot run '" + name +
                                       "': expected auto, scalar, avx2 or avx512, as available");
       },
@@ -68,7 +68,7 @@ PYBIND11_MODULE(_C, m) {
   m.def(
       "last_stats",
       [] {
-        const dstee::UpdateStats stats = dstee::last_update_stats();
+        const dstee::cpu::UpdateStats stats = dstee::cpu::last_update_stats();
         py::dict out;
         out["fallback_layers"] = stats.fallback_layers;
         out["list_entries"] = stats.list_entries;

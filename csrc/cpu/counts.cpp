@@ -1,31 +1,24 @@
 // encode_counts, decode_counts: counters N <-> their stored form. count_active, count_explored: sums per layer.
+#include "../arguments.h"
 #include "parallel.h"
-#include "pieces.h"
 
-namespace dstee {
+namespace dstee::cpu {
 namespace {
 
 using torch::headeronly::ScalarType;
 
-template <class Body>
-void for_runs(int64_t n, const Body& body) {
-  for_tickets(worker_count(n), (n + kPiece - 1) / kPiece, [&](int, int64_t t) {
-    for (int64_t i = t * kPiece; i < std::min(n, (t + 1) * kPiece); ++i) body(i);
-  });
-}
-
-bool active(const uint8_t* bits, int64_t i) { return bits[i / 8] >> (i % 8) & 1; }
-
 template <class I>
 void encode(const void* from, const uint8_t* mask, int16_t* to, int64_t n, int64_t round) {
   const I* N = static_cast<const I*>(from);
-  for_runs(n, [&](int64_t i) {
-    const auto x = static_cast<int64_t>(N[i]);
-    to[i] = static_cast<int16_t>(mask[i] ? flip_count(x, round) : x);
+  for_ranges(worker_count(n), n, [&](int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; ++i) {
+      const auto x = static_cast<int64_t>(N[i]);
+      to[i] = static_cast<int16_t>(mask[i] ? flip_count(x, round) : x);
+    }
   });
 }
 
-const uint8_t* bits_of(const Tensor& t, int64_t n) {
+const uint8_t* mask_of(const Tensor& t, int64_t n) {
   STD_TORCH_CHECK(t.is_cpu() && t.scalar_type() == ScalarType::Byte && t.numel() == (n + 7) / 8 && t.is_contiguous(),
                   "dstee: mask_bits has another size than its counts need");
   return static_cast<const uint8_t*>(t.const_data_ptr());
@@ -69,12 +62,14 @@ Tensor encode_counts(const Tensor& N, const Tensor& mask, int64_t round) {
 Tensor decode_counts(const Tensor& counts, const Tensor& mask_bits, int64_t round, const std::vector<int64_t>& shape) {
   const int64_t n = counts.numel();
   const int16_t* from = counts_of(counts);
-  const uint8_t* bits = bits_of(mask_bits, n);
+  const uint8_t* bits = mask_of(mask_bits, n);
   Tensor out = torch::stable::empty(torch::headeronly::IntHeaderOnlyArrayRef(shape.data(), shape.size()), ScalarType::Int);
   STD_TORCH_CHECK(out.numel() == n, "dstee: counts do not fit the shape");
   auto* to = static_cast<int32_t*>(out.mutable_data_ptr());
   const auto q = static_cast<int32_t>(round);
-  for_runs(n, [&](int64_t i) { to[i] = active(bits, i) ? flip_count<int32_t>(from[i], q) : from[i]; });
+  for_ranges(worker_count(n), n, [&](int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; ++i) to[i] = is_active(bits, i) ? flip_count<int32_t>(from[i], q) : from[i];
+  });
   return out;
 }
 
@@ -84,7 +79,7 @@ Tensor count_active(const Tensors& mask_bits) {
   auto* to = static_cast<int64_t*>(out.mutable_data_ptr());
   int64_t total = 0;
   for (const Tensor& t : mask_bits) {
-    bits_of(t, 8 * t.numel());
+    mask_of(t, 8 * t.numel());
     total += 8 * t.numel();
   }
   for_tickets(worker_count(total), L, [&](int, int64_t i) {
@@ -101,11 +96,11 @@ Tensor count_explored(const Tensors& counts, const Tensors& mask_bits) {
   for (int64_t l = 0; l < L; ++l) {
     const int64_t n = counts[l].numel();
     const int16_t* stored = counts_of(counts[l]);
-    const uint8_t* bits = bits_of(mask_bits[l], n);
+    const uint8_t* bits = mask_of(mask_bits[l], n);
     std::atomic<int64_t> explored{0};
-    for_tickets(worker_count(n), (n + kPiece - 1) / kPiece, [&](int, int64_t t) {
+    for_ranges(worker_count(n), n, [&](int64_t first, int64_t last) {
       int64_t here = 0;
-      for (int64_t i = t * kPiece; i < std::min(n, (t + 1) * kPiece); ++i) here += stored[i] != 0 || active(bits, i);
+      for (int64_t i = first; i < last; ++i) here += stored[i] != 0 || is_active(bits, i);
       explored += here;
     });
     to[l] = explored;
@@ -120,4 +115,4 @@ STABLE_TORCH_LIBRARY_IMPL(dstee, CPU, m) {
   m.impl("count_explored", TORCH_BOX(&count_explored));
 }
 
-}  // namespace dstee
+}  // namespace dstee::cpu

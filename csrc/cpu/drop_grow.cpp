@@ -1,53 +1,55 @@
-// drop_grow_: one mask update of all layers, fused with the SGD step where asked for.
-//
-//   sample  a bracket around both thresholds of each layer
-//   sweep   once over the weights: step, then list the candidates within the bracket (lists.cpp)
-//   resolve the winners among the listed, or scan a layer whose lists do not hold them (scans.cpp)
-//   commit  mask bits, counters, zeros
+// drop_grow_: one mask update of all layers, fused with the SGD step where asked for. stages.h has its stages.
 //
 // Bytes per weight that must move: gradient 4, counter 2, mask 1/8, and the cache lines of w (and m) that hold an active
 // weight; the commit touches the lines of the swapped weights again.
 #include <atomic>
 
+#include "../arguments.h"
 #include "../test_limits.h"
-#include "drop_grow_debug.h"
-#include "lists.h"
 #include "parallel.h"
+#include "stages.h"
+#include "update_stats.h"
 
-namespace dstee {
+namespace dstee::cpu {
 namespace {
 
 std::atomic<int64_t> fallback_layers{0}, list_entries{0};
 
+// Of each layer one bound that nothing passes, or nearly nothing: the lists cannot hold what is selected.
+void tighten(std::vector<Bounds>& bounds) {
+  for (size_t i = 0; i < bounds.size(); ++i) {
+    if (i % 2)
+      bounds[i].low_score = kMaxRank;
+    else
+      bounds[i].low_drop = kMaxRank;
+  }
+}
+
 void run(const Update& u) {
   const StrictFloat strict;  // for what is scored outside the workers
-  const auto count = static_cast<int64_t>(u.layers.size());
-  std::vector<Bracket> brackets(u.layers.size());
-  for_tickets(u.workers, count, [&](int, int64_t i) {
-    if (u.k[i]) brackets[i] = sample_bracket(u, static_cast<int>(i));
-  });
   const TestLimits limits = test_limits();
-  Lists lists(u, brackets, limits.list_share);
-  if (limits.tight_bounds)
-    for (int64_t i = 0; i < count; ++i) {
-      if (i % 2)
-        brackets[i].low_score = kMaxRank;
-      else
-        brackets[i].high_drop = 0;
-    }
-  std::vector<char> resolved(u.layers.size());
+  const auto count = static_cast<int64_t>(u.layers.size()), pieces = static_cast<int64_t>(u.pieces.size());
+  std::vector<Bounds> bounds(u.layers.size());
+  for_tickets(u.workers, count, [&](int, int64_t i) {
+    if (u.k[i]) bounds[i] = sample(u, static_cast<int>(i));
+  });
+  std::vector<char> selected(u.layers.size());
+  Lists lists(u, std::move(bounds), limits.list_share);
+  if (limits.tight_bounds) tighten(lists.bounds);
 
-  const auto pieces = static_cast<int64_t>(u.pieces.size());
-  for_tickets(u.workers, pieces, [&](int worker, int64_t p) { lists.sweep(p, worker); });
-  for_tickets(u.workers, count, [&](int, int64_t i) { resolved[i] = u.k[i] == 0 || lists.resolve(static_cast<int>(i)); });
+  for_tickets(u.workers, pieces, [&](int worker, int64_t p) { sweep(u, lists, p, worker); });
+  for_tickets(u.workers, count, [&](int, int64_t i) {
+    const auto layer = static_cast<int>(i);
+    selected[i] = u.k[i] == 0 || (select_drop(u, lists, layer) && select_grow(u, lists, layer));
+  });
   for_tickets(u.workers, pieces, [&](int, int64_t p) {
     const int layer = u.pieces[p].layer;
-    if (u.k[layer] && resolved[layer]) lists.commit(p);
+    if (u.k[layer] && selected[layer]) commit(u, lists, p);
   });
   int64_t scanned = 0;
   for (int64_t i = 0; i < count; ++i)
-    if (!resolved[i]) {
-      update_by_scans(u, static_cast<int>(i));
+    if (!selected[i]) {
+      fallback(u, static_cast<int>(i));
       ++scanned;
     }
   list_entries = lists.entries();
@@ -85,12 +87,11 @@ void drop_grow_(const UpdateArguments& a) {
     STD_TORCH_CHECK(a.k_tensor || (k[i] >= 0 && k[i] <= u.nnz[i]), "dstee: k is larger than what is there");
     u.k[i] = clip_swaps(k[i], u.nnz[i], u.layers[i].n, a.regrow);
   }
-  if (is_set(a.found_inf)) return;
+  if (a.found_inf && read_scalar(*a.found_inf) != 0) return;
   run(u);
 }
-
 UpdateStats last_update_stats() { return {fallback_layers, list_entries}; }
 
 STABLE_TORCH_LIBRARY_IMPL(dstee, CPU, m) { m.impl("drop_grow_", TORCH_BOX(&drop_grow_entry<drop_grow_>)); }
 
-}  // namespace dstee
+}  // namespace dstee::cpu

@@ -1,60 +1,75 @@
-// The fast path: one sweep over the weights lists the few candidates, the winners are found among them.
+// The candidates that the sweep lists. The memory of all lists is there before the sweep begins to write, so that nothing can
+// fail after that.
 #pragma once
 
 #include <vector>
 
+#include "../threshold.h"
 #include "update.h"
 #include "workspace.h"
 
-namespace dstee {
+namespace dstee::cpu {
 
-// What the sweep found in one piece; the arrays lie in the arena of the worker that swept it, in index order.
-struct PieceLists {
-  uint32_t *grow_score = nullptr, *grow_where = nullptr;                        // candidates that were inactive
-  uint32_t *drop_rank = nullptr, *drop_where = nullptr, *drop_score = nullptr;  // active ones near zero
-  size_t grow_count = 0, drop_count = 0;
-  bool overflow = false;  // not listed: the arena was full
+// Which weights of a layer are listed. A loose bound costs a little list space, a missed one a scan of the layer, never a wrong
+// answer.
+struct Bounds {
+  uint32_t low_score = 1, low_signal = 0;  // growth candidates below this are not listed; 1: NaN (rank 0) never is
+  uint32_t low_drop = 0;                   // active weights with a smaller drop key are not listed
+  int64_t last = INT64_MAX;                // of the candidates right at the bound, often many, those beyond this index are not
+  int64_t expected_grow = 0, expected_drop = 0;  // list entries
 };
 
-// Values among which a rank is sought.
-struct Run {
-  const uint32_t* values;
+// What the sweep found in one piece, in index order. The arrays lie in the memory of the worker that swept it; `where` counts
+// from `begin`.
+struct PieceLists {
+  // Candidates that were inactive. The key is what is left to order them by: the rank of the score, or where scores tie
+  // (rank_ties) that of the signal.
+  uint32_t *grow_key = nullptr, *grow_where = nullptr;
+  // Active weights near zero; regrow_key: their key as candidates, if they may grow again.
+  uint32_t *drop_key = nullptr, *drop_where = nullptr, *regrow_key = nullptr;
+  size_t grow_count = 0, drop_count = 0;
+  int64_t begin = 0;
+  bool overflow = false;  // not listed: there was no room
+};
+
+// An array of keys.
+struct Keys {
+  const uint32_t* key;
   size_t count;
 };
 
-class Lists {
- public:
-  // Allocates everything the update needs, so that nothing can fail once the sweep has begun to write.
-  // `share` of the room: 1 but for tests.
-  Lists(const Update& u, const std::vector<Bracket>& brackets, double share);
+// Free memory of one worker.
+struct Arena {
+  uint32_t *grow_key, *grow_where, *drop_key, *drop_where, *regrow_key;
+  size_t grow_left, drop_left;
+};
+constexpr size_t kReserve = kPiece + 64;  // any piece fits into that
 
-  void sweep(int64_t piece, int worker);  // masked SGD where asked for, then the lists
-  bool resolve(int layer);                // finds the winners; false: the lists do not hold them, scan the layer instead
-  void commit(int64_t piece);             // of a resolved layer
+struct Lists {
+  // `share` of the room: 1 but for tests.
+  Lists(const Update& u, std::vector<Bounds> bounds_of_layers, double share);
+
+  struct Pieces {
+    PieceLists *first, *last;
+    PieceLists* begin() const { return first; }
+    PieceLists* end() const { return last; }
+  };
+  Pieces of_layer(int layer) {
+    const auto i = static_cast<size_t>(layer);
+    return {pieces.data() + first_piece[i], pieces.data() + first_piece[i + 1]};
+  }
+  // Room for what select_* gathers of the layer: two arrays for each of its pieces.
+  Keys* scratch(int layer) { return &keys[static_cast<size_t>(2 * first_piece[static_cast<size_t>(layer)])]; }
+
   int64_t entries() const;
 
- private:
-  struct Arena {
-    uint32_t *grow_score, *grow_where, *drop_rank, *drop_where, *drop_score;
-    size_t grow_left, drop_left;
-  };
-  // Growth winners: value above `value`, or equal to it with index up to `index`.
-  struct GrowCut {
-    uint32_t value = 0;
-    int64_t index = 0;
-  };
-
-  void keep_dropped(int layer);
-  void split_ties(int layer, uint32_t score);
-
-  const Update& u_;
-  const std::vector<Bracket>& brackets_;
-  std::vector<PieceLists> pieces_;
-  std::vector<int64_t> first_piece_;  // by layer, and one more
-  std::vector<GrowCut> cuts_;
-  std::vector<Run> runs_;  // scratch, two for each piece
-  std::vector<Arena> arenas_;
-  Workspace memory_;
+  std::vector<Bounds> bounds;                      // by layer
+  std::vector<PieceLists> pieces;                  // by piece
+  std::vector<int64_t> first_piece;                // by layer, and one more
+  std::vector<Threshold<uint32_t, int64_t>> grow;  // by layer: the last candidate that is grown
+  std::vector<Keys> keys;                          // two for each piece
+  std::vector<Arena> arenas;                       // by worker
+  Workspace memory;
 };
 
-}  // namespace dstee
+}  // namespace dstee::cpu

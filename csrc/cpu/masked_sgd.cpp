@@ -1,16 +1,16 @@
 // masked_sgd_: the SGD step on the active weights of all layers. Per weight 1/8 byte of mask is read; gradient, weight and
 // momentum are touched only in groups of 8 or 16 that hold an active weight.
+#include "../arguments.h"
 #include "parallel.h"
-#include "pieces.h"
 
-namespace dstee {
+namespace dstee::cpu {
 
 void masked_sgd_(const StepArguments& a) {
   const auto layers = read_step(DeviceType::CPU, a);
   SgdRule rule = rule_of(a.sgd, a.grad_scale.has_value());
   if (a.lr) rule.lr = static_cast<float>(read_scalar(*a.lr));
   if (a.grad_scale) rule.grad_scale = static_cast<float>(read_scalar(*a.grad_scale));
-  if (is_set(a.found_inf)) return;
+  if (a.found_inf && read_scalar(*a.found_inf) != 0) return;
 
   const auto pieces = cut_pieces(layers);
   const Loops& isa = loops();
@@ -24,4 +24,4 @@ void masked_sgd_(const StepArguments& a) {
 
 STABLE_TORCH_LIBRARY_IMPL(dstee, CPU, m) { m.impl("masked_sgd_", TORCH_BOX(&masked_sgd_entry<masked_sgd_>)); }
 
-}  // namespace dstee
+}  // namespace dstee::cpu

@@ -1,18 +1,11 @@
 // pack_mask, unpack_mask: bool [n] in storage order <-> one bit a weight, lowest bit first, padding bits 0.
+#include "../arguments.h"
 #include "parallel.h"
-#include "pieces.h"
 
-namespace dstee {
+namespace dstee::cpu {
 namespace {
 
 Tensor make(int64_t n, torch::headeronly::ScalarType dtype) { return torch::stable::empty({n}, dtype); }
-
-// body(first, last) for runs of n weights, each starting a byte of the mask.
-template <class Body>
-void for_runs(int64_t n, const Body& body) {
-  for_tickets(worker_count(n), (n + kPiece - 1) / kPiece,
-              [&](int, int64_t t) { body(t * kPiece, std::min(n, (t + 1) * kPiece)); });
-}
 
 }  // namespace
 
@@ -22,7 +15,7 @@ Tensor pack_mask(const Tensor& mask) {
   Tensor out = make((n + 7) / 8, torch::headeronly::ScalarType::Byte);
   const auto* from = static_cast<const uint8_t*>(mask.const_data_ptr());
   auto* to = static_cast<uint8_t*>(out.mutable_data_ptr());
-  for_runs(n, [&](int64_t first, int64_t last) {
+  for_ranges(worker_count(n), n, [&](int64_t first, int64_t last) {
     for (int64_t i = first; i < last; i += 8) {
       unsigned byte = 0;
       for (int64_t j = i; j < std::min(i + 8, last); ++j) byte |= static_cast<unsigned>(from[j] != 0) << (j - i);
@@ -42,8 +35,8 @@ Tensor unpack_mask(const Tensor& mask_bits, const std::vector<int64_t>& shape) {
                                     torch::headeronly::ScalarType::Bool);
   const auto* from = static_cast<const uint8_t*>(mask_bits.const_data_ptr());
   auto* to = static_cast<uint8_t*>(out.mutable_data_ptr());
-  for_runs(n, [&](int64_t first, int64_t last) {
-    for (int64_t i = first; i < last; ++i) to[i] = from[i / 8] >> (i % 8) & 1;
+  for_ranges(worker_count(n), n, [&](int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; ++i) to[i] = is_active(from, i);
   });
   return out;
 }
@@ -53,4 +46,4 @@ STABLE_TORCH_LIBRARY_IMPL(dstee, CPU, m) {
   m.impl("unpack_mask", TORCH_BOX(&unpack_mask));
 }
 
-}  // namespace dstee
+}  // namespace dstee::cpu

@@ -1,5 +1,5 @@
-// Work sharing: each worker takes the next ticket until none is left, so that a slow core does not hold up the others.
-// No result may depend on who took which.
+// Work sharing over torch's threads: each worker takes the next ticket until none is left, so that a slow core does not hold up
+// the others. No result may depend on who took which. The only header of the CPU kernels that knows of torch.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -8,9 +8,10 @@
 #include <atomic>
 #include <cstdint>
 
-#include "isa.h"
+#include "loops.h"
+#include "pieces.h"
 
-namespace dstee {
+namespace dstee::cpu {
 
 // Workers worth starting for so many weights.
 inline int worker_count(int64_t weights) {
@@ -30,4 +31,10 @@ void for_tickets(int workers, int64_t tickets, const Body& body) {
   });
 }
 
-}  // namespace dstee
+// body(first, last) for ranges of weights that together are [0, n); each starts a byte of the mask.
+template <class Body>
+void for_ranges(int workers, int64_t n, const Body& body) {
+  for_tickets(workers, (n + kPiece - 1) / kPiece, [&](int, int64_t t) { body(t * kPiece, std::min(n, (t + 1) * kPiece)); });
+}
+
+}  // namespace dstee::cpu

@@ -1,22 +1,33 @@
-// The layers cut into pieces for the threads, and the arguments that lie in CPU tensors.
+// The layers cut into pieces for the threads.
 #pragma once
 
-#include "../arguments.h"
-#include "isa.h"
+#include <algorithm>
+#include <cstdint>
+#include <vector>
 
-namespace dstee {
+#include "../layers.h"
 
-// A one-element floating-point CPU tensor.
-double read_scalar(const Tensor& t);
-bool is_set(const std::optional<Tensor>& flag);
+namespace dstee::cpu {
 
-// A run of weights of one layer that one thread handles. Starts at a multiple of 64 weights.
+// A range of weights of one layer that one thread handles. Starts at a multiple of 64 weights.
 struct Piece {
   int layer;
   int64_t begin, size;
 };
 constexpr int64_t kPiece = 1 << 16;
-std::vector<Piece> cut_pieces(const std::vector<Layer>& layers);
-int64_t total_weights(const std::vector<Layer>& layers);
 
-}  // namespace dstee
+inline std::vector<Piece> cut_pieces(const std::vector<Layer>& layers) {
+  std::vector<Piece> pieces;
+  for (size_t i = 0; i < layers.size(); ++i)
+    for (int64_t begin = 0; begin < layers[i].n; begin += kPiece)
+      pieces.push_back({static_cast<int>(i), begin, std::min(kPiece, layers[i].n - begin)});
+  return pieces;
+}
+
+inline int64_t total_weights(const std::vector<Layer>& layers) {
+  int64_t total = 0;
+  for (const Layer& l : layers) total += l.n;
+  return total;
+}
+
+}  // namespace dstee::cpu

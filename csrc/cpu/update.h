@@ -1,13 +1,13 @@
 // What one drop_grow_ call works on, and one weight of it at a time.
 #pragma once
 
-#include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <vector>
 
 #include "pieces.h"
 
-namespace dstee {
+namespace dstee::cpu {
 
 // One call: its layers and options, k clipped to what each layer can swap.
 struct Update {
@@ -31,8 +31,8 @@ class Weight {
  public:
   Weight(const Update& u, int layer, int64_t i) : u_(u), l_(u.layers[layer]), layer_(layer), i_(i) {}
 
-  bool active() const { return l_.bits[i_ / 8] >> (i_ % 8) & 1; }
-  uint32_t drop_rank() const { return rank_of(read(l_.drop, l_.drop_dtype)); }
+  bool active() const { return is_active(l_.bits, i_); }
+  uint32_t drop_key() const { return dstee::drop_key(read(l_.drop, l_.drop_dtype)); }
 
   float signal() const {
     if (u_.seeds.empty()) return std::fabs(read(l_.grow, l_.grow_dtype));
@@ -98,17 +98,4 @@ class Weight {
   int64_t i_;
 };
 
-// Bounds from a sample that the winners almost surely lie within: a loose bound costs a little list space, a missed one a
-// rescan of the layer, never a wrong answer.
-struct Bracket {
-  uint32_t low_score = 1, low_signal = 0;        // growth candidates below this are not listed; 1: NaN (rank 0) never is
-  uint32_t high_drop = kMaxRank;                 // active weights above this are not listed
-  int64_t expected_grow = 0, expected_drop = 0;  // list entries
-  int64_t last = INT64_MAX;  // of the candidates right at the bound, often a crowd, those beyond this index are not listed
-};
-Bracket sample_bracket(const Update& u, int layer);
-
-// Exact selection and commit for one layer without lists, by repeated scans. Any input, no allocation.
-void update_by_scans(const Update& u, int layer);
-
-}  // namespace dstee
+}  // namespace dstee::cpu

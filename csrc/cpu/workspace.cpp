@@ -9,7 +9,7 @@
 #include <sys/mman.h>
 #endif
 
-namespace dstee {
+namespace dstee::cpu {
 namespace {
 
 constexpr size_t kAlign = size_t{1} << 21;  // whole huge pages
@@ -47,4 +47,4 @@ Workspace::~Workspace() {
   std::free(data_);
 }
 
-}  // namespace dstee
+}  // namespace dstee::cpu

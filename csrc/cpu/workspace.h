@@ -3,7 +3,7 @@
 
 #include <cstddef>
 
-namespace dstee {
+namespace dstee::cpu {
 
 // A buffer of at least `bytes`, 64-byte aligned, for one call. Throws std::bad_alloc, and only here.
 class Workspace {
@@ -19,4 +19,4 @@ class Workspace {
   size_t size_ = 0;
 };
 
-}  // namespace dstee
+}  // namespace dstee::cpu

@@ -1,10 +1,10 @@
 // Eight lanes in plain C++: the path for any processor, and the simplest statement of what the SIMD headers do.
-// Included by sweep_scalar.cpp only.
+// Included by loops_scalar.cpp only.
 #pragma once
 
-#include "../rules.h"
+#include "loops.h"
 
-namespace dstee {
+namespace dstee::cpu {
 namespace {
 
 constexpr int W = 8;
@@ -93,9 +93,9 @@ inline V absolute(V x) {
   V r;
   DSTEE_LANES(r, float_of(bits_of(x.v[j]) & 0x7FFFFFFFu));
 }
-inline U rank(V x) {
+inline U drop_keys(V x) {
   U r;
-  DSTEE_LANES(r, rank_of(x.v[j]));
+  DSTEE_LANES(r, drop_key(x.v[j]));
 }
 inline U number_rank(V x) {
   U r;
@@ -109,7 +109,7 @@ inline U iota(uint32_t base) {
   U r;
   DSTEE_LANES(r, base + static_cast<uint32_t>(j));
 }
-inline U load_ranks(const uint32_t* p) {
+inline U load_keys(const uint32_t* p) {
   U r;
   DSTEE_LANES(r, p[j]);
 }
@@ -151,4 +151,4 @@ inline void compress(uint32_t* out, U x, uint32_t lanes) {
 #undef DSTEE_LANES
 
 }  // namespace
-}  // namespace dstee
+}  // namespace dstee::cpu

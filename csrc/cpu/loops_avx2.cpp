@@ -1,4 +1,4 @@
-#include "isa.h"
+#include "loops.h"
 
 #if DSTEE_X86
 #include <cstring>
@@ -13,10 +13,10 @@
 #else
 #pragma GCC target("avx2,f16c,popcnt,bmi,bmi2")
 #endif
-#include "simd_avx2.h"
-#include "sweep.h"
+#include "lane_loops.h"
+#include "lanes_avx2.h"
 
-namespace dstee {
+namespace dstee::cpu {
 const Loops kAvx2Loops = DSTEE_LOOPS("avx2");
 }
 #ifdef __clang__

@@ -9,23 +9,29 @@
 
 #include "../rules.h"
 
-namespace dstee {
+#if defined(__GNUC__)
+#define DSTEE_INLINE __attribute__((always_inline)) inline
+#else
+#define DSTEE_INLINE inline
+#endif
+
+namespace dstee::cpu {
 
 constexpr int kMaxLanes = 16;  // list arrays need this much slack behind their last entry
 
 // Growth candidates: inactive weights whose (rank of score, rank of |signal|) is at least (low_score, low_signal).
 struct GrowScan {
-  const void* signal;     // null for kRandom
-  const int16_t* counts;  // null: no bonus
-  const float* bonus;
-  uint32_t bonus_size;
-  uint64_t seed;         // kRandom
-  uint64_t first_index;  // of the block in its layer, kRandom
-  uint32_t low_score, low_signal;
-  // Weights and momenta (or null) that another loop reads next: their active groups are prefetched on the way, which hides
-  // the latency of what is too sparse to stream.
-  const char *next_w, *next_m;
-  int64_t next_size;  // of an element
+  const void* signal = nullptr;     // null for kRandom
+  const int16_t* counts = nullptr;  // null: no bonus
+  const float* bonus = nullptr;
+  uint32_t bonus_size = 0;
+  uint64_t seed = 0;         // kRandom
+  uint64_t first_index = 0;  // of the block in its layer, kRandom
+  uint32_t low_score = 1, low_signal = 0;
+  // Weights and momenta (or null) that the loop after this one reads: their active groups are prefetched on the way, which
+  // hides the latency of what is too sparse to stream.
+  const char *next_w = nullptr, *next_m = nullptr;
+  int64_t next_size = 0;  // of an element
 };
 
 struct Loops {
@@ -35,15 +41,15 @@ struct Loops {
   // Appends (rank of score, index) of the candidates to the lists and returns how many; by dtype of the signal.
   size_t (*scan_grow[4])(const GrowScan& scan, const uint8_t* bits, int64_t n, uint32_t index, uint32_t* score,
                          uint32_t* where);
-  // Appends (rank of |x|, index) of the active weights with rank <= high; by dtype of x.
-  size_t (*scan_drop[3])(const void* x, const uint8_t* bits, int64_t n, uint32_t high, uint32_t index, uint32_t* key,
+  // Appends (drop_key(x), index) of the active weights with a key >= low; by dtype of x.
+  size_t (*scan_drop[3])(const void* x, const uint8_t* bits, int64_t n, uint32_t low, uint32_t index, uint32_t* key,
                          uint32_t* where);
-  // Of list arrays: keeps, in order and in place, the entries of a (and b, unless null) whose value lies in [low, high];
-  // returns how many. copy_between collects the values themselves; `out` needs slack.
-  size_t (*keep_between)(const uint32_t* value, size_t count, uint32_t low, uint32_t high, uint32_t* a, uint32_t* b);
-  size_t (*copy_between)(const uint32_t* value, size_t count, uint32_t low, uint32_t high, uint32_t* out);
-  // Lowers *low and raises *high to the smallest and largest value.
-  void (*range)(const uint32_t* values, size_t count, uint32_t* low, uint32_t* high);
+  // Of list arrays: keeps, in order and in place, the entries of a (and b, unless null) whose key lies in [low, high];
+  // returns how many. copy_between collects the keys themselves; `out` needs slack.
+  size_t (*keep_between)(const uint32_t* key, size_t count, uint32_t low, uint32_t high, uint32_t* a, uint32_t* b);
+  size_t (*copy_between)(const uint32_t* key, size_t count, uint32_t low, uint32_t high, uint32_t* out);
+  // Lowers *low and raises *high to the smallest and largest key.
+  void (*min_max)(const uint32_t* key, size_t count, uint32_t* low, uint32_t* high);
   int64_t (*count_bits)(const uint8_t* bits, int64_t bytes);
 };
 
@@ -73,4 +79,4 @@ class StrictFloat {
   unsigned saved_ = 0;
 };
 
-}  // namespace dstee
+}  // namespace dstee::cpu

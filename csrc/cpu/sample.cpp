@@ -1,99 +1,105 @@
-// Sampling: one group of 16 neighbouring weights per stratum, at a hashed place in it. Regular spacing would alias with the
-// rows of a matrix whose gradients are scaled by row or column.
+// One set of 16 neighbouring weights per stratum, at a hashed place in it. Regular spacing would alias with the rows of a
+// matrix whose gradients are scaled by row or column.
 #include <algorithm>
 #include <cmath>
 #include <functional>
 #include <utility>
 
-#include "update.h"
+#include "loops.h"
+#include "stages.h"
 
-namespace dstee {
+namespace dstee::cpu {
 namespace {
 
 constexpr int64_t kWholeLayer = 1 << 15;  // up to here a list of everything is cheaper than a sample
-constexpr int kGroup = 16;
+constexpr int kNeighbours = 16;
 constexpr int kMaxSample = 1 << 13;
 
-// The rank in the sample behind which the k-th of `population` almost surely lies.
+// The rank in the sample before which the k-th of `population` almost surely lies. A miss costs some scans of the layer by all
+// threads: less than on a GPU, where one block does them, so that the margin is smaller than csrc/cuda's.
 int64_t safe_rank(int64_t k, int64_t population, int64_t sampled) {
   const double expected = static_cast<double>(k) * static_cast<double>(sampled) / static_cast<double>(population);
   return static_cast<int64_t>(1.25 * expected + 6.0 * std::sqrt(expected) + 8.0);
 }
 
-// Room for the groups' entries, with slack for whole vectors.
+// Keys of sampled weights and their places in the sample, with slack for whole vectors.
 struct Sample {
-  uint32_t rank[kMaxSample + kMaxLanes], where[kMaxSample + kMaxLanes];
+  uint32_t key[kMaxSample + kMaxLanes], where[kMaxSample + kMaxLanes];
   int64_t count = 0;
 };
 
-// Scores of inactive weights and ranks of active ones (after the step, where there is one) at the sampled groups.
-void take_sample(const Update& u, int layer, Sample& grow, Sample& drop, int64_t* first, int64_t groups) {
+// Scores of inactive weights and drop keys of active ones (after the step, where there is one). first[s] is the first sampled
+// weight of stratum s.
+void take_sample(const Update& u, int layer, Sample& grow, Sample& drop, int64_t* first, int64_t strata) {
   const Layer& l = u.layers[layer];
   const Loops& isa = loops();
   const bool random = !u.seeds.empty();
-  const int64_t stratum = l.n / groups;
-  for (int64_t s = 0; s < groups; ++s) {
+  const int64_t stratum = l.n / strata;
+  for (int64_t s = 0; s < strata; ++s) {
     const uint32_t hash = mix(static_cast<uint32_t>(s) ^ mix(static_cast<uint32_t>(u.round * 977 + layer)));
-    const int64_t offset = static_cast<int64_t>(hash % static_cast<uint64_t>(stratum - 2 * kGroup));
-    first[s] = (s * stratum + offset + kGroup - 1) / kGroup * kGroup;
-    Weight(u, layer, first[s]).prefetch();  // every group is a miss: let them overlap
+    const int64_t offset = static_cast<int64_t>(hash % static_cast<uint64_t>(stratum - 2 * kNeighbours));
+    first[s] = (s * stratum + offset + kNeighbours - 1) / kNeighbours * kNeighbours;
+    Weight(u, layer, first[s]).prefetch();  // every one is a miss: let them overlap
   }
-  GrowScan scan{nullptr, nullptr, u.bonus, u.bonus_size, random ? u.seeds[layer] : 0, 0, 1, 0, nullptr, nullptr, 0};
-  for (int64_t s = 0; s < groups; ++s) {
+  GrowScan scan;
+  scan.bonus = u.bonus;
+  scan.bonus_size = u.bonus_size;
+  scan.seed = random ? u.seeds[layer] : 0;
+  for (int64_t s = 0; s < strata; ++s) {
     const int64_t i = first[s];
     const uint8_t* bits = l.bits + i / 8;
-    const auto index = static_cast<uint32_t>(s * kGroup);
+    const auto index = static_cast<uint32_t>(s * kNeighbours);
     scan.signal = random ? nullptr : at(l.grow, i, l.grow_dtype);
     scan.counts = l.counts ? l.counts + i : nullptr;
     scan.first_index = static_cast<uint64_t>(i);
     grow.count += static_cast<int64_t>(isa.scan_grow[random ? kRandom : l.grow_dtype](
-        scan, bits, kGroup, index, grow.rank + grow.count, grow.where + grow.count));
+        scan, bits, kNeighbours, index, grow.key + grow.count, grow.where + grow.count));
 
     const void* x = at(l.drop, i, l.drop_dtype);
-    alignas(64) char w[4 * kGroup], m[4 * kGroup];
+    alignas(64) char w[4 * kNeighbours], m[4 * kNeighbours];
     if (u.sgd && l.drop == l.w) {
-      const size_t bytes = static_cast<size_t>(kGroup * element_size(l.dtype));
+      const size_t bytes = static_cast<size_t>(kNeighbours * element_size(l.dtype));
       memcpy(w, x, bytes);
       if (u.rule.has_momentum) memcpy(m, at(l.m, i, l.dtype), bytes);
-      isa.step[l.dtype](w, at(l.g, i, l.dtype), m, bits, kGroup, u.rule);
+      isa.step[l.dtype](w, at(l.g, i, l.dtype), m, bits, kNeighbours, u.rule);
       x = w;
     }
     drop.count += static_cast<int64_t>(
-        isa.scan_drop[l.drop_dtype](x, bits, kGroup, kMaxRank, index, drop.rank + drop.count, drop.where + drop.count));
+        isa.scan_drop[l.drop_dtype](x, bits, kNeighbours, 0, index, drop.key + drop.count, drop.where + drop.count));
   }
 }
 
-// Estimates how many of `population` a bound lists that lists `listed` of `sampled`.
+// How many of `population` a bound will about list that lists `listed` of `sampled`.
 int64_t expect(int64_t listed, int64_t sampled, int64_t population) { return (listed + 1) * population / sampled; }
 
 }  // namespace
 
-Bracket sample_bracket(const Update& u, int layer) {
+Bounds sample(const Update& u, int layer) {
   const Layer& l = u.layers[layer];
   const int64_t nnz = u.nnz[layer], inactive = l.n - nnz, k = u.k[layer];
-  Bracket b;
+  Bounds b;
   b.expected_grow = inactive;
   b.expected_drop = nnz;
   if (l.n <= kWholeLayer) return b;
 
   Sample grow, drop;
-  const int64_t groups = std::clamp<int64_t>(l.n / 512, 2048, kMaxSample) / kGroup;
-  int64_t first[kMaxSample / kGroup];
-  take_sample(u, layer, grow, drop, first, groups);
+  const int64_t strata = std::clamp<int64_t>(l.n / 512, 2048, kMaxSample) / kNeighbours;
+  int64_t first[kMaxSample / kNeighbours];
+  take_sample(u, layer, grow, drop, first, strata);
 
   const int64_t grow_rank = grow.count ? safe_rank(k, inactive, grow.count) : 0;
   if (grow_rank < grow.count) {
     uint32_t sorted[kMaxSample];
-    std::copy(grow.rank, grow.rank + grow.count, sorted);
+    std::copy(grow.key, grow.key + grow.count, sorted);
     std::nth_element(sorted, sorted + grow_rank, sorted + grow.count, std::greater<uint32_t>());
     b.low_score = sorted[grow_rank];
-    auto listed = std::count_if(grow.rank, grow.rank + grow.count, [&](uint32_t x) { return x >= b.low_score; });
+    auto listed = std::count_if(grow.key, grow.key + grow.count, [&](uint32_t x) { return x >= b.low_score; });
     if (listed > 2 * grow_rank) {
-      // A crowd of equal scores, as when the bonus absorbs the gradients: order it by the signal and then by index.
+      // Many equal scores, as when the bonus absorbs the gradients: order them by the signal and then by index.
       using Place = std::pair<GrowKey, int64_t>;
       std::vector<Place> places(static_cast<size_t>(grow.count));
       for (int64_t j = 0; j < grow.count; ++j) {
-        const int64_t i = first[grow.where[j] / kGroup] + grow.where[j] % kGroup;
+        const int64_t i = first[grow.where[j] / kNeighbours] + grow.where[j] % kNeighbours;
         places[j] = {Weight(u, layer, i).grow_key(), -i};
       }
       std::nth_element(places.begin(), places.begin() + grow_rank, places.end(), std::greater<Place>());
@@ -111,12 +117,12 @@ Bracket sample_bracket(const Update& u, int layer) {
   }
   const int64_t drop_rank = drop.count ? safe_rank(k, nnz, drop.count) : 0;
   if (drop_rank < drop.count) {
-    std::nth_element(drop.rank, drop.rank + drop_rank, drop.rank + drop.count);
-    b.high_drop = drop.rank[drop_rank];
-    const auto listed = std::count_if(drop.rank, drop.rank + drop.count, [&](uint32_t x) { return x <= b.high_drop; });
+    std::nth_element(drop.key, drop.key + drop_rank, drop.key + drop.count, std::greater<uint32_t>());
+    b.low_drop = drop.key[drop_rank];
+    const auto listed = std::count_if(drop.key, drop.key + drop.count, [&](uint32_t x) { return x >= b.low_drop; });
     b.expected_drop = expect(listed, drop.count, nnz);
   }
   return b;
 }
 
-}  // namespace dstee
+}  // namespace dstee::cpu

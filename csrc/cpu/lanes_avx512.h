@@ -1,60 +1,59 @@
-// Sixteen lanes of AVX-512 (F, BW, VL, DQ). Included by sweep_avx512.cpp only, after its target pragma.
+// Sixteen lanes of AVX-512 (F, BW, VL, DQ). Included by loops_avx512.cpp only, after its target pragma.
 #pragma once
 
 #include <immintrin.h>
 
-#include "../rules.h"
+#include "loops.h"
 
-namespace dstee {
+namespace dstee::cpu {
 namespace {
 
 constexpr int W = 16;
 typedef __m512 V;  // its operators +, -, *, / come with the compiler
 typedef uint32_t U __attribute__((vector_size(64)));
 
-DSTEE_HD __m512i i(U x) { return (__m512i)x; }
-DSTEE_HD U u(__m512i x) { return (U)x; }
-DSTEE_HD U splat(uint32_t x) { return u(_mm512_set1_epi32(static_cast<int>(x))); }
+DSTEE_INLINE __m512i i(U x) { return (__m512i)x; }
+DSTEE_INLINE U u(__m512i x) { return (U)x; }
+DSTEE_INLINE U splat(uint32_t x) { return u(_mm512_set1_epi32(static_cast<int>(x))); }
 
-DSTEE_HD V load(const float* p) { return _mm512_loadu_ps(p); }
-DSTEE_HD V load(const bf16* p) {
+DSTEE_INLINE V load(const float* p) { return _mm512_loadu_ps(p); }
+DSTEE_INLINE V load(const bf16* p) {
   const __m256i raw = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(raw), 16));
 }
-DSTEE_HD V load(const f16* p) { return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
+DSTEE_INLINE V load(const f16* p) { return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
 
-DSTEE_HD void store(float* p, uint32_t lanes, V x) { _mm512_mask_storeu_ps(p, static_cast<__mmask16>(lanes), x); }
-DSTEE_HD void store(bf16* p, uint32_t lanes, V x) {
+DSTEE_INLINE void store(float* p, uint32_t lanes, V x) { _mm512_mask_storeu_ps(p, static_cast<__mmask16>(lanes), x); }
+DSTEE_INLINE void store(bf16* p, uint32_t lanes, V x) {
   const U b = u(_mm512_castps_si512(x));
   const __mmask16 nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
   const U rounded = (b + 0x7FFFu + ((b >> 16) & 1u)) >> 16;
   const __m512i out = _mm512_mask_mov_epi32(i(rounded), nan, _mm512_set1_epi32(0x7FC0));
   _mm256_mask_storeu_epi16(p, static_cast<__mmask16>(lanes), _mm512_cvtepi32_epi16(out));
 }
-DSTEE_HD void store(f16* p, uint32_t lanes, V x) {
+DSTEE_INLINE void store(f16* p, uint32_t lanes, V x) {
   const __m256i out = _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
   _mm256_mask_storeu_epi16(p, static_cast<__mmask16>(lanes), out);
 }
 
-DSTEE_HD V absolute(V x) { return _mm512_castsi512_ps(i(u(_mm512_castps_si512(x)) & 0x7FFFFFFFu)); }
-DSTEE_HD U rank(V x) {
-  const U b = u(_mm512_castps_si512(x)) & 0x7FFFFFFFu;
-  const __mmask16 number = _mm512_cmple_epu32_mask(i(b), i(splat(kInfBits)));
-  return u(_mm512_maskz_add_epi32(number, i(b), i(splat(1))));
+DSTEE_INLINE V absolute(V x) { return _mm512_castsi512_ps(i(u(_mm512_castps_si512(x)) & 0x7FFFFFFFu)); }
+DSTEE_INLINE U drop_keys(V x) {
+  const U key = splat(kInfBits) - (u(_mm512_castps_si512(x)) & 0x7FFFFFFFu);  // that of a NaN wraps around
+  return u(_mm512_min_epu32(i(key), i(splat(kMaxRank))));
 }
 // The rank of a number that is not negative; of a NaN, something above kMaxRank.
-DSTEE_HD U number_rank(V x) { return u(_mm512_castps_si512(x)) + 1u; }
-DSTEE_HD V to_unit(U x) { return _mm512_cvtepi32_ps(i(x)) * kRandomUnit; }
-DSTEE_HD U iota(uint32_t base) { return u(_mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15)) + base; }
-DSTEE_HD U load_ranks(const uint32_t* p) { return u(_mm512_loadu_si512(p)); }
-DSTEE_HD uint32_t lanes_of(const uint8_t* bits) {
+DSTEE_INLINE U number_rank(V x) { return u(_mm512_castps_si512(x)) + 1u; }
+DSTEE_INLINE V to_unit(U x) { return _mm512_cvtepi32_ps(i(x)) * kRandomUnit; }
+DSTEE_INLINE U iota(uint32_t base) { return u(_mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15)) + base; }
+DSTEE_INLINE U load_keys(const uint32_t* p) { return u(_mm512_loadu_si512(p)); }
+DSTEE_INLINE uint32_t lanes_of(const uint8_t* bits) {
   uint16_t lanes;
   memcpy(&lanes, bits, sizeof lanes);
   return lanes;
 }
 
-DSTEE_HD uint32_t less_equal(U a, U b) { return _mm512_cmple_epu32_mask(i(a), i(b)); }
-DSTEE_HD uint32_t equal(U a, U b) { return _mm512_cmpeq_epi32_mask(i(a), i(b)); }
+DSTEE_INLINE uint32_t less_equal(U a, U b) { return _mm512_cmple_epu32_mask(i(a), i(b)); }
+DSTEE_INLINE uint32_t equal(U a, U b) { return _mm512_cmpeq_epi32_mask(i(a), i(b)); }
 
 // The bonus of counter_of, for inactive weights. Counters below 32 are looked up in two registers, larger ones (rare: weights
 // often active and dropped again) gathered.
@@ -64,19 +63,19 @@ struct Bonus {
   uint32_t last;
   V low, high;
 
-  DSTEE_HD Bonus(const float* t, uint32_t size) : table(t), last(size - 1) {
+  DSTEE_INLINE Bonus(const float* t, uint32_t size) : table(t), last(size - 1) {
     alignas(64) float head[kNear] = {};
     for (uint32_t j = 0; j < kNear && j < size; ++j) head[j] = t[j];
     low = _mm512_load_ps(head);
     high = _mm512_load_ps(head + 16);
   }
   // For tables of at most kNear entries; active lanes may hold any counter and get any bonus.
-  DSTEE_HD V near(const int16_t* counts) const {
+  DSTEE_INLINE V near(const int16_t* counts) const {
     const __m512i stored = _mm512_cvtepi16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(counts)));
     const __m512i N = _mm512_min_epu32(stored, i(splat(last)));
     return _mm512_permutex2var_ps(low, N, high);
   }
-  DSTEE_HD V at(const int16_t* counts, uint32_t lanes) const {
+  DSTEE_INLINE V at(const int16_t* counts, uint32_t lanes) const {
     const __m256i raw = _mm256_maskz_loadu_epi16(static_cast<__mmask16>(lanes), counts);
     const __m512i N = _mm512_min_epu32(_mm512_cvtepi16_epi32(raw), i(splat(last)));
     const __mmask16 large = _mm512_cmpgt_epi32_mask(N, _mm512_set1_epi32(kNear - 1));
@@ -86,9 +85,9 @@ struct Bonus {
 };
 
 // Compressing in a register and storing it whole is quick on every processor; vpcompressd to memory is not.
-DSTEE_HD void compress(uint32_t* out, U x, uint32_t lanes) {
+DSTEE_INLINE void compress(uint32_t* out, U x, uint32_t lanes) {
   _mm512_storeu_si512(out, _mm512_maskz_compress_epi32(static_cast<__mmask16>(lanes), i(x)));
 }
 
 }  // namespace
-}  // namespace dstee
+}  // namespace dstee::cpu

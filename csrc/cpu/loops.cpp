@@ -1,4 +1,4 @@
-#include "isa.h"
+#include "loops.h"
 
 #include <atomic>
 #include <cstring>
@@ -7,7 +7,7 @@
 #include <xmmintrin.h>
 #endif
 
-namespace dstee {
+namespace dstee::cpu {
 namespace {
 
 std::atomic<const Loops*> forced{nullptr};
@@ -69,4 +69,4 @@ StrictFloat::StrictFloat() = default;
 StrictFloat::~StrictFloat() = default;
 #endif
 
-}  // namespace dstee
+}  // namespace dstee::cpu

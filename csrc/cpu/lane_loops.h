@@ -1,17 +1,17 @@
-// The loops of isa.h, written once over the lanes of a simd_*.h header. Included by sweep_*.cpp only.
+// The loops of loops.h, written once over the lanes of a lanes_*.h header. Included by loops_*.cpp only.
 #pragma once
 
-#include "isa.h"
+#include "loops.h"
 
-namespace dstee {
+namespace dstee::cpu {
 namespace {
 
 constexpr uint32_t kAllLanes = (1u << W) - 1;
-constexpr int kBlock = 1 << 14;   // weights whose active groups are listed at a time
-constexpr int kAheadGroups = 64;  // active groups, and bytes of a stream, to prefetch ahead: hardware stops at each page
+constexpr int kLookAhead = 1 << 14;  // weights whose active groups are found at a time
+constexpr int kAheadGroups = 64;     // active groups, and bytes of a stream, to prefetch ahead: hardware stops at each page
 constexpr int kAheadBytes = 4096;
 
-DSTEE_HD void prefetch(const void* p) { __builtin_prefetch(p, 0, 2); }
+DSTEE_INLINE void prefetch(const void* p) { __builtin_prefetch(p, 0, 2); }
 
 // The n < W weights behind the last whole group, padded with zeros so that the loops need no second form.
 template <class T>
@@ -26,12 +26,12 @@ struct TailBits {
 };
 
 // Calls body(j) for each group of W weights that has an active one, j its first weight, and ahead(j) some groups earlier.
-// Listing the groups first costs less than mispredicting which ones are empty.
+// Finding the groups first costs less than mispredicting which ones are empty.
 template <class Ahead, class Body>
-DSTEE_HD void for_active_groups(const uint8_t* bits, int64_t n, Ahead ahead, Body body) {
-  uint16_t groups[kBlock / W];
-  for (int64_t start = 0; start < n; start += kBlock) {
-    const int64_t here = n - start < kBlock ? n - start : kBlock;
+DSTEE_INLINE void for_active_groups(const uint8_t* bits, int64_t n, Ahead ahead, Body body) {
+  uint16_t groups[kLookAhead / W];
+  for (int64_t start = 0; start < n; start += kLookAhead) {
+    const int64_t here = n - start < kLookAhead ? n - start : kLookAhead;
     int found = 0;
     for (int j = 0; j < here; j += W) {
       groups[found] = static_cast<uint16_t>(j);
@@ -46,7 +46,7 @@ DSTEE_HD void for_active_groups(const uint8_t* bits, int64_t n, Ahead ahead, Bod
 }
 
 template <class T, bool kMomentum>
-DSTEE_HD void step_whole(T* w, const T* g, T* m, const uint8_t* bits, int64_t n, const SgdRule& rule) {
+DSTEE_INLINE void step_whole(T* w, const T* g, T* m, const uint8_t* bits, int64_t n, const SgdRule& rule) {
   const auto ahead = [&](int64_t j) {
     prefetch(w + j);
     prefetch(g + j);
@@ -82,14 +82,14 @@ void step_any(void* w, const void* g, void* m, const uint8_t* bits, int64_t n, c
 }
 
 template <class T>
-DSTEE_HD size_t scan_drop_whole(const T* x, const uint8_t* bits, int64_t n, uint32_t high, uint32_t index, uint32_t* key,
-                                uint32_t* where) {
+DSTEE_INLINE size_t scan_drop_whole(const T* x, const uint8_t* bits, int64_t n, uint32_t low, uint32_t index, uint32_t* key,
+                                    uint32_t* where) {
   size_t count = 0;
-  const U limit = splat(high);
+  const U limit = splat(low);
   const auto body = [&](int64_t j) {
-    const U rank_x = rank(load(x + j));
-    const uint32_t lanes = lanes_of(bits + j / 8) & less_equal(rank_x, limit);
-    compress(key + count, rank_x, lanes);
+    const U keys = drop_keys(load(x + j));
+    const uint32_t lanes = lanes_of(bits + j / 8) & less_equal(limit, keys);
+    compress(key + count, keys, lanes);
     compress(where + count, iota(index + static_cast<uint32_t>(j)), lanes);
     count += static_cast<size_t>(__builtin_popcount(lanes));
   };
@@ -98,15 +98,15 @@ DSTEE_HD size_t scan_drop_whole(const T* x, const uint8_t* bits, int64_t n, uint
 }
 
 template <class T>
-size_t scan_drop(const void* pointer, const uint8_t* bits, int64_t n, uint32_t high, uint32_t index, uint32_t* key,
+size_t scan_drop(const void* pointer, const uint8_t* bits, int64_t n, uint32_t low, uint32_t index, uint32_t* key,
                  uint32_t* where) {
   const T* x = static_cast<const T*>(pointer);
   const int64_t whole = n / W * W, rest = n - whole;
-  size_t count = scan_drop_whole(x, bits, whole, high, index, key, where);
+  size_t count = scan_drop_whole(x, bits, whole, low, index, key, where);
   if (rest) {
     const Tail<T> tx(x + whole, rest);
     const TailBits tb(bits + whole / 8, rest);
-    count += scan_drop_whole(tx.x, tb.b, W, high, index + static_cast<uint32_t>(whole), key + count, where + count);
+    count += scan_drop_whole(tx.x, tb.b, W, low, index + static_cast<uint32_t>(whole), key + count, where + count);
   }
   return count;
 }
@@ -114,11 +114,11 @@ size_t scan_drop(const void* pointer, const uint8_t* bits, int64_t n, uint32_t h
 struct Random {};  // the signal type of kRandom
 
 template <class T>
-DSTEE_HD V signal_at(const GrowScan& scan, int64_t j) {
+DSTEE_INLINE V signal_at(const GrowScan& scan, int64_t j) {
   return absolute(load(static_cast<const T*>(scan.signal) + j));
 }
 template <>
-DSTEE_HD V signal_at<Random>(const GrowScan& scan, int64_t j) {
+DSTEE_INLINE V signal_at<Random>(const GrowScan& scan, int64_t j) {
   const uint64_t first = scan.first_index + static_cast<uint64_t>(j);
   return to_unit(random24(iota(static_cast<uint32_t>(first)), static_cast<uint32_t>(first >> 32), scan.seed));
 }
@@ -126,8 +126,8 @@ DSTEE_HD V signal_at<Random>(const GrowScan& scan, int64_t j) {
 // The inner loop of the update: every weight of the model passes here. Free of branches on the data. kFewCounts: no counter
 // can exceed the bonus registers. kTies: the second key matters at the bound. kPrefetch: whole blocks, not the tail's copy.
 template <class T, bool kCounts, bool kFewCounts, bool kTies, bool kPrefetch>
-DSTEE_HD size_t scan_grow_whole(const GrowScan& scan, const Bonus& bonus, const uint8_t* bits, int64_t n, uint32_t valid,
-                                uint32_t index, uint32_t* score_out, uint32_t* where) {
+DSTEE_INLINE size_t scan_grow_whole(const GrowScan& scan, const Bonus& bonus, const uint8_t* bits, int64_t n, uint32_t valid,
+                                    uint32_t index, uint32_t* score_out, uint32_t* where) {
   const U low = splat(scan.low_score), low_signal = splat(scan.low_signal), span = splat(kMaxRank - scan.low_score);
   size_t count = 0;
   U here = iota(index);
@@ -191,38 +191,38 @@ size_t scan_grow_any(const GrowScan& scan, const uint8_t* bits, int64_t n, uint3
   return run(scan, bits, n, index, score_out, where);
 }
 
-DSTEE_HD uint32_t lanes_between(const uint32_t* value, U low, U span) { return less_equal(load_ranks(value) - low, span); }
+DSTEE_INLINE uint32_t lanes_between(const uint32_t* key, U low, U span) { return less_equal(load_keys(key) - low, span); }
 
 // The last entries go one by one: a whole store would run into the list behind.
-size_t keep_between(const uint32_t* value, size_t count, uint32_t low, uint32_t high, uint32_t* a, uint32_t* b) {
+size_t keep_between(const uint32_t* key, size_t count, uint32_t low, uint32_t high, uint32_t* a, uint32_t* b) {
   const U from = splat(low), span = splat(high - low);
   size_t kept = 0, j = 0;
   for (; j + W <= count; j += W) {
-    const uint32_t lanes = lanes_between(value + j, from, span);
-    const U next_a = load_ranks(a + j);
-    if (b) compress(b + kept, load_ranks(b + j), lanes);
+    const uint32_t lanes = lanes_between(key + j, from, span);
+    const U next_a = load_keys(a + j);
+    if (b) compress(b + kept, load_keys(b + j), lanes);
     compress(a + kept, next_a, lanes);
     kept += static_cast<size_t>(__builtin_popcount(lanes));
   }
   for (; j < count; ++j) {
     a[kept] = a[j];
     if (b) b[kept] = b[j];
-    kept += value[j] - low <= high - low;
+    kept += key[j] - low <= high - low;
   }
   return kept;
 }
 
-size_t copy_between(const uint32_t* value, size_t count, uint32_t low, uint32_t high, uint32_t* out) {
+size_t copy_between(const uint32_t* key, size_t count, uint32_t low, uint32_t high, uint32_t* out) {
   const U from = splat(low), span = splat(high - low);
   size_t found = 0, j = 0;
   for (; j + W <= count; j += W) {
-    const uint32_t lanes = lanes_between(value + j, from, span);
-    compress(out + found, load_ranks(value + j), lanes);
+    const uint32_t lanes = lanes_between(key + j, from, span);
+    compress(out + found, load_keys(key + j), lanes);
     found += static_cast<size_t>(__builtin_popcount(lanes));
   }
   for (; j < count; ++j) {
-    out[found] = value[j];
-    found += value[j] - low <= high - low;
+    out[found] = key[j];
+    found += key[j] - low <= high - low;
   }
   return found;
 }
@@ -238,19 +238,18 @@ int64_t count_bits(const uint8_t* bits, int64_t bytes) {
   return total;
 }
 
-// Smallest and largest of the values, added to what low and high hold.
-void range(const uint32_t* values, size_t count, uint32_t* low, uint32_t* high) {
+void min_max(const uint32_t* key, size_t count, uint32_t* low, uint32_t* high) {
   uint32_t smallest = *low, largest = *high;
   for (size_t j = 0; j < count; ++j) {
-    smallest = values[j] < smallest ? values[j] : smallest;
-    largest = values[j] > largest ? values[j] : largest;
+    smallest = key[j] < smallest ? key[j] : smallest;
+    largest = key[j] > largest ? key[j] : largest;
   }
   *low = smallest;
   *high = largest;
 }
 
 }  // namespace
-}  // namespace dstee
+}  // namespace dstee::cpu
 
 #define DSTEE_LOOPS(name)                                                                  \
   {name,                                                                                   \
@@ -259,5 +258,5 @@ void range(const uint32_t* values, size_t count, uint32_t* low, uint32_t* high) 
    {scan_drop<float>, scan_drop<bf16>, scan_drop<f16>},                                    \
    keep_between,                                                                           \
    copy_between,                                                                           \
-   range,                                                                                  \
+   min_max,                                                                                \
    count_bits}

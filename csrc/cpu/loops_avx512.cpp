@@ -1,4 +1,4 @@
-#include "isa.h"
+#include "loops.h"
 
 #if DSTEE_X86
 #include <cstring>
@@ -14,10 +14,10 @@
 #else
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx2,f16c,popcnt,bmi,bmi2")
 #endif
-#include "simd_avx512.h"
-#include "sweep.h"
+#include "lane_loops.h"
+#include "lanes_avx512.h"
 
-namespace dstee {
+namespace dstee::cpu {
 const Loops kAvx512Loops = DSTEE_LOOPS("avx512");
 }
 #ifdef __clang__

@@ -1,65 +1,64 @@
-// Eight lanes of AVX2 (with F16C). Included by sweep_avx2.cpp only, after its target pragma.
+// Eight lanes of AVX2 (with F16C). Included by loops_avx2.cpp only, after its target pragma.
 #pragma once
 
 #include <immintrin.h>
 
-#include "../rules.h"
+#include "loops.h"
 
-namespace dstee {
+namespace dstee::cpu {
 namespace {
 
 constexpr int W = 8;
 typedef __m256 V;  // its operators +, -, *, / come with the compiler
 typedef uint32_t U __attribute__((vector_size(32)));
 
-DSTEE_HD __m256i i(U x) { return (__m256i)x; }
-DSTEE_HD U u(__m256i x) { return (U)x; }
-DSTEE_HD U splat(uint32_t x) { return u(_mm256_set1_epi32(static_cast<int>(x))); }
-DSTEE_HD __m128i load16(const void* p) { return _mm_loadu_si128(static_cast<const __m128i*>(p)); }
+DSTEE_INLINE __m256i i(U x) { return (__m256i)x; }
+DSTEE_INLINE U u(__m256i x) { return (U)x; }
+DSTEE_INLINE U splat(uint32_t x) { return u(_mm256_set1_epi32(static_cast<int>(x))); }
+DSTEE_INLINE __m128i load16(const void* p) { return _mm_loadu_si128(static_cast<const __m128i*>(p)); }
 
 // Lane bits <-> a vector of all-ones and all-zeros lanes.
-DSTEE_HD __m256i spread(uint32_t lanes) {
+DSTEE_INLINE __m256i spread(uint32_t lanes) {
   const __m256i bit = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
   return _mm256_cmpeq_epi32(_mm256_and_si256(_mm256_set1_epi32(static_cast<int>(lanes)), bit), bit);
 }
-DSTEE_HD uint32_t gather_bits(__m256i x) { return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_castsi256_ps(x))); }
+DSTEE_INLINE uint32_t gather_bits(__m256i x) { return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_castsi256_ps(x))); }
 
-DSTEE_HD V load(const float* p) { return _mm256_loadu_ps(p); }
-DSTEE_HD V load(const bf16* p) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(load16(p)), 16)); }
-DSTEE_HD V load(const f16* p) { return _mm256_cvtph_ps(load16(p)); }
+DSTEE_INLINE V load(const float* p) { return _mm256_loadu_ps(p); }
+DSTEE_INLINE V load(const bf16* p) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(load16(p)), 16)); }
+DSTEE_INLINE V load(const f16* p) { return _mm256_cvtph_ps(load16(p)); }
 
-DSTEE_HD void store16(void* p, uint32_t lanes, __m128i x) {
+DSTEE_INLINE void store16(void* p, uint32_t lanes, __m128i x) {
   const __m256i wide = spread(lanes);
   const __m128i keep = _mm_packs_epi32(_mm256_castsi256_si128(wide), _mm256_extracti128_si256(wide, 1));
   _mm_storeu_si128(static_cast<__m128i*>(p), _mm_blendv_epi8(load16(p), x, keep));
 }
-DSTEE_HD void store(float* p, uint32_t lanes, V x) { _mm256_maskstore_ps(p, spread(lanes), x); }
-DSTEE_HD void store(bf16* p, uint32_t lanes, V x) {
+DSTEE_INLINE void store(float* p, uint32_t lanes, V x) { _mm256_maskstore_ps(p, spread(lanes), x); }
+DSTEE_INLINE void store(bf16* p, uint32_t lanes, V x) {
   const U b = u(_mm256_castps_si256(x));
   const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q));
   const U rounded = (b + 0x7FFFu + ((b >> 16) & 1u)) >> 16;
   const __m256i out = _mm256_blendv_epi8(i(rounded), _mm256_set1_epi32(0x7FC0), nan);
   store16(p, lanes, _mm_packus_epi32(_mm256_castsi256_si128(out), _mm256_extracti128_si256(out, 1)));
 }
-DSTEE_HD void store(f16* p, uint32_t lanes, V x) {
+DSTEE_INLINE void store(f16* p, uint32_t lanes, V x) {
   store16(p, lanes, _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
 
-DSTEE_HD V absolute(V x) { return _mm256_castsi256_ps(i(u(_mm256_castps_si256(x)) & 0x7FFFFFFFu)); }
-DSTEE_HD U rank(V x) {
-  const U b = u(_mm256_castps_si256(x)) & 0x7FFFFFFFu;
-  const __m256i nan = _mm256_cmpgt_epi32(i(b), i(splat(kInfBits)));
-  return u(_mm256_andnot_si256(nan, i(b + 1u)));
+DSTEE_INLINE V absolute(V x) { return _mm256_castsi256_ps(i(u(_mm256_castps_si256(x)) & 0x7FFFFFFFu)); }
+DSTEE_INLINE U drop_keys(V x) {
+  const U key = splat(kInfBits) - (u(_mm256_castps_si256(x)) & 0x7FFFFFFFu);  // that of a NaN wraps around
+  return u(_mm256_min_epu32(i(key), i(splat(kMaxRank))));
 }
 // The rank of a number that is not negative; of a NaN, something above kMaxRank.
-DSTEE_HD U number_rank(V x) { return u(_mm256_castps_si256(x)) + 1u; }
-DSTEE_HD V to_unit(U x) { return _mm256_cvtepi32_ps(i(x)) * kRandomUnit; }
-DSTEE_HD U iota(uint32_t base) { return u(_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7)) + base; }
-DSTEE_HD U load_ranks(const uint32_t* p) { return u(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
-DSTEE_HD uint32_t lanes_of(const uint8_t* bits) { return *bits; }
+DSTEE_INLINE U number_rank(V x) { return u(_mm256_castps_si256(x)) + 1u; }
+DSTEE_INLINE V to_unit(U x) { return _mm256_cvtepi32_ps(i(x)) * kRandomUnit; }
+DSTEE_INLINE U iota(uint32_t base) { return u(_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7)) + base; }
+DSTEE_INLINE U load_keys(const uint32_t* p) { return u(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
+DSTEE_INLINE uint32_t lanes_of(const uint8_t* bits) { return *bits; }
 
-DSTEE_HD uint32_t less_equal(U a, U b) { return gather_bits(_mm256_cmpeq_epi32(_mm256_min_epu32(i(a), i(b)), i(a))); }
-DSTEE_HD uint32_t equal(U a, U b) { return gather_bits(_mm256_cmpeq_epi32(i(a), i(b))); }
+DSTEE_INLINE uint32_t less_equal(U a, U b) { return gather_bits(_mm256_cmpeq_epi32(_mm256_min_epu32(i(a), i(b)), i(a))); }
+DSTEE_INLINE uint32_t equal(U a, U b) { return gather_bits(_mm256_cmpeq_epi32(i(a), i(b))); }
 
 // The bonus of counter_of, for inactive weights. Counters below 8 are looked up in a register, larger ones gathered.
 struct Bonus {
@@ -68,16 +67,16 @@ struct Bonus {
   uint32_t last;
   V low;
 
-  DSTEE_HD Bonus(const float* t, uint32_t size) : table(t), last(size - 1) {
+  DSTEE_INLINE Bonus(const float* t, uint32_t size) : table(t), last(size - 1) {
     alignas(32) float head[kNear] = {};
     for (uint32_t j = 0; j < kNear && j < size; ++j) head[j] = t[j];
     low = _mm256_load_ps(head);
   }
   // For tables of at most kNear entries; active lanes may hold any counter and get any bonus.
-  DSTEE_HD V near(const int16_t* counts) const {
+  DSTEE_INLINE V near(const int16_t* counts) const {
     return _mm256_permutevar8x32_ps(low, _mm256_min_epu32(_mm256_cvtepi16_epi32(load16(counts)), i(splat(last))));
   }
-  DSTEE_HD V at(const int16_t* counts, uint32_t lanes) const {
+  DSTEE_INLINE V at(const int16_t* counts, uint32_t lanes) const {
     const __m256i stored = _mm256_and_si256(_mm256_cvtepi16_epi32(load16(counts)), spread(lanes));
     const __m256i N = _mm256_min_epu32(stored, i(splat(last)));
     const __m256i large = _mm256_cmpgt_epi32(N, _mm256_set1_epi32(kNear - 1));
@@ -98,10 +97,10 @@ struct CompressTable {
 };
 constexpr CompressTable kCompress;
 
-DSTEE_HD void compress(uint32_t* out, U x, uint32_t lanes) {
+DSTEE_INLINE void compress(uint32_t* out, U x, uint32_t lanes) {
   const __m256i order = _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(static_cast<long long>(kCompress.lanes[lanes])));
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), _mm256_permutevar8x32_epi32(i(x), order));
 }
 
 }  // namespace
-}  // namespace dstee
+}  // namespace dstee::cpu

@@ -1,0 +1,50 @@
+#include "loops.h"
+#include "stages.h"
+
+namespace dstee::cpu {
+
+// First choose, without branches, then touch the memory of the chosen, prefetched.
+void commit(const Update& u, Lists& lists, int64_t p) {
+  constexpr size_t kAhead = 16;
+  const Piece& piece = u.pieces[static_cast<size_t>(p)];
+  PieceLists& l = lists.pieces[static_cast<size_t>(p)];
+  const auto last = lists.grow[static_cast<size_t>(piece.layer)];
+  auto weight = [&](uint32_t where) { return Weight(u, piece.layer, piece.begin + where); };
+
+  size_t gone = l.drop_count, regrown = 0, grown = 0;
+  uint32_t* const regrown_where = l.drop_key;  // whose keys have served
+  const bool ties = last.index < u.layers[static_cast<size_t>(piece.layer)].n;
+  if (!ties && !u.reset_regrown) {
+    grown = loops().keep_between(l.grow_key, l.grow_count, last.key, kMaxRank + 1, l.grow_where, nullptr);
+    if (u.regrow) gone = loops().keep_between(l.regrow_key, l.drop_count, 0, last.key - 1, l.drop_where, nullptr);
+  } else {
+    for (size_t j = gone = 0; j < l.drop_count; ++j) {
+      const uint32_t where = l.drop_where[j];
+      const bool back = u.regrow && passes(last, l.regrow_key[j], piece.begin + where);
+      regrown_where[regrown] = where;
+      regrown += back;
+      l.drop_where[gone] = where;
+      gone += !back;
+    }
+    for (size_t j = 0; j < l.grow_count; ++j) {
+      const uint32_t where = l.grow_where[j];
+      l.grow_where[grown] = where;
+      grown += passes(last, l.grow_key[j], piece.begin + where);
+    }
+  }
+  for (size_t j = 0; j < gone; ++j) {
+    if (j + kAhead < gone) {
+      weight(l.drop_where[j + kAhead]).prefetch_state();
+      weight(l.drop_where[j + kAhead]).prefetch_weight();
+    }
+    weight(l.drop_where[j]).drop();
+  }
+  for (size_t j = 0; j < grown; ++j) {
+    if (j + kAhead < grown) weight(l.grow_where[j + kAhead]).prefetch_state();
+    weight(l.grow_where[j]).grow();
+  }
+  if (u.reset_regrown)
+    for (size_t j = 0; j < regrown; ++j) weight(regrown_where[j]).clear();
+}
+
+}  // namespace dstee::cpu
