@@ -57,7 +57,7 @@ def backend(request: pytest.FixtureRequest) -> Iterator[Configuration]:
 
 @pytest.fixture(params=_parameters(thorough=True) + cuda_host.parameters(*range(1, 9)))
 def detour(request: pytest.FixtureRequest) -> Iterator[Configuration]:
-    """The native kernels with other thread counts, and with their fast path told that its bracket missed or overflowed; the
-    CUDA kernels under further schedules."""
+    """The native kernels with other thread counts, and with bounds that miss or lists without room; the CUDA
+    kernels under further schedules."""
     with request.param.active():
         yield request.param

@@ -54,7 +54,7 @@ def test_threads_and_fallbacks_match_the_oracle(detour: Configuration, start: in
 
 @functools.cache
 def hostile(family: str) -> tuple[Case, list[oracle.Layer]]:
-    """Layers beyond the limits at which kernels switch from one block to sampled brackets and several chunks."""
+    """Layers beyond the limits at which kernels switch from one block to sampled bounds and several chunks."""
     case = make_case(7, [70001, 4096, 140009, 33], family=family, density=0.05, round=31, layout="matrix")
     return case, oracle.drop_grow(case)
 

@@ -40,10 +40,12 @@ def calls(name: str) -> list[Callable[[], object]]:
 def schema_arguments(name: str, call: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> tuple:
     """What the public function hands to a backend."""
     seen: list[tuple] = []
+    spy = backends.Backend("spy", lambda op, device: None, lambda op: lambda *args: seen.append((op, args)))
     with monkeypatch.context() as patch:
-        patch.setattr(backends, "run", lambda backend, op, args: seen.append((op, args)))
-        call()
-    ((op, args),) = [s for s in seen if s[0] == name]
+        patch.setitem(backends.BACKENDS, "spy", spy)
+        with backends.use_backend("spy"):
+            call()
+    ((op, args),) = seen
     assert op == name
     return args
 
