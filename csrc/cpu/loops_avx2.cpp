@@ -13,8 +13,8 @@
 #else
 #pragma GCC target("avx2,f16c,popcnt,bmi,bmi2")
 #endif
-#include "lane_loops.h"
 #include "lanes_avx2.h"
+#include "loops_over_lanes.h"
 
 namespace dstee::cpu {
 const Loops kAvx2Loops = DSTEE_LOOPS("avx2");

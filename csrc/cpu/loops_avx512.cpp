@@ -14,8 +14,8 @@
 #else
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx2,f16c,popcnt,bmi,bmi2")
 #endif
-#include "lane_loops.h"
 #include "lanes_avx512.h"
+#include "loops_over_lanes.h"
 
 namespace dstee::cpu {
 const Loops kAvx512Loops = DSTEE_LOOPS("avx512");

@@ -1,5 +1,5 @@
-#include "lane_loops.h"
 #include "lanes_scalar.h"
+#include "loops_over_lanes.h"
 
 namespace dstee::cpu {
 const Loops kScalarLoops = DSTEE_LOOPS("scalar");
