@@ -1,6 +1,6 @@
 # make demo   train DST-EE beside its rivals on real data, about a minute
 # make test   run the tests
-# make check  formatting, lint, types
+# make check  formatting, lint, types, who imports whom
 # make bench  time the kernels against PyTorch's own: figures, tables and an HTML report, about ten minutes
 # make bench-peers  the same with other libraries for sparse training, in an environment of its own (.venv-peers)
 # make cuda-check  compile the CUDA kernels with nvcc, without a GPU; fails on warnings and spills
@@ -28,6 +28,7 @@ check: .venv/built
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run --Werror $(filter csrc/%,$(SOURCES))
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
 
 cuda-check: .venv/ready
 	$(BIN)/python tests/compile_checks/cuda_check.py

@@ -18,6 +18,8 @@ from .layers import DTYPES, ROUND, make_layers, masks_of
 from .measure import Emit, InputsChanged, Plan, measure
 from .results_file import Row
 from .session import Setting
+
+__all__: list[str] = []  # a program: nothing to import
 from .steps import run_steps
 from .tasks import Task
 

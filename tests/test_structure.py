@@ -1,4 +1,7 @@
-"""Rules of the house that no other test would notice being broken, read off the source tree and a fresh interpreter."""
+"""Rules that no other test would notice being broken, read off the source tree and a fresh interpreter.
+
+Who may import whom stands in pyproject.toml (import-linter, ``make check``).
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,10 @@ ROOT = Path(__file__).resolve().parents[1]
 LONGEST = 400
 SHIPPED = ("dstee", "kernels", "csrc", "bench", "setup.py")
 PICKLES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
+# Written in parts, so that this file does not hold them.
+PRIVATE = re.compile(
+    r"\b(" + "|".join(("final" + "ists?", "cro" + "wds?", "handi" + "cap", "retel" + "ling", "sound tw" + "ins?")) + r")\b"
+)
 LATER = re.compile(r"\b(TO" + r"DO|FIX" + r"ME|XX" + r"X|HA" + r"CK)\b")
 
 
@@ -66,11 +73,28 @@ def unsafe_loads(root: Path) -> Iterator[str]:
                 yield f"{file}:{node.value.lineno} weights_only is not True"
 
 
-def kernels_know_no_face(root: Path) -> Iterator[str]:
-    for file in sources(root, "kernels"):
-        for line, name in imported(ast.parse(file.read_text())):
-            if name.split(".")[0] == "dstee":
-                yield f"{file}:{line} imports {name}"
+def public_modules_without_all(root: Path) -> Iterator[str]:
+    """A module whose name has no leading underscore says what it offers."""
+    for file in sources(root, "dstee", "kernels", "bench"):
+        public = not any(part.startswith("_") for part in file.relative_to(root).with_suffix("").parts if part != "__init__")
+        tree = ast.parse(file.read_text())
+        offers = [node for node in tree.body if not isinstance(node, ast.Expr)]
+        if public and offers and not any(_assigns(node, "__all__") for node in tree.body):
+            yield f"{file} has no __all__"
+
+
+def _assigns(node: ast.stmt, name: str) -> bool:
+    targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+    return any(isinstance(t, ast.Name) and t.id == name for t in targets)
+
+
+def private_words(root: Path) -> Iterator[str]:
+    """Words that only their author knows; CONTRIBUTING.md has the ones to use."""
+    suffixes = (".py", ".cpp", ".cu", ".h", ".cuh", ".md", ".j2")
+    for file in sources(root, *SHIPPED, "tests", "README.md", "CONTRIBUTING.md", suffixes=suffixes):
+        for line, text in enumerate(file.read_text().splitlines(), 1):
+            if PRIVATE.search(text):
+                yield f"{file}:{line} {text.strip()}"
 
 
 def cpu_and_cuda_are_apart(root: Path) -> Iterator[str]:
@@ -100,7 +124,15 @@ def left_for_later(root: Path) -> Iterator[str]:
 
 
 Rule = Callable[[Path], Iterator[str]]
-RULES: list[Rule] = [unpickles, unsafe_loads, kernels_know_no_face, cpu_and_cuda_are_apart, long_files, left_for_later]
+RULES: list[Rule] = [
+    unpickles,
+    unsafe_loads,
+    public_modules_without_all,
+    private_words,
+    cpu_and_cuda_are_apart,
+    long_files,
+    left_for_later,
+]
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
@@ -116,8 +148,9 @@ BROKEN: list[tuple[Rule, str, str]] = [
     (unpickles, "kernels/a.py", "torch.load('x', weights_only=flag)"),
     (unpickles, "dstee/a.py", "np.load('x', allow_pickle=True)"),
     (unsafe_loads, "tests/a.py", "torch.load('x', weights_only=" + "False)"),
-    (kernels_know_no_face, "kernels/a.py", "from dstee.ops import SGDRule"),
-    (kernels_know_no_face, "kernels/deep/a.py", "import dstee"),
+    (public_modules_without_all, "dstee/deep/__init__.py", "from dstee.ops import SGDRule as SGDRule"),
+    (public_modules_without_all, "bench/a.py", "__some__ = []"),
+    (private_words, "csrc/cpu/a.cpp", "// the final" + "ists of a layer"),
     (cpu_and_cuda_are_apart, "csrc/cpu/a.cpp", '#include "../cuda/launch.cuh"'),
     (cpu_and_cuda_are_apart, "csrc/cuda/a.cu", '#  include "cpu/loops.h"'),
     (long_files, "csrc/cpu/a.cpp", "\n" * (LONGEST + 1)),
@@ -180,3 +213,12 @@ def test_the_public_names_are_there() -> None:
         "bonus_table use_backend ops metrics CheckpointError __version__"
     )
     assert [name for name in names.split() if not hasattr(dstee, name)] == []
+
+
+# --- what the documents name ---------------------------------------------------------------------------------------------
+
+
+def test_paths_in_contributing_exist() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    named = set(re.findall(r"`((?:dstee|csrc|kernels|tests|bench)/[\w./]*)`", text))
+    assert len(named) > 15 and [path for path in sorted(named) if not (ROOT / path).exists()] == []

@@ -120,7 +120,7 @@ def test_unaligned_weights(backend: Configuration, dtype: torch.dtype) -> None:
 
 
 @needs_native
-def test_a_crowd_of_equal_gradients_is_not_listed() -> None:
+def test_ties_are_not_all_listed() -> None:
     """Most gradients 0, as behind dead units, and no bonus: the ties are found by index, not by a list of the layer."""
     n, module = 200_003, native.load()[0]
     assert module is not None
@@ -140,7 +140,7 @@ def test_a_crowd_of_equal_gradients_is_not_listed() -> None:
 @pytest.mark.parametrize("reset", [False, True], ids=["keep", "reset"])
 @pytest.mark.parametrize("counted", [True, False], ids=["bonus", "no bonus"])
 @pytest.mark.parametrize("isa", native.build_info().get("cpu_features", []))
-def test_growth_into_a_crowd_needs_no_scans(isa: str, counted: bool, reset: bool, regrow: bool) -> None:
+def test_growth_into_ties_needs_no_scans(isa: str, counted: bool, reset: bool, regrow: bool) -> None:
     """Fewer gradients than growth wants are not 0, as in layers behind dead units: the rest of the winners is the first of
     the zeros, dropped weights among them, and the layer is not scanned eight times for that."""
     module = native.load()[0]
@@ -173,7 +173,7 @@ def test_growth_into_a_crowd_needs_no_scans(isa: str, counted: bool, reset: bool
 
 @needs_native
 @pytest.mark.parametrize("regrow", [True, False], ids=["regrow", "no regrow"])
-def test_a_crowd_late_in_the_layer_is_listed_up_to_its_last_winner(regrow: bool) -> None:
+def test_ties_late_in_a_layer_are_listed_up_to_the_last_selected(regrow: bool) -> None:
     arguments = layer(200_003, seed=3) | {"regrow": regrow}
     n = arguments["params"][0].numel()
     arguments["grads"][0][n // 2 :] = 0.5
@@ -193,8 +193,8 @@ def test_a_crowd_late_in_the_layer_is_listed_up_to_its_last_winner(regrow: bool)
 @pytest.mark.parametrize("limits", [{}, {"tight_bounds": True}, {"list_share": 0.0}, {"list_share": 0.4}], ids=str)
 @pytest.mark.parametrize("share", [0.3, 0.97])
 @pytest.mark.parametrize("value", [0.0, torch.inf])
-def test_a_crowd_of_extremes_is_exact(value: float, share: float, limits: dict[str, float]) -> None:
-    """Nothing is better than Inf, so a list above such a crowd would be empty; and a faulty bound must not be believed."""
+def test_ties_of_extreme_values_are_exact(value: float, share: float, limits: dict[str, float]) -> None:
+    """Nothing is better than Inf, so a list above these ties would be empty; and a faulty bound must not be believed."""
     module = native.load()[0]
     assert module is not None
     first, second = layer(70_001, seed=1), layer(140_009, seed=2)
