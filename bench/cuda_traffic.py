@@ -23,7 +23,7 @@ __all__ = ["Bytes", "Layer", "by_kernel", "drop_grow", "masked_sgd", "of_masks",
 SECTOR, GROUP = 32, 8  # bytes that memory moves; weights that a thread handles at a time
 SMALL = 1 << 14  # weights of a layer that one block updates
 TILE, WARPS = 1 << 14, 8  # of the sweep: weights at a time, warps of a block
-LEAST_SAMPLED, MOST_SAMPLED, BINS, ROUNDS = 1 << 11, 1 << 13, 256, 4
+LEAST_SAMPLED, MOST_SAMPLED, BINS, SPANS = 1 << 11, 1 << 13, 256, 4
 ENTRY, CHUNK, UNDECIDED, STATE = 8, 16, 16, 10_272  # bytes
 STAGED = 128  # entries that a warp has when it writes them out
 
@@ -136,7 +136,7 @@ def undecided(n: int, entries: float, k: float) -> float:
 def tiles_of_span(layers: Sequence[Layer], blocks: int) -> int:
     """Neighbouring tiles that a block of the sweep takes at a time."""
     tiles = sum(math.ceil(layer.n / TILE) for layer in layers if not layer.is_small)
-    return math.ceil(tiles / (ROUNDS * min(tiles, blocks))) if tiles else 1
+    return math.ceil(tiles / (SPANS * min(tiles, blocks))) if tiles else 1
 
 
 def chunks(n: int, entries: float, span: int) -> float:
