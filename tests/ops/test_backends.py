@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -211,6 +213,16 @@ def test_the_module_tells_how_it_was_built() -> None:
     assert info["compiler"] and isinstance(info["flags"], str)
     assert "-ffp-contract=off" in info["flags"] and "fast-math" not in info["flags"]
     assert set(native_isas()) <= set(info["cpu_features"]) and "scalar" in info["cpu_features"]
+
+
+@needs_native
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the module's sections as Linux has them")
+def test_the_module_carries_no_debug_information() -> None:
+    module = native.load()[0]
+    assert module is not None and module.__file__ is not None
+    binary = Path(module.__file__).read_bytes()
+    assert b".debug_info" not in binary, "built by an older setup.py: build it again"
+    assert len(binary) < 2_000_000 or native.build_info()["cuda"]
 
 
 @needs_native
