@@ -20,7 +20,7 @@ using torch::stable::Tensor;
 using Tensors = std::vector<Tensor>;
 using torch::headeronly::DeviceType;
 
-// As in the schemas of dstee/ops.py; absent lists are empty.
+// As in the schemas of dstee/ops; absent lists are empty.
 struct StepArguments {
   const Tensors &params, &grads, &momenta, &mask_bits;
   const std::vector<double>& sgd;
@@ -57,7 +57,7 @@ void drop_grow_entry(const Tensors& params, const Tensors& grads, const Tensors&
        regrow, reset_regrown, sgd, lr, found_inf});
 }
 
-// These refuse, before anything is written, what the kernels could not survive: a fast mirror of the contract in dstee/ops.py,
+// These refuse, before anything is written, what the kernels could not survive: a fast mirror of the contract in dstee/ops,
 // whose checks (dstee/_checks.py) then find the words for it.
 std::vector<Layer> read_step(DeviceType device, const StepArguments& a);
 std::vector<Layer> read_update(DeviceType device, const UpdateArguments& a);

@@ -1,4 +1,4 @@
-"""Argument checks of the ops (``ops.py``): each names the argument and its list index and says what to do.
+"""Argument checks of the ops (``dstee.ops``): each names the argument and its list index and says what to do.
 
 Nothing here touches the data except :func:`check_k` on CPU masks; all of it runs before anything is modified.
 """
@@ -11,7 +11,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from dstee import _dispatch
 from dstee.encoding import MAX_ROUNDS, mask_bytes
+from dstee.sgd_rule import SGDRule
 
 PARAM_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -23,9 +25,11 @@ def tensor_list(name: str, value, length: int | None = None, optional: bool = Fa
     if isinstance(value, Tensor) or not isinstance(value, Sequence):
         raise TypeError(f"{name} must be a list of tensors, one per layer, got {type(value).__name__}")
     for i, t in enumerate(value):
-        if not isinstance(t, Tensor):
-            hint = " (no gradient: call backward first, or leave the layer out)" if t is None else ""
-            raise TypeError(f"{name}[{i}] must be a tensor, got {type(t).__name__}{hint}")
+        if type(t) not in _dispatch.PLAIN:
+            if not isinstance(t, Tensor):
+                hint = " (no gradient: call backward first, or leave the layer out)" if t is None else ""
+                raise TypeError(f"{name}[{i}] must be a tensor, got {type(t).__name__}{hint}")
+            _dispatch.refuse_wrapper(f"{name}[{i}]", t)
     if length is not None and len(value) != length:
         raise ValueError(f"{name} must have one tensor per layer: got {len(value)}, expected {length} as in params")
     return value if isinstance(value, list) else list(value)
@@ -67,6 +71,7 @@ def check_like_param(name: str, i: int, t: Tensor, p: Tensor, dtypes: tuple[torc
 
 
 def check_flat(name: str, i: int, t: Tensor, dtype: torch.dtype, numel: int, device: torch.device) -> None:
+    _dispatch.refuse_wrapper(f"{name}[{i}]", t)
     if t.dtype != dtype:
         raise TypeError(f"{name}[{i}] has dtype {t.dtype}, expected {dtype}")
     if t.device != device:
@@ -87,14 +92,14 @@ def check_layers(
     signals: dict[str, list[Tensor]] | None = None,
 ) -> None:
     """Everything the kernels rely on; absent lists are empty."""
+    traced = _dispatch.is_traced()
     for i, p in enumerate(params):
         if p.dtype not in PARAM_DTYPES:
             raise TypeError(f"params[{i}] has dtype {p.dtype}, expected float32, bfloat16 or float16")
         if p.device != params[0].device:
             raise ValueError(f"params[{i}] is on {p.device}, expected {params[0].device}: one call takes one device")
-        if p.is_meta or type(p) not in (Tensor, torch.nn.Parameter):
-            kind = "a meta tensor" if p.is_meta else type(p).__name__
-            raise TypeError(f"params[{i}] is {kind}, which has no memory of its own here: pass the local tensor")
+        if p.is_meta:
+            raise TypeError(f"params[{i}] is a meta tensor, which has no memory: pass one with values")
         if not is_dense(p):
             raise ValueError(
                 f"params[{i}] with shape {list(p.shape)} and strides {p.stride()} is not dense, non-overlapping storage: "
@@ -107,12 +112,14 @@ def check_layers(
             if tensors:
                 check_like_param(name, i, tensors[i], p, (p.dtype, torch.float32))
         check_flat("mask_bits", i, mask_bits[i], torch.uint8, mask_bytes(p.numel()), p.device)
-        if p.device.type == "cpu" and p.numel() % 8 and int(mask_bits[i][-1]) >> p.numel() % 8:
+        if p.device.type == "cpu" and p.numel() % 8 and not traced and int(mask_bits[i][-1]) >> p.numel() % 8:
             raise ValueError(
                 f"mask_bits[{i}] has bits set behind the last weight of params[{i}]: make it with dstee.ops.pack_mask"
             )
         if counts:
             check_flat("counts", i, counts[i], torch.int16, p.numel(), p.device)
+    if traced:
+        return
     check_no_overlap(params=params, grads=grads, momenta=momenta, mask_bits=mask_bits, counts=counts)
     _check_signals_apart(signals or {}, params=params, momenta=momenta, mask_bits=mask_bits, counts=counts)
 
@@ -122,14 +129,19 @@ def check_no_overlap(**lists: Sequence[Tensor]) -> None:
     spans = []
     for name, tensors in lists.items():
         for i, t in enumerate(tensors):
-            if t.numel() and t.data_ptr() == 0:
-                raise ValueError(f"{name}[{i}] has no memory, its storage was freed: pass the tensor while it is whole")
+            _check_memory(name, i, t)
             if t.numel():
                 spans.append((*_span(t), name, i))
     spans.sort()
     for (_, end, name_a, a), (start, _, name_b, b) in itertools.pairwise(spans):
         if start < end:
             raise ValueError(f"{name_a}[{a}] and {name_b}[{b}] share storage: pass tensors that do not overlap")
+
+
+def _check_memory(name: str, i: int, t: Tensor) -> None:
+    _dispatch.refuse_wrapper(f"{name}[{i}]", t)
+    if t.numel() and t.data_ptr() == 0:
+        raise ValueError(f"{name}[{i}] has no memory, its storage was freed: pass the tensor while it is whole")
 
 
 def _span(t: Tensor) -> tuple[int, int]:
@@ -140,6 +152,7 @@ def _check_signals_apart(signals: dict[str, list[Tensor]], **written: Sequence[T
     """A signal may be the weight or momentum of its own layer; any other would be read half updated."""
     for name, tensors in signals.items():
         for i, t in enumerate(tensors):
+            _check_memory(name, i, t)
             own = [x[i] for x in (written["params"], written["momenta"]) if x]
             if t.numel() == 0 or any(t.data_ptr() == o.data_ptr() and t.dtype == o.dtype for o in own):
                 continue
@@ -158,6 +171,7 @@ def check_scalar_tensor(name: str, t: Tensor | None, device: torch.device | None
     if not isinstance(t, Tensor) or t.numel() != 1 or not t.is_floating_point():
         got = f"{t.dtype} {list(t.shape)}" if isinstance(t, Tensor) else type(t).__name__
         raise TypeError(f"{name} must be a one-element floating-point tensor, got {got}")
+    _dispatch.refuse_wrapper(name, t)
     if device is not None and t.device != device:
         raise ValueError(f"{name} is on {t.device}, expected {device} as the parameters: move it first")
 
@@ -180,9 +194,10 @@ def split_round(round: int | Tensor, device: torch.device) -> tuple[int, Tensor 
         return round, None
     if round.dtype != torch.int64 or round.numel() != 1:
         raise TypeError(f"round must be an int or a one-element int64 tensor, got {round.dtype} {list(round.shape)}")
+    _dispatch.refuse_wrapper("round", round)
     if round.device != device:
         raise ValueError(f"round is on {round.device}, expected {device} as the parameters: move it first")
-    if device.type == "cpu":
+    if device.type == "cpu" and not _dispatch.is_traced():
         check_round(int(round))
     return 0, round
 
@@ -192,6 +207,7 @@ def check_bonus(bonus: Tensor | None, round: int, device: torch.device | None) -
         return
     if not isinstance(bonus, Tensor) or bonus.dtype != torch.float32 or bonus.dim() != 1 or not bonus.is_contiguous():
         raise TypeError("bonus must be a contiguous 1-D float32 tensor: make it with dstee.bonus_table")
+    _dispatch.refuse_wrapper("bonus", bonus)
     if bonus.numel() < round + 2:
         raise ValueError(
             f"bonus has {bonus.numel()} entries, expected at least round + 2 = {round + 2}: "
@@ -199,7 +215,7 @@ def check_bonus(bonus: Tensor | None, round: int, device: torch.device | None) -
         )
     if device is not None and bonus.device != device:
         raise ValueError(f"bonus is on {bonus.device}, expected {device} as the parameters: move it first")
-    if bonus.device.type == "cpu" and not bool((bonus >= 0).all()):
+    if bonus.device.type == "cpu" and not _dispatch.is_traced() and not bool((bonus >= 0).all()):
         raise ValueError("bonus must be >= 0 everywhere and not NaN: make it with dstee.bonus_table")
 
 
@@ -218,6 +234,7 @@ def split_k(k: Sequence[int] | Tensor, length: int, device: torch.device) -> tup
     if isinstance(k, Tensor):
         if k.dtype != torch.int64 or k.shape != (length,) or not k.is_contiguous():
             raise TypeError(f"k must be a contiguous int64 tensor [{length}], got {k.dtype} {list(k.shape)}")
+        _dispatch.refuse_wrapper("k", k)
         if k.device != device:
             raise ValueError(f"k is on {k.device}, expected {device} as the parameters: move it first")
         return [], k
@@ -245,3 +262,28 @@ def seeds(grow_seeds: Sequence[int] | None, length: int) -> list[int]:
         if not -(2**63) <= seed < 2**63:
             raise ValueError(f"grow_seeds[{i}] must fit a signed 64-bit integer, got {seed}")
     return list(grow_seeds)
+
+
+def check_rule(rule: SGDRule, momenta: list[Tensor], device: torch.device | None) -> None:
+    if isinstance(rule.lr, Tensor):
+        check_scalar_tensor("lr", rule.lr, device)
+    elif not rule.lr >= 0:
+        raise ValueError(f"Invalid learning rate: {rule.lr}")
+    if not rule.momentum >= 0:
+        raise ValueError(f"Invalid momentum value: {rule.momentum}")
+    if not rule.weight_decay >= 0:
+        raise ValueError(f"Invalid weight_decay value: {rule.weight_decay}")
+    if rule.nesterov and (rule.momentum <= 0 or rule.dampening != 0):
+        raise ValueError("Nesterov momentum requires a momentum and zero dampening")
+    if rule.momentum != 0 and not momenta:
+        raise ValueError(f"momenta is None, but momentum is {rule.momentum}: pass one buffer per layer")
+
+
+def check_shape(shape: Sequence[int]) -> torch.Size:
+    try:
+        size = torch.Size(shape)
+    except TypeError:
+        raise TypeError(f"shape must be a list of ints, got {shape!r}") from None
+    if any(d < 0 for d in size):
+        raise ValueError(f"shape must have no negative sizes, got {list(size)}")
+    return size

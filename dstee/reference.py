@@ -1,7 +1,7 @@
 """The specification: every op in plain PyTorch, on any device, without a host sync.
 
 Read it beside the paper (Huang et al., Dynamic Sparse Training via More Exploration). Each function takes the arguments of
-the op's schema in ``ops.py``; lists have one tensor per layer, an absent list is empty. Every other backend returns the same
+the op's schema in ``dstee.ops``; lists have one tensor per layer, an absent list is empty. Every other backend returns the same
 bits. Arguments have been checked by the caller.
 """
 
