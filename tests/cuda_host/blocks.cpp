@@ -7,15 +7,6 @@ namespace {
 
 constexpr size_t kStaticRoom = (48 << 10) + 64;
 
-const char* name(Meeting kind) {
-  static const char* const names[] = {"__syncthreads",     "__syncthreads_count", "__syncthreads_or",  "__syncthreads_and",
-                                      "__syncwarp",        "__ballot_sync",       "__any_sync",        "__all_sync",
-                                      "__reduce_add_sync", "__reduce_min_sync",   "__reduce_max_sync", "__reduce_or_sync",
-                                      "__reduce_and_sync", "__shfl_sync",         "__shfl_up_sync",    "__shfl_down_sync",
-                                      "__shfl_xor_sync"};
-  return names[static_cast<int>(kind)];
-}
-
 // What the thread that is waited for does.
 std::string instead(const Block& b, unsigned thread) {
   const Warp& w = b.warps[thread / 32];
@@ -23,7 +14,7 @@ std::string instead(const Block& b, unsigned thread) {
   const std::string who = "thread " + std::to_string(thread);
   if ((w.exited & lane) != 0) return who + " has returned";
   const Fiber& f = *b.fibers[thread];
-  return who + " waits at " + name(f.kind) + text_of(f.site);
+  return who + " waits at " + name_of(f.kind) + text_of(f.site);
 }
 
 }  // namespace
@@ -34,7 +25,13 @@ bool intact(const char* guard, size_t bytes) {
   return true;
 }
 
-const char* name_of(Meeting kind) { return name(kind); }
+const char* name_of(Meeting kind) {
+  static const char* const names[] = {"__syncthreads",     "__syncthreads_count", "__syncthreads_or",  "__syncthreads_and",
+                                      "__syncwarp",        "__ballot_sync",       "__any_sync",        "__all_sync",
+                                      "__reduce_add_sync", "__reduce_min_sync",   "__reduce_max_sync", "__reduce_or_sync",
+                                      "__shfl_sync",       "__shfl_up_sync",      "__shfl_down_sync",  "__shfl_xor_sync"};
+  return names[static_cast<int>(kind)];
+}
 
 std::string text_of(Site site) {
   const char* slash = strrchr(site.file, '/');
@@ -135,14 +132,14 @@ std::string deadlock(const Block& b) {
       const unsigned other = w.first_thread + lane;
       const bool meets = (w.in_operation >> lane & 1u) != 0 && b.fibers[other]->mask == f.mask;
       if ((f.mask >> lane & 1u) != 0 && !meets)
-        return block + "thread " + std::to_string(t) + ": waits at " + name(f.kind) + text_of(f.site) + ", but " +
+        return block + "thread " + std::to_string(t) + ": waits at " + name_of(f.kind) + text_of(f.site) + ", but " +
                instead(b, other);
     }
   }
   for (unsigned t = 0; t < threads; ++t)
     if (b.arrived != 0 && (b.warps[t / 32].at_barrier >> t % 32 & 1u) == 0)
-      return block + "thread " + std::to_string(b.first_arrived) + ": waits at " + name(b.kind) + text_of(b.site) + ", but " +
-             instead(b, t);
+      return block + "thread " + std::to_string(b.first_arrived) + ": waits at " + name_of(b.kind) + text_of(b.site) +
+             ", but " + instead(b, t);
   return {};
 }
 

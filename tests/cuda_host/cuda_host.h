@@ -2,8 +2,9 @@
 // one OS thread. A seeded random scheduler decides who runs, so that a dependence on timing shows as a changed bit, and
 // what a GPU would silently survive is reported: see scheduler.h. A test tool, never part of the package.
 //
-// Only what the kernels use is here. What nvcc would refuse must not compile either: atomics have exactly CUDA's overloads,
-// and there is no __shared__ (memory of a block is reached through dstee::cuda::shared, so that every block has its own).
+// Only what the kernels and the planted ones use is here. What nvcc would refuse must not compile either: atomics have exactly
+// CUDA's overloads, and there is no __shared__ (memory of a block is reached through dstee::cuda::shared, so that every block
+// has its own).
 #pragma once
 
 #include <cstddef>
@@ -27,7 +28,6 @@ struct uint3 {
 };
 inline uint3 threadIdx, blockIdx;
 inline dim3 blockDim, gridDim;
-constexpr int warpSize = 32;
 
 // --- barriers and fences -------------------------------------------------------------------------------------------------
 
@@ -42,13 +42,8 @@ inline void __syncwarp(unsigned mask = ~0u, Site site = Site::here()) {
   cuda_host::meet_warp(Meeting::kSyncWarp, mask, 0, 0, site);
 }
 inline void __threadfence() { cuda_host::point(cuda_host::kOften); }
-inline void __threadfence_block() { cuda_host::point(cuda_host::kOften); }
-inline void __nanosleep(unsigned) { cuda_host::point(1 << 30); }  // who waits for another must let it run
 
 // --- warps ---------------------------------------------------------------------------------------------------------------
-
-// Lanes need not run together, so a lane may see no other at any time.
-inline unsigned __activemask() { return 1u << (threadIdx.x % 32); }
 
 inline unsigned __ballot_sync(unsigned mask, int p, Site site = Site::here()) {
   return static_cast<unsigned>(cuda_host::meet_warp(Meeting::kBallot, mask, p != 0, 0, site));
@@ -70,9 +65,6 @@ inline unsigned __reduce_max_sync(unsigned mask, unsigned x, Site site = Site::h
 }
 inline unsigned __reduce_or_sync(unsigned mask, unsigned x, Site site = Site::here()) {
   return static_cast<unsigned>(cuda_host::meet_warp(Meeting::kBitOr, mask, x, 0, site));
-}
-inline unsigned __reduce_and_sync(unsigned mask, unsigned x, Site site = Site::here()) {
-  return static_cast<unsigned>(cuda_host::meet_warp(Meeting::kBitAnd, mask, x, 0, site));
 }
 
 namespace cuda_host {
@@ -125,22 +117,9 @@ T __shfl_xor_sync(unsigned mask, T value, int lanes, int width = 32, Site site =
 CUDA_HOST_ATOMIC(atomicAdd, int, static_cast<int>(static_cast<unsigned>(old) + static_cast<unsigned>(x)))
 CUDA_HOST_ATOMIC(atomicAdd, unsigned, old + x)
 CUDA_HOST_ATOMIC(atomicAdd, unsigned long long, old + x)
-CUDA_HOST_ATOMIC(atomicSub, unsigned, old - x)
 CUDA_HOST_ATOMIC(atomicOr, unsigned, old | x)
 CUDA_HOST_ATOMIC(atomicOr, unsigned long long, old | x)
-CUDA_HOST_ATOMIC(atomicAnd, unsigned, old& x)
-CUDA_HOST_ATOMIC(atomicAnd, unsigned long long, old& x)
 CUDA_HOST_ATOMIC(atomicXor, unsigned, old ^ x)
-CUDA_HOST_ATOMIC(atomicMin, int, old < x ? old : x)
-CUDA_HOST_ATOMIC(atomicMin, unsigned, old < x ? old : x)
-CUDA_HOST_ATOMIC(atomicMin, unsigned long long, old < x ? old : x)
-CUDA_HOST_ATOMIC(atomicMax, int, old > x ? old : x)
-CUDA_HOST_ATOMIC(atomicMax, unsigned, old > x ? old : x)
-CUDA_HOST_ATOMIC(atomicMax, unsigned long long, old > x ? old : x)
-CUDA_HOST_ATOMIC(atomicExch, int, x)
-CUDA_HOST_ATOMIC(atomicExch, unsigned, x)
-CUDA_HOST_ATOMIC(atomicExch, unsigned long long, x)
-CUDA_HOST_ATOMIC(atomicInc, unsigned, old >= x ? 0 : old + 1)
 #undef CUDA_HOST_ATOMIC
 
 #define CUDA_HOST_CAS(T)                            \
@@ -157,18 +136,9 @@ CUDA_HOST_CAS(unsigned long long)
 
 // --- arithmetic ----------------------------------------------------------------------------------------------------------
 
-template <class T>
-T __ldg(const T* p) {
-  cuda_host::point(cuda_host::kSeldom);
-  return *p;
-}
-
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
-inline int __popcll(unsigned long long x) { return __builtin_popcountll(x); }
 inline int __ffs(int x) { return __builtin_ffs(x); }
-inline int __ffsll(long long x) { return __builtin_ffsll(x); }
 inline int __clz(int x) { return x == 0 ? 32 : __builtin_clz(static_cast<unsigned>(x)); }
-inline int __clzll(long long x) { return x == 0 ? 64 : __builtin_clzll(static_cast<unsigned long long>(x)); }
 inline unsigned __brev(unsigned x) {
   unsigned y = 0;
   for (int i = 0; i < 32; ++i) y |= ((x >> i) & 1u) << (31 - i);
@@ -180,23 +150,4 @@ inline unsigned __float_as_uint(float x) {
   unsigned u;
   memcpy(&u, &x, sizeof u);
   return u;
-}
-inline float __uint_as_float(unsigned u) {
-  float x;
-  memcpy(&x, &u, sizeof x);
-  return x;
-}
-// Compiled with -ffp-contract=off: rounded once each, as their namesakes.
-inline float __fmul_rn(float a, float b) { return a * b; }
-inline float __fadd_rn(float a, float b) { return a + b; }
-inline float __fsub_rn(float a, float b) { return a - b; }
-inline float __fdiv_rn(float a, float b) { return a / b; }
-
-template <class T>
-constexpr T min(T a, T b) {
-  return b < a ? b : a;
-}
-template <class T>
-constexpr T max(T a, T b) {
-  return a < b ? b : a;
 }

@@ -42,7 +42,6 @@ enum class Meeting : uint8_t {
   kMin,
   kMax,
   kBitOr,
-  kBitAnd,
   kShuffle,
   kShuffleUp,
   kShuffleDown,
