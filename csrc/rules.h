@@ -1,6 +1,6 @@
 // The scalar maths of the update, for host and device: the only place where it stands in C++.
 //
-// Every function is a template over the value type, so that a float, a SIMD vector and a CUDA thread run the same rule.
+// The functions are templates over the value type where a SIMD vector computes the same as a float or a CUDA thread.
 // Compiled without FMA contraction (-ffp-contract=off, -fmad=false): each operation is rounded once, as in
 // dstee/reference.py.
 #pragma once

@@ -14,13 +14,14 @@ from dstee.encoding import flat, flip_counts, pack_bits, unpack_bits
 from dstee.sgd_rule import SGDRule, unpack
 
 __all__ = [
-    "LARGEST",
+    "MAX_RANK",
     "clip_swaps",
     "count_active",
     "count_explored",
     "counter_of",
     "decode_counts",
     "drop_grow_",
+    "drop_key",
     "encode_counts",
     "first_k",
     "masked_sgd_",
@@ -31,13 +32,18 @@ __all__ = [
     "unpack_mask",
 ]
 
-LARGEST = 0x7F80_0002  # above every rank: rank(+Inf) is 0x7F80_0001
+MAX_RANK = 0x7F80_0001  # rank(+Inf)
 
 
 def rank(x: Tensor) -> Tensor:
     """abs(x) as an int64 that orders like the float32 it is: NaN -> 0 (after everything), 0.0 -> 1, ... +Inf -> 0x7F800001."""
     bits = x.float().abs().view(torch.int32).to(torch.int64)
     return torch.where(x.isnan(), 0, bits + 1)
+
+
+def drop_key(x: Tensor) -> Tensor:
+    """What the drop ranks by: the smaller abs(x), the larger the key, NaN above all."""
+    return MAX_RANK - rank(x)
 
 
 def first_k(key: Tensor, k: Tensor) -> Tensor:
@@ -51,6 +57,12 @@ def clip_swaps(k: Tensor, nnz: Tensor, n: int, regrow: bool) -> Tensor:
     """How many of the k wanted swaps a layer of n weights with nnz active ones has room for."""
     k = torch.minimum(nnz, k)
     return k if regrow else torch.minimum(k, n - nnz)
+
+
+def counter_of(stored: Tensor, active: Tensor, round: int | Tensor, table_size: int) -> Tensor:
+    """The counters N, as places in a table: one that the table does not have, a negative one too, takes the last."""
+    counter = flip_counts(stored.int(), active, round)
+    return torch.where((counter < 0) | (counter >= table_size), table_size - 1, counter)
 
 
 def random_signal(seed: int, n: int, device: torch.device) -> Tensor:
@@ -69,7 +81,9 @@ def random_signal(seed: int, n: int, device: torch.device) -> Tensor:
     return (mix(mix(low) ^ high) >> 8).float() * 2.0**-24
 
 
-def sgd(w, g, m, rule: SGDRule, grad_scale=None):
+def sgd(
+    w: Tensor, g: Tensor, m: Tensor | None, rule: SGDRule, grad_scale: Tensor | None = None
+) -> tuple[Tensor, Tensor | None]:
     """One SGD step in float32, every operation rounded once (torch.optim.SGD's definitions). Returns the new (w, m)."""
     lr = rule.lr.float().view(()) if isinstance(rule.lr, Tensor) else rule.lr
     d = g if grad_scale is None else g / grad_scale.float().view(())
@@ -78,27 +92,32 @@ def sgd(w, g, m, rule: SGDRule, grad_scale=None):
         d = d + w * rule.weight_decay
     u = d
     if rule.momentum != 0:
+        assert m is not None
         m = d if rule.first_step else m * rule.momentum + d * (1 - rule.dampening)
         u = d + m * rule.momentum if rule.nesterov else m
     return w - u * lr, m
 
 
-def _step(w, g, m, active, rule, grad_scale=None):
+def _step(w: Tensor, g: Tensor, m: Tensor | None, active: Tensor, rule: SGDRule, grad_scale: Tensor | None = None) -> None:
     """masked SGD of one flat layer: positions outside ``active`` keep their bits."""
     w_new, m_new = sgd(w.float(), g.float(), None if m is None else m.float(), rule, grad_scale)
     w.copy_(torch.where(active, w_new.to(w.dtype), w))
-    if m is not None:
+    if m is not None and m_new is not None:
         m.copy_(torch.where(active, m_new.to(m.dtype), m))
 
 
-def counter_of(stored: Tensor, active: Tensor, round: int | Tensor, table_size: int) -> Tensor:
-    """The counters N, as places in a table: one that the table does not have, a negative one too, takes the last."""
-    counter = flip_counts(stored.int(), active, round)
-    return torch.where((counter < 0) | (counter >= table_size), table_size - 1, counter)
-
-
-def masked_sgd_(params, grads, momenta, mask_bits, sgd, lr, grad_scale, found_inf) -> None:
+def masked_sgd_(
+    params: list[Tensor],
+    grads: list[Tensor],
+    momenta: list[Tensor],
+    mask_bits: list[Tensor],
+    sgd: list[float],
+    lr: Tensor | None,
+    grad_scale: Tensor | None,
+    found_inf: Tensor | None,
+) -> None:
     rule = unpack(sgd, lr)
+    assert rule is not None
     for i, p in enumerate(params):
         active = unpack_bits(mask_bits[i], p.numel())
         if found_inf is not None:
@@ -107,9 +126,25 @@ def masked_sgd_(params, grads, momenta, mask_bits, sgd, lr, grad_scale, found_in
 
 
 def drop_grow_(
-    params, grads, momenta, mask_bits, counts, k, k_tensor, bonus, round, round_tensor, drop_scores, grow_signal, grow_seeds,
-    regrow, reset_regrown, sgd, lr, found_inf,
-) -> None:  # fmt: skip
+    params: list[Tensor],
+    grads: list[Tensor],
+    momenta: list[Tensor],
+    mask_bits: list[Tensor],
+    counts: list[Tensor],
+    k: list[int],
+    k_tensor: Tensor | None,
+    bonus: Tensor | None,
+    round: int,
+    round_tensor: Tensor | None,
+    drop_scores: list[Tensor],
+    grow_signal: list[Tensor],
+    grow_seeds: list[int],
+    regrow: bool,
+    reset_regrown: bool,
+    sgd: list[float],
+    lr: Tensor | None,
+    found_inf: Tensor | None,
+) -> None:
     rule = unpack(sgd, lr)
     q = round if round_tensor is None else round_tensor.view(())
     for i, p in enumerate(params):
@@ -125,8 +160,8 @@ def drop_grow_(
         k_i = clip_swaps(k_tensor[i] if k_tensor is not None else nnz.new_tensor(k[i]), nnz, n, regrow) * go
 
         # Drop (Algorithm 1, ArgDrop): the k active weights closest to zero.
-        closeness = LARGEST - rank(flat(drop_scores[i]) if drop_scores else w)
-        dropped = first_k(torch.where(mask, closeness, -1), k_i)
+        key = drop_key(flat(drop_scores[i]) if drop_scores else w)
+        dropped = first_k(torch.where(mask, key, -1), k_i)
 
         # Grow (Eq. 1): S = |g| + c ln(t) / (N + eps), the bonus from its table; ties by |g|, then by index.
         if grow_seeds:

@@ -10,7 +10,7 @@ struct KthLargest {
   int64_t above = 0, equal = 0;  // keys larger than it, and as large as it
 };
 
-// Of less than 2^32 keys, 1 <= k <= their number. No memory but the stack; as a rule two passes, or up to four.
+// Of less than 2^32 keys, 1 <= k <= their number. No memory but the stack; usually two passes, up to four.
 KthLargest kth_largest(const Keys* arrays, size_t count, int64_t k);
 
 }  // namespace dstee::cpu

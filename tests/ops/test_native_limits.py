@@ -141,7 +141,7 @@ def test_ties_are_not_all_listed() -> None:
 @pytest.mark.parametrize("counted", [True, False], ids=["bonus", "no bonus"])
 @pytest.mark.parametrize("isa", native.build_info().get("cpu_features", []))
 def test_growth_into_ties_needs_no_scans(isa: str, counted: bool, reset: bool, regrow: bool) -> None:
-    """Fewer gradients than growth wants are not 0, as in layers behind dead units: the rest of the winners is the first of
+    """Fewer gradients than growth wants are not 0, as in layers behind dead units: the rest of the selected is the first of
     the zeros, dropped weights among them, and the layer is not scanned eight times for that."""
     module = native.load()[0]
     assert module is not None
