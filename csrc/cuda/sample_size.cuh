@@ -19,7 +19,7 @@ DSTEE_HD uint32_t sample_size(int64_t n) {
 // how many of the first k are sampled on average. A loose rank costs some room in a list, a missed one the layer's fallback.
 // Neighbours may be selected together, which makes the spread sqrt(8) times that of single draws.
 //
-// The CPU has a tighter law (safe_rank in csrc/cpu): there all threads share a fallback, here one block does it alone.
+// The CPU has a tighter law (csrc/cpu/sample.cpp): there all threads share a fallback, here one block does it alone.
 // kernels/_sample_size.py has this law, for a smaller sample; bench/cuda_traffic.py models it.
 template <class F>
 DSTEE_HD F sample_rank(F expected) {
