@@ -58,7 +58,7 @@ DSTEE_HD uint32_t counter_of(int32_t stored, bool active, int32_t round, uint32_
   return N < last ? N : last;
 }
 
-constexpr int32_t kMaxRound = 32765;  // the latest round whose counters, and those after it, fit their 16 bits
+constexpr int32_t kMaxRound = 32765;  // the counters after its update reach 32,767, the most that int16 holds
 
 // How many of the k wanted swaps a layer of n weights with nnz active ones has room for.
 DSTEE_HD int64_t clip_swaps(int64_t k, int64_t nnz, int64_t n, bool regrow) {

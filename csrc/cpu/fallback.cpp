@@ -9,7 +9,7 @@
 namespace dstee::cpu {
 namespace {
 
-constexpr int kDigit = 11;
+constexpr int kScanDigit = 11;
 
 using Last = Threshold<uint64_t, int64_t>;
 constexpr Last kPassNone{~uint64_t{0}, -1};
@@ -22,11 +22,11 @@ Last select(const Update& u, int64_t n, int64_t k, int key_bits, const KeyOf& ke
   uint64_t prefix = 0;
   for (int low = key_bits; low > 0;) {
     const int high = low;
-    low = std::max(0, low - kDigit);
-    std::array<int64_t, 1 << kDigit> total{};
+    low = std::max(0, low - kScanDigit);
+    std::array<int64_t, 1 << kScanDigit> total{};
     std::mutex merge;
     for_ranges(u.workers, n, [&](int64_t first, int64_t last) {
-      std::array<int64_t, 1 << kDigit> here{};
+      std::array<int64_t, 1 << kScanDigit> here{};
       uint64_t key;
       for (int64_t i = first; i < last; ++i)
         if (key_of(i, key) && key >> high == prefix) ++here[key >> low & ((1 << (high - low)) - 1)];

@@ -9,7 +9,7 @@
 namespace dstee::cpu {
 namespace {
 
-constexpr int kDigit = 12;
+constexpr int kListDigit = 12;
 constexpr size_t kFew = 2048;  // few enough to sort
 
 }  // namespace
@@ -25,8 +25,8 @@ KthLargest kth_largest(const Keys* arrays, size_t count, int64_t k) {
   uint32_t prefix = 0;
   for (int end = bits; end > 0;) {
     const int top = end;
-    end = std::max(0, end - kDigit);
-    std::array<uint32_t, 1 << kDigit> bins{};
+    end = std::max(0, end - kListDigit);
+    std::array<uint32_t, 1 << kListDigit> bins{};
     const uint64_t want = prefix;
     for (const Keys* a = arrays; a != end_of_arrays; ++a)
       for (size_t j = 0; j < a->count; ++j) {

@@ -25,17 +25,13 @@ DSTEE_HD float value_of(const Scalar& s) {
   return *static_cast<const float*>(s.pointer);
 }
 
+// `tensor` has been checked: one floating-point number on the device.
 inline Scalar scalar_of(double constant, const std::optional<Tensor>& tensor) {
   using torch::headeronly::ScalarType;
   Scalar s;
   s.constant = static_cast<float>(constant);
   if (!tensor) return s;
   const ScalarType dtype = tensor->scalar_type();
-  STD_TORCH_CHECK(tensor->device().type() == kDevice && tensor->numel() == 1,
-                  "dstee: a scalar argument is not one element where the kernels run");
-  STD_TORCH_CHECK(
-      dtype == ScalarType::Float || dtype == ScalarType::Double || dtype == ScalarType::BFloat16 || dtype == ScalarType::Half,
-      "dstee: a scalar argument is not float32, float64, bfloat16 or float16");
   s.pointer = tensor->const_data_ptr();
   s.is_double = dtype == ScalarType::Double;
   s.dtype = dtype == ScalarType::BFloat16 ? kBF16 : dtype == ScalarType::Half ? kF16 : kF32;
