@@ -1,30 +1,19 @@
-"""The formats that sparse weights leave in: dense, CSR, BSR and safetensors, and the reader of the last."""
+"""The formats that sparse weights leave in: dense, CSR, BSR and safetensors."""
 
 from __future__ import annotations
 
-import importlib
-import json
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dstee import ops
-from dstee._files import CheckpointError, write_atomic
-from dstee._state_dict import digest
-from dstee.encoding import mask_bytes
+from dstee._export_file import Packed, write
 from dstee.sparse_layer import SparseLayer, reorder_bits, row_major
 
 FORMATS = ("dense", "csr", "bsr", "safetensors")
 Blocks = tuple[int, int] | Mapping[str, tuple[int, int]] | None
-_FORMAT, _VERSION = "dstee-sparse", "1"
-_VALUES, _BITS = ".sparse_values", ".sparse_mask"
-
-
 Layers = Mapping[str, SparseLayer]
 
 
@@ -41,9 +30,7 @@ def export(model: nn.Module, layers: Layers, format: str, path: str | Path | Non
     if format == "bsr":
         return state | _bsr(state, _masks(layers), blocksize)
     if format == "safetensors":
-        packed = _pack(layers, state, aliases)
-        write_safetensors(Path(str(path)), *packed)
-        return packed[0]
+        return write(Path(str(path)), state, _packed(layers, state), aliases)
     return state
 
 
@@ -72,6 +59,20 @@ def _state(model: nn.Module, layers: Layers) -> tuple[dict[str, Tensor], dict[st
 
 def _masks(layers: Layers) -> dict[str, Tensor]:
     return {name: layer.active().contiguous() for name, layer in layers.items()}
+
+
+def _packed(layers: Layers, state: Mapping[str, Tensor]) -> dict[str, Packed]:
+    """Active values and mask bits in row-major order."""
+    masks = _masks(layers)
+    return {
+        name: Packed(
+            list(layer.shape),
+            layer.nnz,
+            state[name][masks[name]].cpu(),
+            reorder_bits(layer.mask_bits, layer.shape, layer.strides, row_major(layer.shape)).cpu().clone(),
+        )
+        for name, layer in layers.items()
+    }
 
 
 def _rows(shape: torch.Size) -> tuple[int, int]:
@@ -122,83 +123,3 @@ def _blocks(weight: Tensor, mask: Tensor, r: int, c: int) -> Tensor:
     crow = torch.zeros(rows // r + 1, dtype=torch.int64, device=mask.device)
     crow[1:] = stored.sum(1).cumsum(0)
     return _quiet_sparse(torch.sparse_bsr_tensor, crow, stored.nonzero()[:, 1].contiguous(), values, (rows, columns))
-
-
-# --- safetensors ---------------------------------------------------------------------------------------------------------
-
-
-def _safetensors() -> tuple[ModuleType, ModuleType]:
-    try:
-        return importlib.import_module("safetensors"), importlib.import_module("safetensors.torch")
-    except ImportError as error:
-        raise ImportError("safetensors files need the package safetensors: pip install safetensors") from error
-
-
-def _pack(layers: Layers, state: Mapping[str, Tensor], aliases: Mapping[str, str]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors of the file and its metadata: active values and mask bits in row-major order, the rest as it is."""
-    tensors, described = {}, {}
-    masks = _masks(layers)
-    for name, t in state.items():
-        if name in masks:
-            layer = layers[name]
-            bits = reorder_bits(layer.mask_bits, layer.shape, layer.strides, row_major(layer.shape)).cpu().clone()
-            tensors[name + _VALUES], tensors[name + _BITS] = t[masks[name]].cpu(), bits
-            described[name] = {"shape": list(t.shape), "nnz": layer.nnz, "mask_digest": digest(bits)}
-        elif name not in aliases:
-            tensors[name] = t.cpu()
-    taken = [name for name in state if name.endswith((_VALUES, _BITS))]
-    if taken:
-        raise ValueError(f"names of the model's state that the format uses itself: {', '.join(taken)}")
-    metadata = {"format": _FORMAT, "version": _VERSION, "layers": json.dumps(described), "tied": json.dumps(dict(aliases))}
-    return tensors, metadata
-
-
-def write_safetensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    _, torch_part = _safetensors()
-    write_atomic(path, [torch_part.save(tensors, metadata)])
-
-
-def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Model state and masks (bool) of a file.
-
-    Raises:
-        CheckpointError: it is missing, damaged, or not such a file. ImportError: no safetensors package.
-    """
-    package, _ = _safetensors()
-    try:
-        with package.safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("format") != _FORMAT:
-                raise CheckpointError(f"{path}: no {_FORMAT} file: dense weights are for model.load_state_dict")
-            if metadata.get("version") != _VERSION:
-                raise CheckpointError(f"{path}: has version {metadata.get('version')}, this dstee reads {_VERSION}")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a mapping
-    except (OSError, package.SafetensorError) as error:
-        raise CheckpointError(f"{path}: cannot be read: {error}") from error
-    try:
-        layers, tied = json.loads(metadata["layers"]), json.loads(metadata["tied"])
-        masks = {name: _unpack(name, entry, tensors) for name, entry in layers.items()}
-        for alias, name in tied.items():
-            tensors[alias] = tensors[name]
-    except (KeyError, ValueError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path}: damaged: {error}") from None
-    return tensors, masks
-
-
-def _unpack(name: str, entry: Mapping[str, Any], tensors: dict[str, Tensor]) -> Tensor:
-    """Puts the dense weight into ``tensors`` and returns its mask."""
-    values, bits = tensors.pop(name + _VALUES), tensors.pop(name + _BITS)
-    shape = entry["shape"]
-    if not isinstance(shape, list) or not all(type(d) is int and d >= 0 for d in shape):
-        raise ValueError(f"{name} has no shape")
-    size = torch.Size(shape)
-    n_bytes = mask_bytes(size.numel())
-    if bits.dtype != torch.uint8 or bits.shape != (n_bytes,):
-        raise ValueError(f"the mask of {name} is {bits.dtype} {list(bits.shape)}, {shape} needs uint8 [{n_bytes}]")
-    if digest(bits) != entry["mask_digest"]:
-        raise ValueError(f"the mask of {name} does not match its digest")
-    mask = ops.unpack_mask(bits, size)
-    if values.shape != (entry["nnz"],) or int(mask.sum()) != entry["nnz"]:
-        raise ValueError(f"{name} has {len(values)} values and {int(mask.sum())} active weights, expected {entry['nnz']}")
-    tensors[name] = values.new_zeros(size).masked_scatter_(mask, values)
-    return mask

@@ -9,7 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from dstee._export_formats import read_safetensors
+from dstee import _export_file
+from dstee._files import CheckpointError
 from dstee.methods import Method
 from dstee.schedule import UpdateSchedule
 from dstee.selection import select
@@ -39,30 +40,57 @@ def from_export(
             "nonzero" for the weights that are not 0.
         others: as in :func:`dstee.sparsify`.
 
+    A file that 0.1.0 wrote has digests of its masks only; it is loaded with a warning.
+
     Raises:
-        ValueError: it does not fit the model, or has no masks; a file that cannot be used is a
-            :class:`dstee.CheckpointError`. The model has not changed then.
+        ValueError: it does not fit the model, or has no masks; of a file, a :class:`dstee.CheckpointError` that names it.
+            The model has not changed then.
     """
+    given: Mapping[str, Tensor]
     if isinstance(source, (str, Path)):
-        state, own = read_safetensors(Path(source))
+        path = Path(source)
+        if masks is not None:
+            raise ValueError(f"masks given, but the file {path} holds its own: leave them out")
+        try:
+            state, given = _export_file.read(path, lambda described: check_state(model, described))
+            _check_masks(model, state, given)
+        except CheckpointError:
+            raise
+        except ValueError as error:
+            raise CheckpointError(f"{path}: {error}") from None
     else:
-        state, own = _densify(model, source)
+        state, given = _from_tensors(model, source, masks)
+        check_state(model, state)
+        _check_masks(model, state, given)
+    sparse = from_masks(model, given, method=method, schedule=schedule, seed=seed, track_exploration=track_exploration)
+    model.load_state_dict(state)
+    return sparse
+
+
+def _from_tensors(
+    model: nn.Module, source: Mapping[str, Tensor], masks: Mapping[str, Tensor] | Literal["nonzero"] | None
+) -> tuple[dict[str, Tensor], Mapping[str, Tensor]]:
+    """Dense state and masks."""
+    state, own = _densify(model, source)
     if own and masks is not None:
         raise ValueError("masks given, but the export holds its own: leave them out")
     given = masks or own
     if isinstance(given, str):
         if given != "nonzero":
             raise ValueError(f"masks must be a dict or 'nonzero', got {given!r}")
-        names = [n for n, t in source.items() if t.layout is torch.sparse_bsr] if isinstance(source, Mapping) else []
+        names = [n for n, t in source.items() if t.layout is torch.sparse_bsr]
         given = {name: state[name] != 0 for name in names or _default_names(model) if name in state}
     if not given:
         raise ValueError("this export does not say which zeros are active: pass masks=sparse.masks(), or masks='nonzero'")
-    check_state(model, state)
-    for c, mask in fit_masks(model, given):
+    return state, given
+
+
+def _check_masks(model: nn.Module, state: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> None:
+    if not masks:
+        raise ValueError("it holds no sparse layers: dense weights are for model.load_state_dict")
+    for c, mask in fit_masks(model, masks):
         if bool((state[c.name].ne(0) & ~mask.to(state[c.name].device)).any()):
             raise ValueError(f"{c.name} has weights outside its mask that are not 0: the masks belong to other weights")
-    model.load_state_dict(state)
-    return from_masks(model, given, method=method, schedule=schedule, seed=seed, track_exploration=track_exploration)
 
 
 def _default_names(model: nn.Module) -> list[str]:

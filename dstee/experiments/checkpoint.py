@@ -13,17 +13,16 @@ import json
 import math
 import os
 import re
-import stat
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from io import BufferedReader
 from pathlib import Path
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias, cast
 
 import torch
 from torch import Tensor
 
-from dstee._files import CheckpointError, parse_json, write_atomic
+from dstee._files import CheckpointError, is_shape, open_regular, parse_json, remove_leftovers, write_atomic
 
 __all__ = ["CheckpointFolder", "digest", "load", "save"]
 
@@ -33,8 +32,8 @@ MAGIC = b"DSTEECK1"
 FORMAT_VERSION = 1
 MAX_HEADER = 64 << 20
 _PREFIX = struct.Struct("<8sQ32s")
+MAX_TENSORS = 1 << 16
 _MAX_DEPTH = 32
-_MAX_DIM = 1 << 40
 
 DTYPES: dict[str, torch.dtype] = {
     str(dtype).removeprefix("torch."): dtype
@@ -57,6 +56,8 @@ def _encode(node: object, tensors: list[Tensor], depth: int = 0) -> Json:
             raise TypeError(f"a checkpoint cannot hold a {node.layout} tensor of {node.dtype}")
         tensors.append(node)
         return {"$tensor": len(tensors) - 1}
+    if isinstance(node, int) and not -(1 << 63) <= node < 1 << 64:
+        raise ValueError(f"a checkpoint cannot hold {node}: more than 64 bits")
     if node is None or isinstance(node, (bool, int, str)):
         return node
     if isinstance(node, float):
@@ -67,8 +68,8 @@ def _encode(node: object, tensors: list[Tensor], depth: int = 0) -> Json:
     if isinstance(node, dict):
         if all(isinstance(key, str) and not key.startswith("$") for key in node):
             return {key: _encode(value, tensors, depth + 1) for key, value in node.items()}
-        if all(isinstance(key, (str, int)) for key in node):
-            return {"$dict": [[key, _encode(value, tensors, depth + 1)] for key, value in node.items()]}
+        if all(isinstance(key, (str, int)) and not isinstance(key, bool) for key in node):
+            return {"$dict": [[_encode(key, tensors), _encode(value, tensors, depth + 1)] for key, value in node.items()]}
     raise TypeError(f"a checkpoint holds dict, list, tuple, str, int, float, bool, None and tensors, got {type(node).__name__}")
 
 
@@ -93,13 +94,16 @@ def _decode(node: Json, tensors: Iterator[tuple[int, Tensor]], depth: int = 0) -
         if key == "$tuple" and isinstance(value, list):
             return tuple(_decode(item, tensors, depth + 1) for item in value)
         if key == "$dict" and isinstance(value, list):
-            return {key: _decode(item, tensors, depth + 1) for key, item in map(_item, value)}
+            items = list(map(_item, value))
+            if len({key for key, _ in items}) != len(items):
+                raise CheckpointError("the tree holds a dict with a key twice")
+            return {key: _decode(item, tensors, depth + 1) for key, item in items}
     raise CheckpointError(f"the tree holds an unknown node {key}")
 
 
 def _item(pair: Json) -> tuple[str | int, Json]:
-    if isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], (str, int)):
-        return pair[0], pair[1]
+    if isinstance(pair, list) and len(pair) == 2 and isinstance(key := pair[0], (str, int)) and not isinstance(key, bool):
+        return key, pair[1]
     raise CheckpointError("the tree holds an item without key and value")
 
 
@@ -139,6 +143,8 @@ def save(path: Path, tree: object) -> None:
         OSError: it could not be written; an older file of that name is untouched. TypeError, ValueError: not such a tree.
     """
     header, payload = _pack(tree)
+    if len(payload) > MAX_TENSORS:
+        raise ValueError(f"the checkpoint has {len(payload)} tensors, at most {MAX_TENSORS} can be read back")
     if len(header) > MAX_HEADER:
         raise ValueError(f"the checkpoint header has {len(header)} bytes, at most {MAX_HEADER} can be read back")
     write_atomic(path, [_PREFIX.pack(MAGIC, len(header), hashlib.blake2b(header, digest_size=32).digest()), header, *payload])
@@ -151,21 +157,12 @@ def load(path: Path) -> object:
         CheckpointError: the file is missing, truncated, damaged, not a checkpoint, or of a newer format.
     """
     try:
-        with open(path, "rb", opener=_open_regular) as file:
+        with open(path, "rb", opener=open_regular) as file:
             return _read(file, os.fstat(file.fileno()).st_size)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except CheckpointError as error:
+    except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from None
-
-
-def _open_regular(path: str, flags: int) -> int:
-    """A named pipe in place of a file would block for ever."""
-    fd = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
-        os.close(fd)
-        raise CheckpointError("not a regular file")
-    return fd
 
 
 def _read(file: BufferedReader, size: int) -> object:
@@ -181,15 +178,20 @@ def _read(file: BufferedReader, size: int) -> object:
     if hashlib.blake2b(text, digest_size=32).digest() != expected:
         raise CheckpointError("damaged: the header does not match its digest")
     try:
-        header = parse_json(text)
+        header = parse_json(text, max_depth=4 * _MAX_DEPTH)  # a dict with keys that are ints is three levels
     except ValueError as error:
         raise CheckpointError(f"damaged: the header is not valid: {error}") from None
     version = header.get("format_version") if isinstance(header, dict) else None
-    if not isinstance(version, int) or version < 1:
+    if type(version) is not int or version < 1:
         raise CheckpointError("damaged: the header names no format version")
     if version > FORMAT_VERSION:
         raise CheckpointError(f"has format version {version}, this dstee reads up to {FORMAT_VERSION}: install a newer dstee")
-    entries = [_entry(i, entry) for i, entry in enumerate(_as_list(header.get("tensors")))]
+    if set(header) != {"format_version", "tensors", "tree"}:
+        raise CheckpointError("damaged: the header is not made of format_version, tensors and tree")
+    listed = _as_list(header["tensors"])
+    if len(listed) > MAX_TENSORS:
+        raise CheckpointError(f"lists {len(listed)} tensors, at most {MAX_TENSORS} are read")
+    entries = [_entry(i, entry) for i, entry in enumerate(listed)]
     total = sum(entry.nbytes for entry in entries)
     if total != size - _PREFIX.size - length:
         held = size - _PREFIX.size - length
@@ -220,9 +222,9 @@ def _entry(i: int, entry: Json) -> _Entry:
     shape, name = entry["shape"], entry["dtype"]
     if not isinstance(name, str) or name not in DTYPES:
         raise CheckpointError(f"damaged: tensor {i} has an unknown dtype")
-    sizes = [d for d in shape if type(d) is int and 0 <= d < _MAX_DIM] if isinstance(shape, list) else []
-    if sizes != shape or len(sizes) > 16:
+    if not is_shape(shape):
         raise CheckpointError(f"damaged: tensor {i} has an impossible shape")
+    sizes = cast(list[int], shape)
     return _Entry(DTYPES[name], sizes, str(entry["blake2b"]), math.prod(sizes) * DTYPES[name].itemsize)
 
 
@@ -242,7 +244,7 @@ def _read_tensor(file: BufferedReader, i: int, entry: _Entry) -> Tensor:
 
 # --- the files of one training -------------------------------------------------------------------------------------------
 
-_FILE = re.compile(r"checkpoint-(\d{10})\.dst")
+_FILE = re.compile(r"checkpoint-([0-9]{10})\.dst")
 
 
 class CheckpointFolder:
@@ -277,9 +279,7 @@ class CheckpointFolder:
         with contextlib.suppress(OSError):
             for old in set(older) - set(whole[-self.keep :]):
                 os.unlink(self.path(old))
-            for name in os.listdir(self.folder):
-                if name.startswith(".checkpoint-") and name.endswith(".tmp"):
-                    os.unlink(self.folder / name)
+        remove_leftovers(self.folder, _FILE.pattern)
 
     def newest(self) -> tuple[Path, Mapping[str, object]] | None:
         """The newest whole checkpoint; damaged ones are named in a warning and skipped. None when there are no files.
@@ -291,7 +291,7 @@ class CheckpointFolder:
         for step in reversed(steps):
             try:
                 tree = load(self.path(step))
-                if not isinstance(tree, dict) or tree.get("step") != step:
+                if not isinstance(tree, dict) or type(tree.get("step")) is not int or tree["step"] != step:
                     raise CheckpointError(f"{self.path(step)}: does not hold step {step}, which its name says")
             except CheckpointError as error:
                 self._damaged.add(step)
