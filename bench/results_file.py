@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypedDict, cast
 
 from dstee._console import UsageError
-from dstee._files import parse_json, write_atomic
+from dstee._files import parse_json, read_file, write_atomic
 
 __all__ = [
     "Document", "Environment", "Key", "Result", "Roof", "Row", "amortised", "best_of_ours", "fault", "find", "new", "read",
@@ -21,6 +21,11 @@ __all__ = [
 
 SCHEMA_VERSION = 1
 LARGEST = 200_000_000  # bytes
+_TEXTS = ("op", "case", "dtype", "device", "of", "sweep")
+_NUMBERS = (
+    "first_call_ms", "p20_ms", "p80_ms", "repeats", "gb_s", "share_of_roof", "amortised_ms", "update_ms", "updates",
+    "sparse_share",
+)  # fmt: skip
 STATUSES = ("ok", "wrong", "failed", "crashed", "timed out", "skipped")
 
 
@@ -139,11 +144,13 @@ def read(path: Path) -> Document:
         UsageError: there is no such file, or it is no result file of this version; the text says what is wrong.
     """
     try:
-        if path.stat().st_size > LARGEST:
-            raise UsageError(f"{path} has {path.stat().st_size} bytes, more than any result file")
-        document = parse_json(path.read_bytes())
+        text = read_file(path, LARGEST)
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise UsageError(f"{path} cannot be read: {error}") from error
+    try:
+        document = parse_json(text)
     except ValueError as error:
         raise UsageError(f"{path} is not proper JSON: {error}") from error
     wrong = fault(document)
@@ -156,7 +163,7 @@ def fault(document: Any) -> str | None:
     """What is wrong with the form of a document, or None."""
     if not isinstance(document, dict):
         return f"expected an object, got {type(document).__name__}"
-    if document.get("schema_version") != SCHEMA_VERSION:
+    if type(document.get("schema_version")) is not int or document["schema_version"] != SCHEMA_VERSION:
         return f"schema_version is {document.get('schema_version')!r}, expected {SCHEMA_VERSION}"
     for name, kind in (("stamp", dict), ("options", dict), ("rows", list)):
         if not isinstance(document.get(name), kind):
@@ -164,6 +171,9 @@ def fault(document: Any) -> str | None:
     for i, row in enumerate(document["rows"]):
         if not isinstance(row, dict) or not isinstance(row.get("key"), dict) or not isinstance(row["key"].get("op"), str):
             return f"row {i} has no key"
+        for name, value in row["key"].items():
+            if not (isinstance(value, str) if name in _TEXTS else _is_time(value)):
+                return f"row {i}: {name} of its key is {value!r}"
         if not isinstance(row.get("contenders", {}), dict):
             return f"row {i}: contenders is no object"
         for name, one in row.get("contenders", {}).items():
@@ -179,11 +189,19 @@ def _contender_fault(one: Any) -> str | None:
     if one["status"] != "ok":
         return None if isinstance(one.get("reason"), str) else "no reason"
     samples = one.get("samples_ms")
-    if not isinstance(samples, list) or not samples or not all(isinstance(s, (int, float)) and s >= 0 for s in samples):
+    if not isinstance(samples, list) or not samples or not all(map(_is_time, samples)):
         return "samples_ms is not a list of times"
-    if not isinstance(one.get("median_ms"), (int, float)):
+    if not _is_time(one.get("median_ms")):
         return "no median_ms"
-    return None
+    wrong = [name for name in _NUMBERS if type(one.get(name, 0)) not in (int, float)]
+    wrong += [name for name in ("step", "rule", "digest") if not isinstance(one.get(name, ""), str)]
+    wrong += [name for name in ("ours", "noisy", "digests_equal") if not isinstance(one.get(name, True), bool)]
+    return f"{wrong[0]} is {one[wrong[0]]!r}" if wrong else None
+
+
+def _is_time(value: object) -> bool:
+    """A number from 0 on; all that is measured is one."""
+    return type(value) in (int, float) and value >= 0  # type: ignore[operator]
 
 
 def same_key(a: Row, b: Row) -> bool:

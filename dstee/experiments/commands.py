@@ -25,6 +25,7 @@ from dstee.experiments.trial import Trial
 
 __all__ = ["configuration", "train", "train_from_options"]
 
+_MAX_CONFIG = 1 << 20
 _warn = partial(complain, "warning")
 
 
@@ -40,6 +41,11 @@ def train_from_options(
     if mode != "new" and out is None:
         raise UsageError(f"--{mode} needs --out DIR, the folder of the run")
     held = read_manifest(out) if out is not None and mode == "resume" else None
+    if held:
+        try:
+            Config.resolve(held["config"])
+        except UsageError as error:
+            raise UsageError(f"{out}/config.json cannot be used: {error}") from error
     config = configuration(given, config_file, held["config"] if held else {})
     if held:
         here = versions()
@@ -54,7 +60,11 @@ def configuration(given: Mapping[str, object], file: str | None, held: Mapping[s
     settings = dict(held)
     if file is not None:
         try:
-            loaded = parse_json(Path(file).read_bytes())
+            with open(file, "rb") as opened:  # a pipe may be meant: --config <(...)
+                text = opened.read(_MAX_CONFIG + 1)
+            if len(text) > _MAX_CONFIG:
+                raise ValueError(f"it has more than {_MAX_CONFIG} bytes")
+            loaded = parse_json(text)
             settings = {**settings, **loaded.get("config", loaded)}
         except OSError as error:
             raise UsageError(f"--config {file} cannot be read: {error.strerror}") from error

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
-import math
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar, get_args
@@ -179,9 +179,9 @@ def _checked(field: dataclasses.Field[object], value: object) -> object:
             raise UsageError(f"{name} must be a list of whole numbers, got {value!r}")
         value = tuple(value)
     elif isinstance(default, float):
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        if type(value) not in (int, float) or not -sys.float_info.max <= value <= sys.float_info.max:  # type: ignore[operator]
             raise UsageError(f"{name} must be a finite number, got {value!r}")
-        value = float(value)
+        value = float(value)  # type: ignore[arg-type]
     elif type(value) is not type(default):
         raise UsageError(f"{name} must be of type {type(default).__name__}, got {value!r}")
     choices, limit = setting(field).choices, setting(field).limit

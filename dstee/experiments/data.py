@@ -6,17 +6,19 @@ import functools
 import hashlib
 import math
 import os
+import struct
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypedDict
+from typing import BinaryIO, TypedDict
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from dstee._console import UsageError
+from dstee._files import open_regular
 
 __all__ = ["DATA_SETS", "BatchOrder", "BatchOrderState", "Dataset", "Source", "load"]
 
@@ -27,6 +29,9 @@ _MNIST = {
     "y_test": (10_000,),
 }
 _DIGITS_TEST = 500
+_END = struct.Struct("<4s8xI4xH")  # of a zip file without a comment
+_MAX_DIRECTORY = 1 << 16
+_MAX_NPY_HEADER = 4096
 
 
 @dataclass(frozen=True)
@@ -77,29 +82,54 @@ def _mnist(data_dir: str | None) -> Dataset:
     if not path.is_file():
         raise UsageError(f"no file {path}: pass the folder of mnist.npz as --data-dir DIR or in DSTEE_DATA")
     try:
-        with zipfile.ZipFile(path) as archive:
-            _check_sizes({Path(info.filename).stem: info.file_size for info in archive.infolist()})
-        with np.load(path, allow_pickle=False) as arrays:
-            tensors = {key: torch.from_numpy(_checked(key, arrays[key])) for key in _MNIST}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise UsageError(f"{path} is not a usable mnist.npz: {error}") from error
+        with open(path, "rb", opener=open_regular) as file:
+            _check_directory(file)
+            with zipfile.ZipFile(file) as archive:
+                _check_members(archive)
+                tensors = {key: torch.from_numpy(_read(archive, key)) for key in _MNIST}
+    except Exception as error:  # damage makes zipfile, zlib and numpy raise a dozen kinds
+        raise UsageError(f"{path} is not a usable mnist.npz: {error or type(error).__name__}") from error
     return _standardised("mnist", **tensors)
 
 
-def _check_sizes(sizes: dict[str, int]) -> None:
-    """Before anything is unpacked: no entry is larger than its array (and a header) can be."""
+def _check_directory(file: BinaryIO) -> None:
+    """zipfile reads a directory of any size into memory; that of a few arrays is small."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - _END.size - 20))
+    tail = file.read()
+    signature, directory, comment = _END.unpack(tail[-_END.size :].rjust(_END.size))
+    if (signature, comment) != (b"PK\5\6", 0) or tail.startswith(b"PK\6\7") or directory > _MAX_DIRECTORY:
+        raise ValueError("no zip file of a few arrays")
+
+
+def _check_members(archive: zipfile.ZipFile) -> None:
+    """Before anything is unpacked: each array is there once, and no larger than it (and a header) can be."""
+    names = archive.namelist()
     for key, shape in _MNIST.items():
-        if key not in sizes:
-            raise ValueError(f"array {key} is missing")
-        if sizes[key] > 8 * math.prod(shape) + 4096:
-            raise ValueError(f"array {key} would take {sizes[key]} bytes")
+        if (count := names.count(f"{key}.npy")) != 1:
+            raise ValueError(f"array {key} is " + ("missing" if count == 0 else f"there {count} times"))
+        if (size := archive.getinfo(f"{key}.npy").file_size) > 8 * math.prod(shape) + _MAX_NPY_HEADER:
+            raise ValueError(f"array {key} would take {size} bytes")
 
 
-def _checked(key: str, array: np.ndarray) -> np.ndarray:
-    if array.shape != _MNIST[key] or array.dtype.kind not in "ui":
-        raise ValueError(f"array {key} is {array.dtype} {list(array.shape)}, expected integers {list(_MNIST[key])}")
+def _read(archive: zipfile.ZipFile, key: str) -> np.ndarray:
+    """An array of the archive. Its header is looked at first: numpy takes memory for whatever shape stands there."""
+    with archive.open(f"{key}.npy") as file:
+        version = np.lib.format.read_magic(file)
+        if version == (1, 0):
+            shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+        elif version == (2, 0):
+            shape, _, dtype = np.lib.format.read_array_header_2_0(file)
+        else:
+            raise ValueError(f"array {key} has format {version}")
+    if shape != _MNIST[key] or not all(type(d) is int for d in shape) or dtype.kind not in "ui" or dtype.itemsize > 8:
+        raise ValueError(f"array {key} is {dtype} {list(shape)}, expected integers {list(_MNIST[key])}")
+    with archive.open(f"{key}.npy") as file:
+        array = np.lib.format.read_array(file, allow_pickle=False)
     if key.startswith("y") and (array.min() < 0 or array.max() > 9):
         raise ValueError(f"array {key} has labels outside 0..9")
+    if array.min() < 0 or array.max() > 255:
+        raise ValueError(f"array {key} has pixels outside 0..255")
     return array.astype(np.int64) if key.startswith("y") else array.astype(np.uint8)
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dstee._console import UsageError
-from dstee._files import parse_json, write_atomic
+from dstee._files import parse_json, read_file, write_atomic
 from dstee.experiments.config import DENSE, differences, method_keys, method_name
 from dstee.experiments.records import as_record
 from dstee.experiments.run_folder import read_manifest
@@ -24,6 +24,7 @@ _STYLES: dict[str, tuple[str, object]] = {
     "rigl": ("#0072B2", (0, (6, 2))),
     "dst-ee": ("#D55E00", "solid"),
 }
+_MAX_METRICS = 1 << 27
 _COLOURS = ("#D55E00", "#0072B2", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#000000", "#999999")
 
 
@@ -60,7 +61,10 @@ def read_run(folder: Path, warn: Callable[[str], None] = _ignore) -> tuple[Mappi
         updates: list[Point] = []
         epochs: list[Point] = []
         method = None
-        lines = file.read_bytes().split(b"\n")
+        try:
+            lines = read_file(file, _MAX_METRICS).split(b"\n")
+        except (OSError, ValueError) as error:
+            raise UsageError(f"{file} cannot be used: {error}") from error
         if lines.pop():
             warn(f"{file}: the last line is incomplete and left out")
         for number, line in enumerate(lines, 1):

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
-import math
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, TypedDict, cast
 
-from dstee._files import dump_json, parse_json, write_atomic
+from dstee._console import UsageError
+from dstee._files import dump_json, parse_json, read_file, write_atomic
 
 __all__ = ["EpochRecord", "MetricsLog", "Record", "Result", "UpdateRecord", "as_record", "read_digests", "write_results"]
 
@@ -41,6 +43,10 @@ class EpochRecord(TypedDict):
 
 
 Record = UpdateRecord | EpochRecord
+_COUNTS = ("seed", "step", "round", "epoch")
+_SHARES = ("exploration", "churn", "accuracy")
+_LARGEST = sys.float_info.max
+_MAX_RESULTS = 1 << 24
 _FIELDS = {"update": set(UpdateRecord.__annotations__), "epoch": set(EpochRecord.__annotations__)}
 
 
@@ -62,8 +68,13 @@ def as_record(value: object) -> Record:
     for key, number in value.items():
         if key in ("kind", "method") or (key == "loss" and number is None):
             continue
-        if type(number) not in (int, float) or not math.isfinite(number):
+        if key in _COUNTS:
+            if type(number) is not int or not 0 <= number < 1 << 63:
+                raise ValueError(f"{key} {number!r} is not a whole number")
+        elif type(number) not in (int, float) or not -_LARGEST <= number <= _LARGEST:
             raise ValueError(f"{key} {number!r} is not a number")
+        elif key in _SHARES and not 0 <= number <= 1:
+            raise ValueError(f"{key} {number!r} is not in 0..1")
     return cast(Record, value)
 
 
@@ -84,7 +95,7 @@ class MetricsLog:
             write_atomic(self.path, [_line(record) for record in self.records])
         elif new:
             self._behind = True
-            fd = os.open(self.path, os.O_WRONLY | os.O_APPEND)
+            fd = os.open(self.path, os.O_WRONLY | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0))
             try:
                 data = memoryview(b"".join(_line(record) for record in new))
                 while data:
@@ -121,6 +132,27 @@ def write_results(run: Path, results: Sequence[Result]) -> None:
 
 
 def read_digests(run: Path) -> dict[str, str]:
-    """The digest of each training's last state, by training, from ``results.json``."""
-    results = parse_json((run / "results.json").read_bytes())["results"]
-    return {f"{r['method']}-seed{r['seed']}": r["digest"] for r in results}
+    """The digest of each training's last state, by training, from ``results.json``.
+
+    Raises:
+        UsageError: there is no such file, or it does not hold results.
+    """
+    file = run / "results.json"
+    try:
+        held = parse_json(read_file(file, _MAX_RESULTS))
+        results = held.get("results") if isinstance(held, dict) and len(held) == 1 else None
+        if not isinstance(results, list):
+            raise ValueError("it is no list of results")
+        digests: dict[str, str] = {}
+        for i, result in enumerate(results):
+            if not isinstance(result, dict) or set(result) != {f.name for f in dataclasses.fields(Result)}:
+                raise ValueError(f"result {i} has other entries than a result")
+            method, seed, digest = result["method"], result["seed"], result["digest"]
+            if not isinstance(method, str) or type(seed) is not int or not isinstance(digest, str):
+                raise ValueError(f"result {i} names no method, seed and digest")
+            if (name := f"{method}-seed{seed}") in digests:
+                raise ValueError(f"{name} stands there twice")
+            digests[name] = digest
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{file} cannot be used: {error}") from error
+    return digests

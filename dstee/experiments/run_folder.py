@@ -18,21 +18,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypedDict, cast
 
 from dstee._console import UsageError
-from dstee._files import WriteError, dump_json, parse_json, write_atomic
+from dstee._files import WriteError, dump_json, parse_json, read_file, remove_leftovers, write_atomic
 from dstee.experiments.config import differences
 
 if TYPE_CHECKING:
     from filelock import FileLock
 
-__all__ = ["Manifest", "Mode", "RunFolder", "WriteRetries", "read_manifest"]
+__all__ = ["Manifest", "Mode", "RunFolder", "WriteRetries", "read_manifest", "refuse_link"]
 
 Mode = Literal["new", "resume", "overwrite"]
 FORMAT = "dstee-run"
+VERSION = 1
 PAUSE = 0.5
 """Seconds before a write that must succeed is tried again."""
 
-_TRIAL = re.compile(r"[a-z0-9_-]{1,40}-seed\d{1,10}")
-_OURS = re.compile(r"config\.json|results\.json|curves\.png|metrics\.jsonl|checkpoint-\d{10}\.dst|\.lock|\.[\w.-]+\.tmp")
+_TRIAL = re.compile(r"[a-z0-9_-]{1,40}-seed[0-9]{1,10}")
+_FILES = r"config\.json|results\.json|curves\.png|metrics\.jsonl|checkpoint-[0-9]{10}\.dst"
+_OURS = re.compile(_FILES + r"|\.lock|\.[\w.-]+\.tmp")
+_MAX_MANIFEST = 1 << 20
+_KEYS = {"format": str, "version": int, "dstee": str, "torch": str, "identity": dict, "data_digest": str, "config": dict}
 
 
 class Manifest(TypedDict):
@@ -79,7 +83,8 @@ class RunFolder:
     "overwrite" removes the files of the run that was there, and nothing else.
 
     Raises:
-        UsageError: the folder belongs to something else, or is in use. OSError: it cannot be written.
+        UsageError: the folder belongs to something else, or is in use, or has links where its own files and folders belong.
+        OSError: it cannot be written.
     """
 
     def __init__(self, path: Path, manifest: Manifest, mode: Mode = "new"):
@@ -98,9 +103,14 @@ class RunFolder:
                 raise UsageError(
                     f"{path} holds another run: {text}: continue it with its own settings, or choose another --out"
                 )
+            trials = [path / name for name in os.listdir(path) if _TRIAL.fullmatch(name)]
+            for folder in trials:
+                refuse_link(folder)
+            for folder in (path, *trials):
+                remove_leftovers(folder, _FILES)  # no other process writes here
             if mode == "overwrite":
                 self._remove_run()
-            write_atomic(path / "config.json", [dump_json({"format": FORMAT, "version": 1, **manifest})])
+            write_atomic(path / "config.json", [dump_json({"format": FORMAT, "version": VERSION, **manifest})])
         except BaseException:
             self.close()
             if made:
@@ -112,7 +122,7 @@ class RunFolder:
     def _remove_run(self) -> None:
         """config.json stays until it is replaced, so that a removal that is cut short leaves a run, not foreign files."""
         folders = [self.path / name for name in os.listdir(self.path) if _TRIAL.fullmatch(name)]
-        for folder in [*(f for f in folders if f.is_dir() and not f.is_symlink()), self.path]:
+        for folder in [*(f for f in folders if f.is_dir()), self.path]:
             for name in os.listdir(folder):
                 if _OURS.fullmatch(name) and name not in (".lock", "config.json"):
                     os.unlink(folder / name)
@@ -126,10 +136,17 @@ class RunFolder:
             self._lock = None
 
 
+def refuse_link(path: Path) -> None:
+    """Raises UsageError where ``path`` is a symbolic link: what is written and removed there would be somebody else's."""
+    if path.is_symlink():
+        raise UsageError(f"{path} is a symbolic link, which a run does not follow: remove it, or choose another --out")
+
+
 def _lock(path: Path) -> FileLock:
     """Held until released, or until the kernel drops it because the process died."""
     from filelock import FileLock, Timeout
 
+    refuse_link(path)
     lock = FileLock(path)
     try:
         lock.acquire(timeout=0)
@@ -151,12 +168,26 @@ def read_manifest(path: Path) -> Manifest | None:
     if not file.exists():
         return None
     try:
-        manifest = parse_json(file.read_bytes())
-        if not (isinstance(manifest, dict) and manifest.get("format") == FORMAT and isinstance(manifest.get("config"), dict)):
+        manifest = parse_json(read_file(file, _MAX_MANIFEST))
+        if not (isinstance(manifest, dict) and manifest.get("format") == FORMAT and "config" in manifest):
             raise ValueError("it is not the configuration of a dstee run")
+        if (version := manifest.get("version", VERSION)) != VERSION:
+            raise ValueError(f"it has version {version!r}, this dstee reads {VERSION}")
+        for key, value in manifest.items():
+            if type(value) is not _KEYS.get(key):
+                raise ValueError(f"{key!r} is unknown or no {_KEYS.get(key, str).__name__}")
+        if wrong := [name for name, value in manifest["config"].items() if not _is_setting(value)]:
+            raise ValueError(f"{wrong[0]!r} has no value of a setting")
     except (OSError, ValueError) as error:
         raise UsageError(f"{file} cannot be used: {error}") from error
-    return cast(Manifest, manifest)  # the rest may be missing in a file of another version
+    return cast(Manifest, manifest)  # the rest may be missing
+
+
+def _is_setting(value: object) -> bool:
+    """Whether a setting of some version may have this value; what it is good for :class:`Config` knows."""
+    if isinstance(value, list):
+        return len(value) <= 100 and all(type(item) is int for item in value)
+    return type(value) in (bool, int, float) or (isinstance(value, str) and len(value) <= 1000)
 
 
 def _different(here: Manifest, there: Manifest) -> str:

@@ -18,7 +18,7 @@ from dstee.experiments.checkpoint import CheckpointFolder
 from dstee.experiments.config import Config
 from dstee.experiments.data import Dataset
 from dstee.experiments.records import MetricsLog, Result
-from dstee.experiments.run_folder import WriteRetries
+from dstee.experiments.run_folder import WriteRetries, refuse_link
 from dstee.experiments.trial import SavedState, Trial
 
 __all__ = ["Reporter", "run_trials"]
@@ -97,6 +97,7 @@ def run_trials(
 
 def _train_one(trial: Trial, folder: Path, reporter: Reporter, signals: _Signals, count: Callable[[], None]) -> None:
     config = trial.config
+    refuse_link(folder)
     checkpoints = CheckpointFolder(folder, config.keep_checkpoints, reporter.warn)
     if (found := checkpoints.newest()) is not None:
         trial.restore(found[0], cast(SavedState, found[1]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,21 @@ def test_a_document_comes_back_as_it_went(tmp_path: Path) -> None:
     ("change", "told"),
     [
         (lambda d: d.update(schema_version=2), "schema_version is 2"),
+        (lambda d: d.update(schema_version=True), "schema_version is True"),
+        (lambda d: d.update(schema_version=1.0), "schema_version is 1.0"),
+        (lambda d: d.update(stamp=[]), "stamp is missing or no dict"),
         (lambda d: d.pop("rows"), "rows is missing"),
+        (lambda d: d["rows"][0]["key"].update(density="high"), "row 0: density of its key is 'high'"),
+        (lambda d: d["rows"][0]["key"].update(threads=True), "row 0: threads of its key is True"),
+        (lambda d: d["rows"][0]["key"].update(case=1), "row 0: case of its key is 1"),
+        (lambda d: d["rows"][0].update(contenders=[]), "contenders is no object"),
+        (lambda d: d["rows"][0]["contenders"]["native"].update(samples_ms=[True]), "samples_ms"),
+        (lambda d: d["rows"][0]["contenders"]["native"].update(samples_ms=[-1.0]), "samples_ms"),
+        (lambda d: d["rows"][0]["contenders"]["native"].update(samples_ms=[]), "samples_ms"),
+        (lambda d: d["rows"][0]["contenders"]["native"].update(median_ms=True), "median_ms"),
+        (lambda d: d["rows"][0]["contenders"]["native"].update(median_ms=-1), "median_ms"),
+        (lambda d: d["rows"][0]["contenders"]["native"].update(p80_ms="1"), "p80_ms is '1'"),
+        (lambda d: d["rows"][0]["contenders"]["native"].update(ours=1), "ours is 1"),
         (lambda d: d["rows"].append({}), "row 1 has no key"),
         (lambda d: d["rows"][0]["contenders"]["native"].pop("samples_ms"), "samples_ms"),
         (lambda d: d["rows"][0]["contenders"]["native"].update(status="great"), "no status"),
@@ -44,10 +59,22 @@ def test_a_document_of_another_form_is_refused(tmp_path: Path, change: Any, told
         results_file.read(tmp_path / "a.json")
 
 
-@pytest.mark.parametrize("text", ["", "{", '{"a": 1, "a": 2}', "[NaN]", "[" * 100_000])
+@pytest.mark.parametrize(
+    "text", ["", "{", '{"a": 1, "a": 2}', "[NaN]", "[1e999]", "[" * 100_000, "[" * 99 + "]" * 99, "9" * 9999]
+)
 def test_what_is_no_json_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "a.json").write_text(text)
     with pytest.raises(UsageError, match="proper JSON"):
+        results_file.read(tmp_path / "a.json")
+
+
+def test_what_is_no_file_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UsageError, match="pipe cannot be read: not a regular file"):
+        results_file.read(tmp_path / "pipe")
+    monkeypatch.setattr(results_file, "LARGEST", 10)
+    (tmp_path / "a.json").write_text("{}" + " " * 9)
+    with pytest.raises(UsageError, match=r"a\.json cannot be read: more than 10 bytes"):
         results_file.read(tmp_path / "a.json")
 
 

@@ -38,7 +38,10 @@ def mnist_arrays():
         ({"y_test": np.zeros(10000)}, "y_test is float64"),
         ({"y_test": np.zeros(999, np.uint8)}, r"y_test is uint8 \[999\]"),
         ({"y_test": np.zeros(200000, np.uint8)}, "array y_test would take"),
-        ({"y_test": np.array([print], dtype=object)}, "allow_pickle=False"),
+        ({"y_test": np.array([print], dtype=object)}, "y_test is object"),
+        ({"y_test": np.full(10000, True)}, "y_test is bool"),
+        ({"x_test": np.full((10000, 28, 28), -1, np.int16)}, "x_test has pixels outside 0..255"),
+        ({"x_test": np.full((10000, 28, 28), 256, np.uint16)}, "x_test has pixels outside 0..255"),
     ],
 )
 def test_unusable_mnist_files_are_refused(tmp_path, change, reason):

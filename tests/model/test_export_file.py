@@ -53,7 +53,7 @@ def same(a: Tensors, b: Tensors) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-def assert_refused(path: Path, reason: str = "") -> None:
+def assert_refused(path: Path, reason: str) -> None:
     model = fresh()
     before = state(model)
     with pytest.raises(CheckpointError, match=reason) as caught:
