@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
+import os
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 
 import torch
@@ -30,9 +32,59 @@ def load() -> tuple[ModuleType | None, str]:
     if version < OLDEST_TORCH:
         return None, f"torch {torch.__version__} found, dstee._C needs torch >= 2.11: upgrade torch"
     try:
-        return importlib.import_module("dstee._C"), ""
+        module = importlib.import_module("dstee._C")
     except ImportError as error:
         return None, f"dstee._C could not be loaded ({error}): rebuild it with `pip install --no-build-isolation -e .`"
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(before=_forks.note_threads, after_in_child=_forks.watch)
+    return module, ""
+
+
+class _Forks:
+    """Whether this process was forked from one whose kernels ran on several threads.
+
+    A fork copies none of the threads of OpenMP. With GNU's runtime, which torch's wheels for Linux bring, a parallel region of
+    the child waits for them for ever, in torch's own operations too. A child with one thread, such as a DataLoader's worker,
+    has no such regions. Not seen are threads that kernels used between their first call and the fork, if there was one thread
+    at both.
+    """
+
+    def __init__(self) -> None:
+        self.unsure = True  # what a call looks at: it is to ask before it runs
+        self._child = self._used = self._threads = False
+
+    def ask(self, device_type: str) -> None:
+        """Raises RuntimeError where a call would wait for ever."""
+        if device_type != "cpu":
+            return
+        self._used = True
+        if not self._child:
+            self.note_threads()
+            self.unsure = False
+        elif torch.get_num_threads() > 1 and _has_gnu_openmp():
+            raise RuntimeError(
+                "this process was forked from one that had used CPU kernels with several threads, which the fork did not copy: "
+                "with more than one thread it would wait for them for ever. Start it with spawn or forkserver "
+                "(multiprocessing.get_context), or call torch.set_num_threads(1) in it first"
+            )
+
+    def note_threads(self) -> None:
+        self._threads |= self._used and torch.get_num_threads() > 1
+
+    def watch(self) -> None:
+        self._child = self.unsure = self._threads
+
+
+_forks = _Forks()
+
+
+@functools.cache
+def _has_gnu_openmp() -> bool:
+    """Whether its runtime is loaded; others start their threads anew in a child."""
+    try:
+        return "libgomp" in Path("/proc/self/maps").read_text(errors="replace")
+    except OSError:
+        return False
 
 
 def build_info() -> dict:
@@ -66,7 +118,10 @@ def function(op: str, device_type: str | None = None) -> Callable:
         # Straight to the kernels of one device, which refuse what is not theirs. The dispatcher would let one meta or sparse
         # tensor among the arguments choose: a meta kernel does nothing, without a word.
         first = args[0][0] if isinstance(args[0], list) else args[0]
-        result = kernel.redispatch(_KEYS[device_type or first.device.type], *args)
+        device = device_type or first.device.type
+        if _forks.unsure:
+            _forks.ask(device)
+        result = kernel.redispatch(_KEYS[device], *args)
         for i in written:  # else autograd could use a saved weight that has changed since, without a word
             version_counters.bump(args[i])
         return result
