@@ -34,11 +34,12 @@ class MaskUpdate:
         """The update that step ``t`` carries, if any.
 
         Raises:
-            ValueError: the counters cannot hold another round.
+            ValueError: the method's counters cannot hold another round.
         """
         if not (method.updates and schedule.is_due(t)):
             return None
-        _checks.check_round(round)
+        if method.needs_counter:
+            _checks.check_round(round)
         return cls(t, round, seed, method, schedule, method.bonus(t, round))
 
     def swaps(self, layer: SparseLayer) -> int:
@@ -48,7 +49,10 @@ class MaskUpdate:
         return self.schedule.swap_count(layer.nnz, self.t)
 
     def check_gradients(self, layers: Iterable[SparseLayer]) -> None:
-        """Raises RuntimeError naming the trainable layers that have no gradient to grow by."""
+        """Raises RuntimeError naming the trainable layers that have no gradient to grow by, ValueError where counters are full."""
+        layers = list(layers)
+        if any(layer.counts is not None for layer in layers):
+            _checks.check_round(self.round)
         if not self.method.needs_gradients:
             return
         missing = [layer.name for layer in layers if layer.param.grad is None and layer.param.requires_grad]
@@ -69,7 +73,7 @@ class MaskUpdate:
             batch.counts or None,
             [self.swaps(layer) for layer in batch.layers],
             bonus=None if self.bonus is None else self.bonus.to(batch.device, non_blocking=True),
-            round=self.round,
+            round=self.round if batch.counts else 0,  # only counters limit it
             grow_seeds=self.method.grow_seeds(self.seed, [layer.name for layer in batch.layers], self.round),
             regrow=self.method.regrow,
             reset_regrown=self.method.reset_regrown,
