@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dstee._float_mode import with_gradual_underflow
 from dstee.encoding import flat, flip_counts, pack_bits, unpack_bits
 from dstee.sgd_rule import SGDRule, unpack
 
@@ -106,6 +107,7 @@ def _step(w: Tensor, g: Tensor, m: Tensor | None, active: Tensor, rule: SGDRule,
         m.copy_(torch.where(active, m_new.to(m.dtype), m))
 
 
+@with_gradual_underflow
 def masked_sgd_(
     params: list[Tensor],
     grads: list[Tensor],
@@ -125,6 +127,7 @@ def masked_sgd_(
         _step(flat(p), flat(grads[i]), flat(momenta[i]) if momenta else None, active, rule, grad_scale)
 
 
+@with_gradual_underflow
 def drop_grow_(
     params: list[Tensor],
     grads: list[Tensor],

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from dstee._float_mode import with_gradual_underflow
 from dstee.backends import version_counters
 
 __all__ = ["DEVICES", "function", "interpreted", "missing", "module", "why_not"]
@@ -57,6 +58,8 @@ def function(op: str) -> Callable[..., Any]:
         RuntimeError: the kernels cannot be imported.
     """
     kernel, written = getattr(module(_MODULES[op]), op), version_counters.written(op)
+    if interpreted() and op in ("masked_sgd_", "drop_grow_"):  # numpy computes as the calling thread does
+        kernel = with_gradual_underflow(kernel)
 
     def call(*args: Any) -> Any:
         result = kernel(*args)
