@@ -19,6 +19,7 @@ __all__ = [
     "clip_swaps",
     "count_active",
     "count_explored",
+    "count_outside",
     "counter_of",
     "decode_counts",
     "drop_grow_",
@@ -212,3 +213,9 @@ def count_active(mask_bits: list[Tensor]) -> Tensor:
 def count_explored(counts: list[Tensor], mask_bits: list[Tensor]) -> Tensor:
     """An inactive weight was ever active when its stored N is not 0; an active one always was."""
     return torch.stack([((c != 0) | unpack_bits(b, c.numel())).sum() for c, b in zip(counts, mask_bits, strict=True)])
+
+
+def count_outside(params: list[Tensor], mask_bits: list[Tensor]) -> Tensor:
+    """NaN is not 0."""
+    layers = zip(params, mask_bits, strict=True)
+    return torch.stack([(flat(p).ne(0) & ~unpack_bits(b, p.numel())).sum() for p, b in layers])

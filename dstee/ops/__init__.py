@@ -5,6 +5,7 @@ order in memory. A sparse layer obeys one invariant, which every op keeps: weigh
 """
 
 from dstee.encoding import bonus_table as bonus_table
+from dstee.ops._count_outside import count_outside as count_outside
 from dstee.ops._counts import count_active as count_active
 from dstee.ops._counts import count_explored as count_explored
 from dstee.ops._counts import decode_counts as decode_counts
@@ -20,6 +21,7 @@ __all__ = [
     "bonus_table",
     "count_active",
     "count_explored",
+    "count_outside",
     "decode_counts",
     "drop_grow_",
     "encode_counts",

@@ -111,6 +111,8 @@ CALLS: dict[tuple[str, str], Callable[[Wrap], Any]] = {
     ("count_active", "mask_bits[0]"): lambda wrap: ops.count_active([wrap(BITS)]),
     ("count_explored", "counts[0]"): lambda wrap: ops.count_explored([wrap(COUNTS)], [BITS]),
     ("count_explored", "mask_bits[0]"): lambda wrap: ops.count_explored([COUNTS], [wrap(BITS)]),
+    ("count_outside", "params[0]"): lambda wrap: ops.count_outside([wrap(FLOAT)], [BITS]),
+    ("count_outside", "mask_bits[0]"): lambda wrap: ops.count_outside([FLOAT], [wrap(BITS)]),
 }
 
 
@@ -178,6 +180,7 @@ FUNCTIONS: dict[str, tuple[Callable[..., Tensor], Callable[[int], list[Tensor]]]
     "decode_counts": (lambda c, bits: ops.decode_counts(c, bits, 3, (N,)), lambda seed: inputs(seed, 5)[:2:-1]),
     "count_active": (lambda bits: ops.count_active([bits]), lambda seed: [ops.pack_mask(masks(seed)[0])]),
     "count_explored": (lambda c, bits: ops.count_explored([c], [bits]), lambda seed: inputs(seed, 5)[:2:-1]),
+    "count_outside": (lambda p, bits: ops.count_outside([p], [bits]), lambda seed: inputs(seed, 4)[1::2]),
 }
 
 

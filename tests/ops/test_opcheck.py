@@ -14,7 +14,7 @@ from dstee.testing import assert_same_bits, make_case
 
 OPS = (
     "masked_sgd_", "drop_grow_", "pack_mask", "unpack_mask", "encode_counts", "decode_counts", "count_active",
-    "count_explored",
+    "count_explored", "count_outside",
 )  # fmt: skip
 
 
@@ -34,6 +34,7 @@ def calls(name: str) -> list[Callable[[], object]]:
         "decode_counts": [lambda: ops.decode_counts(counts[1], bits[1], 2, [8, 8])],
         "count_active": [lambda: ops.count_active(bits)],
         "count_explored": [lambda: ops.count_explored(counts, bits)],
+        "count_outside": [lambda: ops.count_outside(case.params, bits)],
     }
     return table[name]
 
