@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dstee._export_file import Packed, write
+from dstee.parameter_names import plain_state_names
 from dstee.sparse_layer import SparseLayer, reorder_bits, row_major
 
 FORMATS = ("dense", "csr", "bsr", "safetensors")
@@ -37,16 +38,16 @@ def export(model: nn.Module, layers: Layers, format: str, path: str | Path | Non
 def _state(model: nn.Module, layers: Layers) -> tuple[dict[str, Tensor], dict[str, str]]:
     """A copy of the model's state, contiguous, weights 0 outside the masks; names of tied sparse weights by first name."""
     named: dict[int, str] = {id(layer.follow()): name for name, layer in layers.items()}
-    aliases = {
-        name: named[id(p)]
-        for name, p in model.named_parameters(remove_duplicate=False)
-        if id(p) in named and name != named[id(p)]
-    }
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    plain = plain_state_names(model, parameters)
+    aliases = {plain[name]: named[id(p)] for name, p in parameters.items() if id(p) in named and plain[name] != named[id(p)]}
+    whole = model.state_dict()
+    plain = plain_state_names(model, whole)
     state = {}
-    for name, t in model.state_dict().items():
+    for name, t in whole.items():
         if not isinstance(t, Tensor):
             raise TypeError(f"cannot export {name} of the model's state, a {type(t).__name__}: only tensors")
-        state[name] = t.detach().clone(memory_format=torch.contiguous_format)
+        state[plain[name]] = t.detach().clone(memory_format=torch.contiguous_format)
     missing = [name for name in layers if name not in state]
     if missing:
         raise ValueError(f"the model's state_dict does not hold these sparse weights under their names: {', '.join(missing)}")

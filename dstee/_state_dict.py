@@ -24,6 +24,7 @@ from torch import Tensor
 from dstee import ops
 from dstee.encoding import MAX_ROUNDS, mask_bytes
 from dstee.methods import Method, method_from_dict
+from dstee.parameter_names import match_names
 from dstee.schedule import UpdateSchedule
 from dstee.sparse_layer import SparseLayer, reorder, reorder_bits, row_major
 
@@ -156,15 +157,16 @@ def decode(state: object, layers: Mapping[str, SparseLayer], strict: bool) -> Re
     method = _read("method", method_from_dict, state["method"], problems)
     schedule = _read("schedule", UpdateSchedule.from_dict, state["schedule"], problems)
 
-    names = set(map(str, state["layers"]))
-    if strict or not names & set(layers):
-        problems += [f"{name}: in the model, not in the state" for name in layers if name not in names]
-        problems += [f"{name!r}: in the state, no sparse layer of the model" for name in state["layers"] if name not in layers]
+    matched = match_names(map(str, state["layers"]), layers)  # saved name -> ours
+    saved_name = {ours: name for name, ours in matched.items()}
+    if strict or not matched:
+        problems += [f"{name}: in the model, not in the state" for name in layers if name not in saved_name]
+        problems += [f"{name!r}: in the state, no sparse layer of the model" for name in state["layers"] if name not in matched]
     tensors: dict[str, dict[str, Tensor | None]] = {}
     nnz: dict[str, int] = {}
     for name, layer in layers.items():
-        if name in state["layers"]:
-            saved = state["layers"][name]
+        if name in saved_name:
+            saved = state["layers"][saved_name[name]]
             wrong = _check_layer(saved, layer, round, strict, method)
             problems += [f"{name}: {text}" for text in wrong]
             if not wrong:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from dstee import _export_file
 from dstee._files import CheckpointError
 from dstee.methods import Method
+from dstee.parameter_names import match_names, plain_state_names
 from dstee.schedule import UpdateSchedule
 from dstee.selection import select
 from dstee.sparse_model import SparseModel
@@ -19,6 +20,9 @@ from dstee.sparsification import fit_masks as fit_masks
 from dstee.sparsification import from_masks as from_masks
 
 __all__ = ["check_state", "fit_masks", "from_export", "from_masks"]
+
+
+T = TypeVar("T")
 
 
 def from_export(
@@ -53,6 +57,7 @@ def from_export(
             raise ValueError(f"masks given, but the file {path} holds its own: leave them out")
         try:
             state, given = _export_file.read(path, lambda described: check_state(model, described))
+            state, given = _as_in(model, state), _as_in(model, given)
             _check_masks(model, state, given)
         except CheckpointError:
             raise
@@ -60,10 +65,12 @@ def from_export(
             raise CheckpointError(f"{path}: {error}") from None
     else:
         state, given = _from_tensors(model, source, masks)
+        state, given = _as_in(model, state), _as_in(model, given)
         check_state(model, state)
         _check_masks(model, state, given)
     sparse = from_masks(model, given, method=method, schedule=schedule, seed=seed, track_exploration=track_exploration)
-    model.load_state_dict(state)
+    whole = model.state_dict()
+    model.load_state_dict(whole | {name: state[plain] for name, plain in plain_state_names(model, whole).items()})
     return sparse
 
 
@@ -101,7 +108,8 @@ def _densify(model: nn.Module, source: Mapping[str, Tensor]) -> tuple[dict[str, 
     """Dense state, and the masks of CSR tensors: every stored element is active."""
     if not isinstance(source, Mapping) or not all(isinstance(t, Tensor) for t in source.values()):
         raise ValueError("source must be a path or a dict of tensors that SparseModel.export made")
-    shapes = {name: t.shape for name, t in model.state_dict().items() if isinstance(t, Tensor)}
+    shapes = {name: t.shape for name, t in _plain_state(model).items()}
+    source = _as_in(model, source)
     state, masks = {}, {}
     for name, t in source.items():
         if t.layout is torch.strided:
@@ -121,8 +129,20 @@ def _densify(model: nn.Module, source: Mapping[str, Tensor]) -> tuple[dict[str, 
     return state, masks
 
 
+def _plain_state(model: nn.Module) -> dict[str, Tensor]:
+    """The model's tensors under their names without wrappers."""
+    whole = {name: t for name, t in model.state_dict().items() if isinstance(t, Tensor)}
+    return {plain: whole[name] for name, plain in plain_state_names(model, whole).items()}
+
+
+def _as_in(model: nn.Module, tensors: Mapping[str, T]) -> dict[str, T]:
+    """Under the names of the model, where they differ by the parts that wrappers add alone."""
+    known = match_names(tensors, _plain_state(model))
+    return {known.get(name, name): t for name, t in tensors.items()}
+
+
 def check_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    expected = {name: t for name, t in model.state_dict().items() if isinstance(t, Tensor)}
+    expected, state = _plain_state(model), _as_in(model, state)
     problems = [f"{name}: missing" for name in expected if name not in state]
     problems += [f"{name!r}: not in the model" for name in state if name not in expected]
     for name in expected.keys() & state.keys():

@@ -9,6 +9,8 @@ from typing import TypeAlias
 
 from torch import Tensor, nn
 
+from dstee.parameter_names import plain_modules
+
 __all__ = ["Candidate", "Predicate", "Rule", "Rules", "candidates", "is_lazy", "select"]
 
 Predicate = Callable[[str, nn.Module, nn.Parameter], bool]
@@ -32,10 +34,10 @@ class Candidate:
 
 
 def candidates(model: nn.Module) -> list[Candidate]:
-    """Every parameter of ``model`` once, in the order of its first name."""
+    """Every parameter of ``model`` once, in the order of its first name; names are those of the model without wrappers."""
     owners: dict[int, list[tuple[str, nn.Module, str]]] = {}
     params: dict[int, tuple[str, nn.Parameter]] = {}
-    for module_name, module in model.named_modules(remove_duplicate=False):
+    for module_name, _, module in plain_modules(model):
         for attribute, p in module._parameters.items():
             if p is not None:
                 params.setdefault(id(p), (f"{module_name}.{attribute}".lstrip("."), p))
@@ -51,7 +53,7 @@ def select(model: nn.Module, include: Rules, exclude: Rules) -> list[Candidate]:
         ValueError: a name pattern matches nothing, or nothing is left to be sparse.
     """
     found = candidates(model)
-    modules = dict(model.named_modules(remove_duplicate=False))
+    modules = {name: module for name, _, module in plain_modules(model)}
     included = [_included(rule, found) for rule in _rules("include", include)]
     excluded = [_excluded(rule, found, modules) for rule in _rules("exclude", exclude)]
     chosen = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import inspect
 from collections.abc import Callable
 
 import torch
@@ -68,8 +69,12 @@ class Backend(Session):
 
 
 def update_layer(w: Tensor, g: Tensor, mask_bits: Tensor, counts: Tensor, k: int, bonus: Tensor) -> None:
-    """One flat layer's update by the reference, whose arguments are those of the op's schema."""
-    reference.drop_grow_(
+    """One flat layer's update by the reference, whose arguments are those of the op's schema.
+
+    The compiler is given the plain function, without the guard that sets float modes and threads around it.
+    """
+    plain: Callable[..., None] = inspect.unwrap(reference.drop_grow_)
+    plain(
         params=[w], grads=[g], momenta=[], mask_bits=[mask_bits], counts=[counts], k=[k], k_tensor=None, bonus=bonus,
         round=ROUND, round_tensor=None, drop_scores=[], grow_signal=[], grow_seeds=[], regrow=True, reset_regrown=False,
         sgd=[], lr=None, found_inf=None,

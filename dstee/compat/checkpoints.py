@@ -146,7 +146,7 @@ def load(
         model, masks, method=chosen, schedule=schedule or progress.schedule, seed=progress.seed if seed is None else seed,
         track_exploration=track_exploration,
     )  # fmt: skip
-    sparse.t, sparse.round = progress.t, progress.round
+    sparse.set_progress(progress.t, progress.round)
     for name, layer in sparse.layers.items():
         if layer.counts is None:
             continue

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from dstee import ops
 from dstee.encoding import flat, flip_counts
 from dstee.layer_batch import count_active
+from dstee.parameter_names import ParameterPlace
 from dstee.sparse_layer import SparseLayer, check_parameter, pack_like
 
 __all__ = ["MaskView", "Masks"]
@@ -53,13 +54,12 @@ class Masks(MutableMapping[str, Tensor]):
         Raises:
             TypeError, ValueError: the parameter cannot be sparse here (dtype, memory); the text says why.
         """
-        prefix, _, attribute = name.rpartition(".")
-        owner = module.get_submodule(prefix)
-        p = owner._parameters[attribute]
-        assert p is not None
+        place = ParameterPlace(module, name)
+        p = place.get()
+        assert p is not None, f"the module has no parameter {name}"
         check_parameter(name, p)
         bits = ops.pack_mask(torch.zeros_like(p, dtype=torch.bool, requires_grad=False))
-        self._layers[name] = SparseLayer(name, owner, attribute, 0, bits, None, p.shape, p.stride(), p.dtype)
+        self._layers[name] = SparseLayer(name, place, 0, bits, None, p.shape, p.stride(), p.dtype)
 
     def layers(self) -> list[SparseLayer]:
         """The packed layers, in order, with what was written to the tensors, each where its weight is now."""
