@@ -13,6 +13,14 @@ from dstee.sgd_rule import SGDRule
 from dstee.sparse_layer import SparseLayer
 
 
+def missing(optimizer: torch.optim.Optimizer, layers: Mapping[int, SparseLayer]) -> list[SparseLayer]:
+    """The trainable layers, given by id of their parameter, that ``optimizer`` does not hold."""
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    if layers.keys() <= held:
+        return []
+    return [layer for key, layer in layers.items() if key not in held and layer.param.requires_grad]
+
+
 def zero_state(optimizer: torch.optim.Optimizer, p: Tensor, where: Tensor) -> None:
     """Zeroes parameter-shaped state of ``p`` (momentum, exp_avg, exp_avg_sq, max_exp_avg_sq, ...) where ``where`` is True."""
     for value in optimizer.state.get(p, {}).values():

@@ -15,7 +15,7 @@ from dstee.methods import Method
 from dstee.schedule import UpdateSchedule
 from dstee.sparse_layer import SparseLayer
 
-__all__ = ["FusingOptimizer", "MaskKeeper", "MaskUpdate"]
+__all__ = ["FusingOptimizer", "Journal", "MaskKeeper", "MaskUpdate"]
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class MaskUpdate:
         return self.schedule.swap_count(layer.nnz, self.t)
 
     def check_gradients(self, layers: Iterable[SparseLayer]) -> None:
-        """Raises RuntimeError naming the trainable layers that have no gradient to grow by, ValueError where counters are full."""
+        """Raises RuntimeError naming trainable layers that have no gradient to grow by, ValueError where counters are full."""
         layers = list(layers)
         if any(layer.counts is not None for layer in layers):
             _checks.check_round(self.round)
@@ -64,7 +64,6 @@ class MaskUpdate:
 
     def apply(self, batch: LayerBatch) -> None:
         """Swaps weights in the layers of ``batch``, after its step where it has one. Nothing has changed when it raises."""
-        before = [bits.clone() for bits in batch.mask_bits]
         ops.drop_grow_(
             batch.params,
             batch.grads or None,
@@ -79,8 +78,15 @@ class MaskUpdate:
             reset_regrown=self.method.reset_regrown,
             sgd=batch.rule,
         )
-        for layer, bits in zip(batch.layers, before, strict=True):
-            layer.previous_bits = bits
+
+
+@dataclass(frozen=True)
+class Journal:
+    """An update under way: what ``t`` and ``round`` will be, and the masks before it. An exception leaves it to be settled."""
+
+    t: int
+    round: int
+    before: dict[str, Tensor]
 
 
 class MaskKeeper(Protocol):
@@ -100,7 +106,7 @@ class MaskKeeper(Protocol):
             RuntimeError: an update is due and a sparse weight has no gradient. Nothing has changed in either case.
         """
 
-    def end_step(self, updated: Sequence[SparseLayer]) -> None:
+    def end_step(self, optimizer: FusingOptimizer, updated: Sequence[SparseLayer]) -> None:
         """The step was made, and carried the update for the layers ``updated``."""
 
     def check_at_next_step(self) -> None:

@@ -99,7 +99,7 @@ class SparseSGD(torch.optim.SGD):
                         updated += batch.layers
                     _optimizer_state.keep_momenta(self, batch)
                 self._dense_step(group, [p for p in group["params"] if p.grad is not None and id(p) not in layers])
-            self.sparse.end_step(updated)
+            self.sparse.end_step(self, updated)
         return loss
 
     def _overflow(self) -> bool:

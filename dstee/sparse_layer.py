@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from dstee import _checks, ops
 from dstee.encoding import flat
+from dstee.parameter_names import ParameterPlace
 from dstee.selection import Candidate, is_lazy
 
 __all__ = [
@@ -61,6 +62,8 @@ def like(t: Tensor, p: Tensor, dtypes: tuple[torch.dtype, ...] = ()) -> Tensor:
         t = t.detach()
     if t.layout is not torch.strided:
         t = t.to_dense()
+    if t.is_neg():
+        t = t.resolve_neg()
     if t.dtype in (p.dtype, *dtypes) and t.device == p.device and _checks.layout(t) == _checks.layout(p):
         return t
     return torch.empty_like(p, dtype=t.dtype if t.dtype in dtypes else p.dtype, requires_grad=False).copy_(t)
@@ -109,8 +112,7 @@ class SparseLayer:
     """
 
     name: str
-    module: nn.Module
-    attribute: str
+    place: ParameterPlace
     nnz: int
     mask_bits: Tensor
     counts: Tensor | None
@@ -125,21 +127,30 @@ class SparseLayer:
 
     @property
     def param(self) -> nn.Parameter:
-        """The parameter that the module holds now; wrappers replace it.
+        """The parameter that the model holds under this name now; wrappers and users replace it.
 
         Raises:
-            RuntimeError: the module has none under this name any more.
+            RuntimeError: there is none any more.
         """
-        p = self.module._parameters.get(self.attribute)
+        p = self.place.get()
         if p is None:
-            raise RuntimeError(f"{self.name} is no parameter of its module any more: sparsify after changing the model")
+            raise RuntimeError(
+                f"{self.name} is no parameter of its module any more: make the model sparse after changing it, "
+                f"or leave the layer alone from now on, sparse.remove({self.name!r})"
+            )
         return p
+
+    @property
+    def module(self) -> nn.Module:
+        """The module that holds the parameter."""
+        return self.place.module
 
     def follow(self) -> nn.Parameter:
         """The parameter, after mask and counters have gone where it went: another device or memory format."""
         p = self.param
         if (
             p.stride() != self.strides
+            or p.shape != self.shape
             or p.device != self.mask_bits.device
             or p.dtype is not self.dtype
             or type(p) is not nn.Parameter
@@ -150,17 +161,24 @@ class SparseLayer:
     def _move(self, p: nn.Parameter) -> None:
         check_parameter(self.name, p)
         if p.shape != self.shape:
-            raise RuntimeError(f"{self.name} has shape {list(p.shape)}, it was {list(self.shape)} when it was made sparse")
+            raise RuntimeError(
+                f"{self.name} has shape {list(p.shape)}, it was {list(self.shape)} when it was made sparse: "
+                f"call sparse.remove({self.name!r}), and make it sparse anew"
+            )
         order = self.shape, self.strides, p.stride()
-        self.mask_bits = reorder_bits(self.mask_bits, *order).to(p.device)
-        if self.previous_bits is not None:
-            self.previous_bits = reorder_bits(self.previous_bits, *order).to(p.device)
-        if self.counts is not None:
-            self.counts = reorder(self.counts, *order).to(p.device)
-        self.strides, self.dtype = p.stride(), p.dtype
+        previous, counts = self.previous_bits, self.counts
+        self.__dict__.update(  # one call: no signal comes between its parts
+            mask_bits=reorder_bits(self.mask_bits, *order).to(p.device),
+            previous_bits=None if previous is None else reorder_bits(previous, *order).to(p.device),
+            counts=None if counts is None else reorder(counts, *order).to(p.device),
+            strides=p.stride(),
+            dtype=p.dtype,
+        )
 
     def fit(self, t: Tensor) -> Tensor:
         """A gradient or momentum with the dtype, device and memory order of the weight: itself if it has them, else a copy."""
+        if t.is_neg():
+            t = t.resolve_neg()  # a kernel reads the memory, not the sign that the tensor means
         if (
             t.layout is torch.strided
             and t.stride() == self.strides
@@ -182,24 +200,25 @@ class SparseLayer:
         """:meth:`grown`, packed."""
         return self.mask_bits & ~(self.mask_bits if self.previous_bits is None else self.previous_bits)
 
-    def dropped(self) -> Tensor:
-        """Weights that were active before the last update and are not now, as :meth:`bools`; none before the first."""
-        before = self.mask_bits if self.previous_bits is None else self.previous_bits
-        return self.bools(before & ~self.mask_bits)
-
     def active(self) -> Tensor:
         """The mask: bool, shape and strides of the weight."""
         self.follow()
         return self.bools(self.mask_bits)
+
+    @torch.no_grad()
+    def clear_outside(self) -> None:
+        """Zeroes the weights outside the mask."""
+        self.follow().masked_fill_(self.inactive(), 0)
 
     def inactive(self) -> Tensor:
         """The weights outside the mask: bool, shape and strides of the weight."""
         return self.active().logical_not_()
 
 
-def make_layer(c: Candidate, mask: Tensor, nnz: int, counted: bool) -> SparseLayer:
-    """A layer with ``mask`` (shape of the weight, any memory order, ``nnz`` active); the weights are not touched."""
-    p, (_, module, attribute) = c.param, c.owners[0]
+def make_layer(root: nn.Module, c: Candidate, mask: Tensor, nnz: int, counted: bool) -> SparseLayer:
+    """A layer of model ``root`` with ``mask`` (shape of the weight, any memory order, ``nnz`` active); the weights are not
+    touched."""
+    p = c.param
     # The initial mask is the first round: N = M, whose stored form is 0 everywhere.
     counts = torch.zeros(p.numel(), dtype=torch.int16, device=p.device) if counted else None
-    return SparseLayer(c.name, module, attribute, nnz, pack_like(mask, p), counts, p.shape, p.stride(), p.dtype)
+    return SparseLayer(c.name, ParameterPlace(root, c.name), nnz, pack_like(mask, p), counts, p.shape, p.stride(), p.dtype)

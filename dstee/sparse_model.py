@@ -1,31 +1,38 @@
-"""SparseModel: the topology of a model (masks, counters, schedule) and the steps that change it."""
+"""SparseModel: a model's sparse layers as their user sees them."""
 
 from __future__ import annotations
 
-import contextlib
+import dataclasses
 import weakref
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
 
-from dstee import _export_formats, _optimizer_state, _optimizer_step, _state_dict, ops
-from dstee._optimizer_step import Closure, Stepper
-from dstee.layer_batch import LayerBatch
-from dstee.mask_update import FusingOptimizer, MaskUpdate
+from dstee import _export_formats, _state_dict, ops
 from dstee.methods import Method
+from dstee.parameter_names import ParameterPlace
 from dstee.schedule import UpdateSchedule
 from dstee.sparse_layer import SparseLayer
 from dstee.summary import Summary, summarize
+from dstee.topology import Topology
 
-__all__ = ["SparseModel"]
+__all__ = ["SparseModel", "keeper_of"]
+
+_keepers = WeakTensorKeyDictionary()  # parameter -> weak reference to the SparseModel that masks it
 
 
-class SparseModel:
+def keeper_of(p: Tensor) -> SparseModel | None:
+    """The SparseModel that masks the parameter ``p``, if any."""
+    reference = _keepers.get(p)
+    sparse = reference() if reference is not None else None
+    return sparse if sparse is not None and any(layer.param is p for layer in sparse.layers.values()) else None
+
+
+class SparseModel(Topology):
     """The masks, counters and schedule of a model that :func:`sparsify` made sparse.
 
     ``t`` counts optimizer steps, ``round`` mask updates. Parameters are looked up by name at each use, so the model may be
@@ -33,22 +40,16 @@ class SparseModel:
     """
 
     def __init__(self, model: nn.Module, layers: dict[str, SparseLayer], method: Method, schedule: UpdateSchedule, seed: int):
-        self.model = model
-        self.layers = layers
-        self.method = method
-        self.schedule = schedule
-        self.seed = seed
-        self.t = 0
-        self.round = 0
-        self._unchecked = False  # a state was loaded: check it against the weights before the next step
-        self._busy = ""
-        self._optimizer: weakref.ref[FusingOptimizer] | None = None
-        self._pending: MaskUpdate | None = None  # for the optimizer's next step alone
-        self._stepped = False  # a fusing optimizer made a step that is not counted yet
-        self._updated: set[str] = set()  # layers whose update that step carried
+        super().__init__(model, layers, method, schedule, seed)
+        self._register()
 
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_optimizer": None, "_busy": "", "_pending": None}
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._register()
+
+    def _register(self) -> None:
+        for layer in self.layers.values():
+            _keepers[layer.param] = weakref.ref(self)
 
     def __repr__(self) -> str:
         return (
@@ -70,7 +71,8 @@ class SparseModel:
 
     def density(self) -> float:
         """Share of active weights over all sparse layers."""
-        return self.nnz / self.numel
+        self.check_weights()
+        return self.nnz / max(self.numel, 1)
 
     def mask(self, name: str) -> Tensor:
         """The mask of parameter ``name``: bool, shape and strides of the parameter."""
@@ -101,6 +103,7 @@ class SparseModel:
 
     def summary(self) -> Summary:
         """Per layer and in all: shape, density, active weights and, with counters, exploration degree R; print it."""
+        self.check_weights()
         return summarize(self.layers.values())
 
     def _layer(self, name: str) -> SparseLayer:
@@ -108,232 +111,59 @@ class SparseModel:
             raise KeyError(f"no sparse layer {name!r}, expected one of {', '.join(self.layers)}")
         return self.layers[name]
 
-    # --- stepping --------------------------------------------------------------------------------------------------------
-
-    def step(self, optimizer: Stepper, *, closure: Closure | None = None, scaler: torch.amp.GradScaler | None = None) -> bool:
-        """The whole step: ``optimizer``'s, and a mask update when one is due. Call it after backward, before zero_grad.
-
-        Any torch optimizer will do, wrapped or not, if it holds the model's sparse weights; with :class:`SparseSGD` step and
-        update are one sweep, with others weights and parameter-shaped state are masked again afterwards. A step that the
-        optimizer or the ``scaler`` skips (not finite gradients, accumulation in a wrapper) changes nothing and does not count.
-
-        Args:
-            optimizer: its own ``step`` is called, hooks and all; not on a due step of a method with ``order="replace"``.
-            closure: as for ``optimizer.step``.
-            scaler: calls ``scaler.step(optimizer)``; ``scaler.update()`` stays with the caller.
-
-        Returns:
-            True when the topology changed.
-
-        Raises:
-            ValueError: the optimizer does not hold the sparse weights; loaded weights and masks do not belong together.
-            RuntimeError: an update is due and a sparse weight has no gradient (named). Nothing has changed then.
-        """
-        core, fusing = self._core(optimizer)
-        if scaler is not None and not scaler.is_enabled():
-            scaler = None
-        if scaler is not None and closure is not None:
-            raise RuntimeError("Closure use is not currently supported if GradScaler is enabled.")  # torch's own text
-        with self._alone("step"):
-            update = MaskUpdate.due(self.t + 1, self.round, self.seed, self.method, self.schedule)
-            if update is not None and self.method.order == "replace":
-                return self._replace(optimizer, core, fusing, update, closure, scaler)
-            if fusing is None:
-                self._layers_of(core)
-                if update is not None:
-                    check = partial(update.check_gradients, self.layers.values())
-                    closure = _optimizer_step.before_step(closure, check)
-            self._pending = update
-            try:
-                performed = _optimizer_step.run_step(optimizer, core, closure, scaler)
-            finally:
-                self._pending = None
-            return performed and self._finish(core, fusing, update)
-
-    def update(self, optimizer: Stepper | None = None) -> bool:
-        """What :meth:`step` does besides the optimizer's step, for hosts that own that step: call it right after.
-
-        After a step that a GradScaler skipped, :class:`SparseSGD` knows and nothing counts; of other optimizers the caller must
-        know, and pass them.
-
-        Returns:
-            True when the topology changed.
-
-        Raises:
-            RuntimeError: as :meth:`step`; the method has ``order="replace"``; no optimizer is known.
-        """
-        stepped: Stepper | FusingOptimizer | None = optimizer
-        if stepped is None and self._optimizer is not None:
-            stepped = self._optimizer()
-        if stepped is None:
-            raise RuntimeError("update() does not know who made the step: pass the optimizer, sparse.update(optimizer)")
-        core, fusing = self._core(stepped)
-        if self.method.updates and self.method.order == "replace":
-            raise RuntimeError(
-                f"{self.method.name} with order='replace' updates instead of stepping: call sparse.step(optimizer), "
-                "or choose order='after'"
-            )
-        with self._alone("update"):
-            if fusing is not None and not self._stepped:
-                return False
-            update = MaskUpdate.due(self.t + 1, self.round, self.seed, self.method, self.schedule)
-            self._layers_of(core)
-            if update is not None:
-                update.check_gradients(self.layers.values())
-            return self._finish(core, fusing, update)
-
-    def apply_masks(self) -> None:
-        """Zeroes the weights outside the masks, as after loading dense weights into the model."""
-        with torch.no_grad():
-            for layer in self.layers.values():
-                layer.follow().masked_fill_(layer.inactive(), 0)
-
-    @contextlib.contextmanager
-    def _alone(self, what: str) -> Iterator[None]:
-        if self._busy:
-            raise RuntimeError(
-                f"{what}() called inside {self._busy}() of the same SparseModel: take it out of the closure or hook"
-            )
-        self._busy = what
-        try:
-            yield
-        finally:
-            self._busy = ""
-
-    # --- what a fusing optimizer asks (mask_update.MaskKeeper) -----------------------------------------------------------
-
-    def attach(self, optimizer: FusingOptimizer) -> None:
-        """:meth:`update` without an argument means ``optimizer`` from now on. :class:`SparseSGD` calls it."""
-        self._optimizer = weakref.ref(optimizer)
-
-    def begin_step(self, optimizer: torch.optim.Optimizer) -> tuple[dict[int, SparseLayer], MaskUpdate | None]:
-        """For an optimizer that masks its own step, before it changes anything: the sparse layers by id of their parameter,
-        and the mask update that the step is to carry.
-
-        Raises:
-            ValueError, RuntimeError: as :meth:`step`.
-        """
-        layers, update = self._layers_of(optimizer), self._pending
-        self._pending = None
-        if update is not None:
-            update.check_gradients(layers.values())
-        return layers, update
-
-    def end_step(self, updated: Sequence[SparseLayer]) -> None:
-        """The step was made and carried the mask update of the layers ``updated``; :meth:`update` may count it."""
-        self._stepped, self._updated = True, {layer.name for layer in updated}
-
-    def check_at_next_step(self) -> None:
-        """Weights, masks and optimizer state are held against each other before the next step, as after loading a state."""
-        self._unchecked = True
-
-    # --- inside a step ---------------------------------------------------------------------------------------------------
-
-    def _core(self, optimizer: Stepper | FusingOptimizer) -> tuple[torch.optim.Optimizer, FusingOptimizer | None]:
-        """The optimizer inside wrappers, and the same once more if it masks its own step."""
-        core = _optimizer_step.core_optimizer(optimizer)
-        if not isinstance(core, FusingOptimizer):
-            return core, None
-        if core.sparse is not self:
-            raise ValueError("this SparseSGD belongs to another SparseModel: make it with the one that steps")
-        return core, core
-
-    def _layers_of(self, optimizer: torch.optim.Optimizer) -> dict[int, SparseLayer]:
-        """The layers by id of their parameter, which ``optimizer`` must hold."""
-        layers = {id(layer.follow()): layer for layer in self.layers.values()}
-        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        if not layers.keys() <= held:
-            missing = [layer.name for key, layer in layers.items() if key not in held and layer.param.requires_grad]
-            if missing:
-                raise ValueError(
-                    f"the optimizer does not hold these sparse weights of the model: {', '.join(missing)}. "
-                    "Create it after wrapping, sharding or replacing the model's parameters"
-                )
-        if self._unchecked:
-            self._check_loaded(optimizer)
-        return layers
-
-    def _check_loaded(self, optimizer: torch.optim.Optimizer) -> None:
-        """After a load: the weights must fit the masks; the optimizer's state is made to."""
-        inactive = {layer: layer.inactive() for layer in self.layers.values()}
-        wrong = [layer.name for layer, off in inactive.items() if bool((layer.param.ne(0) & off).any())]
-        if wrong:
-            raise ValueError(
-                f"weights outside the masks are not 0 in {', '.join(wrong)}: the model's weights and the sparse state are not "
-                "from the same checkpoint. Load both, or call sparse.apply_masks() to zero those weights"
-            )
-        for layer, off in inactive.items():
-            _optimizer_state.zero_state(optimizer, layer.param, off)
-        self._unchecked = False
-
-    def _replace(
-        self,
-        optimizer: Stepper,
-        core: torch.optim.Optimizer,
-        fusing: FusingOptimizer | None,
-        update: MaskUpdate,
-        closure: Closure | None,
-        scaler: torch.amp.GradScaler | None,
-    ) -> bool:
-        """``order="replace"``: the update alone, without the optimizer's step."""
-        if closure is not None:
-            with torch.enable_grad():
-                closure()
-        if _optimizer_step.accumulates(optimizer):
-            return False
-        self._layers_of(core)
-        update.check_gradients(self.layers.values())
-        if scaler is not None and not _optimizer_step.unscale(scaler, optimizer):
-            return False
-        return self._finish(core, fusing, update)
+    # --- what others hold ------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def _finish(self, core: torch.optim.Optimizer, fusing: FusingOptimizer | None, update: MaskUpdate | None) -> bool:
-        """After the optimizer's step: masks what it does not mask, updates what it has not updated, counts."""
-        if fusing is None:
-            for layer in self.layers.values():
-                p, off = layer.follow(), layer.inactive()
-                p.masked_fill_(off, 0)
-                _optimizer_state.zero_state(core, p, off)
-        if update is not None:
-            done = self._updated if fusing is not None else set()
-            left = [layer for name, layer in self.layers.items() if name not in done]
-            self._swap(core, fusing, update, [layer for layer in left if layer.param.requires_grad])
-            for layer in left:
-                if not layer.param.requires_grad:  # frozen: nothing grew
-                    layer.previous_bits = None
-            self.round += 1
-        self.t += 1
-        if fusing is not None:
-            self._stepped, self._updated = False, set()
-        return update is not None
+    def apply_masks(self, other_model: nn.Module | None = None) -> None:
+        """Zeroes the weights outside the masks: the model's, or those of ``other_model``, a copy such as an average (EMA, SWA).
 
-    def _swap(
-        self,
-        core: torch.optim.Optimizer,
-        fusing: FusingOptimizer | None,
-        update: MaskUpdate,
-        layers: Sequence[SparseLayer],
-    ) -> None:
-        """The topology alone, for ``layers`` whose step did not carry the update: one call per device."""
-        reset_regrown = update.method.reset_regrown
-        groups = defaultdict(list)
-        for layer in layers:
-            if fusing is not None:
-                momentum = fusing.momentum_buffer(layer)
-            else:  # masks do not tell which weights were dropped and regrown: a marker does, it comes back 0 there
-                momentum = torch.ones_like(layer.param) if reset_regrown else None
-            groups[layer.param.device, momentum is None].append((layer, momentum))
-        for rows in groups.values():
-            params: list[Tensor] = [layer.param for layer, _ in rows]
-            grads = [layer.fit(layer.param.grad) for layer, _ in rows if layer.param.grad is not None]
-            momenta = [momentum for _, momentum in rows if momentum is not None]
-            given = grads if update.method.needs_gradients else []
-            update.apply(LayerBatch([layer for layer, _ in rows], params, given, momenta))
-            if fusing is None:
-                for layer, marker in rows:
-                    cleared = layer.dropped() if marker is None else marker == 0
-                    _optimizer_state.zero_state(core, layer.param, cleared)
+        Raises:
+            ValueError: ``other_model`` has no parameter of a layer's name and shape. Nothing has changed then.
+        """
+        if other_model is None:
+            for layer in self.layers.values():
+                layer.clear_outside()
+            self._watch.note(self.layers.values())
+            return
+        found = {name: ParameterPlace(other_model, name).get() for name in self.layers}
+        wrong = [name for name, p in found.items() if p is None or p.shape != self.layers[name].shape]
+        if wrong:
+            raise ValueError(f"other_model has no parameter of this name and shape: {', '.join(wrong)}. Nothing was changed")
+        for name, p in found.items():
+            if p is not None:
+                p.masked_fill_(self.layers[name].inactive().to(p.device), 0)
+
+    @torch.no_grad()
+    def clip_grad_norm_(self, max_norm: float, norm_type: float = 2.0, error_if_nonfinite: bool = False) -> Tensor:
+        """As :func:`torch.nn.utils.clip_grad_norm_` over the model's parameters, by the norm of what is stepped.
+
+        Gradients of inactive weights move nothing, so they do not count towards the norm; they are scaled with the others,
+        since growth compares them.
+
+        Returns:
+            The norm before clipping.
+        """
+        layers = {id(layer.follow()): layer for layer in self.layers.values()}
+        params = [p for p in self.model.parameters() if p.grad is not None]
+        stepped = []
+        for p in params:
+            layer, grad = layers.get(id(p)), p.grad
+            assert grad is not None
+            stepped.append(grad if layer is None else grad.masked_fill(layer.inactive(), 0))
+        total = torch.nn.utils.get_total_norm(stepped, norm_type, error_if_nonfinite)
+        torch.nn.utils.clip_grads_with_norm_(params, max_norm, total)
+        return total
+
+    def remove(self, *names: str) -> None:
+        """Leaves the layers ``names`` alone from now on: their weights keep their values, and all of them may change.
+
+        Raises:
+            KeyError: a name is none of a sparse layer. Nothing has changed then.
+        """
+        for name in names:
+            self._layer(name)
+        self._settle()
+        self.layers = {name: layer for name, layer in self.layers.items() if name not in names}
 
     # --- checkpoints -----------------------------------------------------------------------------------------------------
 
@@ -342,6 +172,7 @@ class SparseModel:
 
         Loads under ``torch.load(weights_only=True)``; masks and counters are in row-major order, with a digest per tensor.
         """
+        self._settle()
         return _state_dict.encode(self.t, self.round, self.seed, self.method, self.schedule, self.layers)
 
     def export(
@@ -356,6 +187,7 @@ class SparseModel:
         Sparse weights come dense with zeros, as matrices [out, rest] of ``torch.sparse``, or, in the file ``path``, as active
         values and packed masks; all else as it is. ``dstee.export.from_export`` is the way back.
         """
+        self.check_weights()
         return _export_formats.export(self.model, self.layers, format, path, blocksize)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> None:
@@ -372,12 +204,15 @@ class SparseModel:
         Raises:
             ValueError: listing all that is wrong (names, shapes, numbers, digests). Nothing has changed then.
         """
+        self._settle()
         restored = _state_dict.decode(state_dict, self.layers, strict)
-        tensors = {name: _state_dict.restore_layer(layer, restored) for name, layer in self.layers.items()}
-        for name, (bits, counts, previous) in tensors.items():
-            layer = self.layers[name]
-            layer.mask_bits, layer.counts, layer.previous_bits = bits, counts, previous
-            layer.nnz = restored.nnz.get(name, layer.nnz)
-        self.t, self.round, self.seed = restored.t, restored.round, restored.seed
-        self.method, self.schedule = restored.method, restored.schedule
-        self._unchecked = True
+        layers = {}
+        for name, layer in self.layers.items():
+            bits, counts, previous = _state_dict.restore_layer(layer, restored)
+            layers[name] = dataclasses.replace(
+                layer, mask_bits=bits, counts=counts, previous_bits=previous, nnz=restored.nnz.get(name, layer.nnz)
+            )
+        self.__dict__.update(  # one call: no signal comes in between
+            layers=layers, _t=restored.t, _round=restored.round, seed=restored.seed, _method=restored.method,
+            _schedule=restored.schedule, _unchecked=True, _stepped=False, _updated=set(),
+        )  # fmt: skip

@@ -9,13 +9,14 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from dstee import _checks, sparsity_distribution
+from dstee import _checks, reference, sparsity_distribution
 from dstee.layer_batch import count_nonzero
 from dstee.methods import DSTEE, Method
+from dstee.parameter_names import match_names
 from dstee.schedule import UpdateSchedule
 from dstee.selection import Candidate, Rules, candidates, select
 from dstee.sparse_layer import check_parameter, is_binary, make_layer
-from dstee.sparse_model import SparseModel
+from dstee.sparse_model import SparseModel, keeper_of
 
 __all__ = ["Distribution", "fit_masks", "from_masks", "sparsify"]
 
@@ -24,7 +25,7 @@ Distribution = Literal["erk", "uniform", "uniform-dense-first"]
 
 def sparsify(
     model: nn.Module,
-    sparsity: float | Mapping[str, float] = 0.9,
+    sparsity: float | Mapping[str, float] | None = None,
     *,
     distribution: Distribution = "erk",
     seed: int = 0,
@@ -33,15 +34,17 @@ def sparsify(
     include: Rules = None,
     exclude: Rules = None,
     track_exploration: bool = False,
+    masks: Mapping[str, Tensor] | Literal["nonzero", "magnitude"] | None = None,
 ) -> SparseModel:
-    """Gives the weights of ``model`` random masks, zeroes what they rule out, and returns the keeper of the masks.
+    """Gives the weights of ``model`` masks, zeroes what they rule out, and returns the keeper of the masks.
 
     Sparse become the weights of Linear, Conv1d-3d, ConvTranspose1d-3d and MultiheadAttention; never norms, biases or
     embeddings. A tied weight counts once, under its first name; tied to an embedding it is one.
 
     Args:
         model: changed in place; float32, bfloat16 or float16 weights.
-        sparsity: share of zeros in [0, 1) over all sparse layers together; or one for each layer by parameter name.
+        sparsity: share of zeros in [0, 1) over all sparse layers together, default 0.9; or one for each layer by parameter
+            name.
         distribution: "erk" (Erdos-Renyi-Kernel; paper, section 4), "uniform", or "uniform-dense-first" (first layer dense).
         seed: the masks depend on it and on the parameter names alone, on every machine.
         method: what an update ranks; default :class:`DSTEE`.
@@ -50,20 +53,58 @@ def sparsify(
             ``(name, module, parameter) -> bool``, or lists of these. ``include`` adds to the default (weights with two or more
             dimensions), ``exclude`` wins and reaches everything inside a matching module.
         track_exploration: keep counters for methods that do not need them, for ``dstee.metrics.exploration``.
+        masks: what is active at the start, for models that are pruned or fine-tuned already: a dict from parameter name to
+            mask (:func:`dstee.export.from_masks`), "nonzero" for the weights that are not 0, or "magnitude" for as many of
+            the largest as the budget has, the lowest index first on ties. None: random masks.
 
     Raises:
-        ValueError: nothing to make sparse, a pattern that matches nothing, a sparsity out of range or unreachable, a weight
-            without memory of its own. TypeError: a dtype or a rule that is not supported. The model has not changed then.
+        ValueError: the model is sparse already, nothing to make sparse, a pattern that matches nothing, a sparsity out of
+            range or unreachable, masks that do not fit, a weight without memory of its own. TypeError: a dtype or a rule that
+            is not supported. The model has not changed then.
     """
+    if isinstance(masks, Mapping) or masks == "nonzero":
+        if sparsity is not None:
+            raise ValueError("sparsity and masks are both given: these masks say how many weights are active; leave one out")
+        if isinstance(masks, Mapping):
+            if include is not None or exclude is not None:
+                raise ValueError("masks name the layers: leave out include and exclude")
+            return from_masks(model, masks, method=method, schedule=schedule, seed=seed, track_exploration=track_exploration)
+    elif masks not in (None, "magnitude"):
+        raise ValueError(f"masks must be a dict from parameter name to mask, 'nonzero' or 'magnitude', got {masks!r}")
     method, schedule = _check_arguments(model, method, schedule, seed)
     chosen = select(model, include, exclude)
     _check_parameters(chosen)
-    nnz = _budget({c.name: c.param.shape for c in chosen}, sparsity, distribution)
-    masks = (  # row-major: the same whatever the memory format
-        sparsity_distribution.random_mask(c.param.numel(), nnz[c.name], seed, c.name).view(c.param.shape) for c in chosen
-    )
+    if masks == "nonzero":
+        found = {c.name: c.param.detach() != 0 for c in chosen}
+        return _make(model, [(c, found[c.name]) for c in chosen], method, schedule, seed, track_exploration)
+    nnz = _budget({c.name: c.param.shape for c in chosen}, 0.9 if sparsity is None else sparsity, distribution)
+
+    def mask_of(c: Candidate) -> Tensor:
+        if masks == "magnitude":
+            return _largest(c.param.detach(), nnz[c.name])
+        # row-major: the same whatever the memory format
+        return sparsity_distribution.random_mask(c.param.numel(), nnz[c.name], seed, c.name).view(c.param.shape)
+
+    return _make(model, [(c, mask_of(c)) for c in chosen], method, schedule, seed, track_exploration)
+
+
+def _largest(w: Tensor, k: int) -> Tensor:
+    """The mask of the ``k`` weights first in the order (abs(w) descending, NaN last, row-major index ascending)."""
+    key = reference.rank(w.reshape(-1))
+    return reference.first_k(key, torch.tensor(k, device=w.device)).view(w.shape)
+
+
+def _make(
+    model: nn.Module,
+    masks: Sequence[tuple[Candidate, Tensor]],
+    method: Method,
+    schedule: UpdateSchedule,
+    seed: int,
+    track_exploration: bool,
+) -> SparseModel:
     counted = method.needs_counter or track_exploration
-    layers = {c.name: make_layer(c, mask, nnz[c.name], counted) for c, mask in zip(chosen, masks, strict=True)}
+    nnz = count_nonzero([mask for _, mask in masks])
+    layers = {c.name: make_layer(model, c, mask, n, counted) for (c, mask), n in zip(masks, nnz, strict=True)}
     sparse = SparseModel(model, layers, method, schedule, seed)
     sparse.apply_masks()
     return sparse
@@ -94,7 +135,7 @@ def from_masks(
 
     Args:
         masks: by parameter name, tensors of 0 and 1 (any dtype) in the parameter's shape. All other parameters stay dense.
-            Names may begin with "module.", as DistributedDataParallel writes them.
+            Names may hold the parts that wrappers add ("module.", "_orig_mod.").
         others: as in :func:`dstee.sparsify`.
 
     Raises:
@@ -103,12 +144,7 @@ def from_masks(
     method, schedule = _check_arguments(model, method, schedule, seed)
     chosen = fit_masks(model, masks)
     _check_parameters([c for c, _ in chosen])
-    nnz = count_nonzero([mask for _, mask in chosen])
-    counted = method.needs_counter or track_exploration
-    layers = {c.name: make_layer(c, mask, n, counted) for (c, mask), n in zip(chosen, nnz, strict=True)}
-    sparse = SparseModel(model, layers, method, schedule, seed)
-    sparse.apply_masks()
-    return sparse
+    return _make(model, chosen, method, schedule, seed, track_exploration)
 
 
 def _check_arguments(
@@ -128,6 +164,11 @@ def _check_arguments(
 def _check_parameters(chosen: Sequence[Candidate]) -> None:
     for c in chosen:
         check_parameter(c.name, c.param)
+        if keeper_of(c.param) is not None:
+            raise ValueError(
+                f"{c.name} is sparse already: go on with the SparseModel that masks it, or take its layers out of that one "
+                "first, sparse.remove(*sparse.layers)"
+            )
     _checks.check_no_overlap(**{c.name: [c.param] for c in chosen})
 
 
@@ -140,12 +181,11 @@ def fit_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> list[tuple[Candi
     found = {name: c for c in candidates(model) for name in c.names()}
     if not isinstance(masks, Mapping) or not masks:
         raise ValueError("masks must be a dict from parameter name to mask, with at least one")
-    if all(str(name).startswith("module.") and name not in found for name in masks):
-        masks = {name.removeprefix("module."): mask for name, mask in masks.items()}
+    matched = match_names(map(str, masks), found)
     problems: list[str] = []
     chosen: dict[str, Tensor] = {}
     for name, mask in masks.items():
-        c = found.get(name)
+        c = found.get(matched.get(str(name), name))
         if c is None:
             problems.append(f"{name!r}: no parameter of the model")
         elif not isinstance(mask, Tensor):

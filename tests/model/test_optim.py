@@ -178,6 +178,7 @@ def test_hooks_fire_once_a_step_whoever_steps():
     try:
         set_gradients(model, 0)
         optimizer.step()
+        set_gradients(model, 1)
         assert sparse.step(optimizer)
     finally:
         everywhere.remove()

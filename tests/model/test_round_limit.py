@@ -14,11 +14,9 @@ import dstee
 def test_counters_full_is_an_error_before_the_step(method, kind):
     model = mlp()
     sparse = dstee.sparsify(model, 0.6, method=method, schedule=EVERY_STEP, track_exploration=True)
-    if kind == "SparseSGD":
-        optimizer = dstee.SparseSGD(model.parameters(), sparse)
-    else:
-        optimizer = torch.optim.AdamW(model.parameters())
-    sparse.round = 32_766
+    params = model.parameters()
+    optimizer = dstee.SparseSGD(params, sparse) if kind == "SparseSGD" else torch.optim.AdamW(params)
+    sparse.set_progress(32_766, 32_766)
     set_gradients(model, 0)
     before = snapshot(sparse, optimizer)
     with pytest.raises(ValueError, match=r"round must be in 0\.\.32765.*update less often"):
@@ -31,7 +29,7 @@ def test_without_counters_rounds_have_no_limit(method):
     model = mlp()
     sparse = dstee.sparsify(model, 0.6, method=method, schedule=EVERY_STEP)
     optimizer = dstee.SparseSGD(model.parameters(), sparse, lr=0.1)
-    sparse.t = sparse.round = 100_000
+    sparse.set_progress(100_000, 100_000)
     set_gradients(model, 0)
     assert sparse.step(optimizer)
     state = sparse.state_dict()
@@ -46,7 +44,7 @@ def test_random_growth_follows_the_true_round_beyond_32766():
     for round in (0, 40_000, 40_001):
         model = mlp()
         sparse = dstee.sparsify(model, 0.6, method=dstee.SET(), schedule=EVERY_STEP)
-        sparse.round = round
+        sparse.set_progress(round, round)
         set_gradients(model, 0)
         sparse.step(dstee.SparseSGD(model.parameters(), sparse, lr=0.1))
         masks.append(sparse.mask("0.weight"))

@@ -1,0 +1,386 @@
+"""Topology: masks, counters and schedule of a model's sparse layers, and the steps that change them."""
+
+from __future__ import annotations
+
+import warnings
+import weakref
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dstee import _optimizer_state, _optimizer_step
+from dstee._optimizer_step import Closure, Stepper
+from dstee.layer_batch import LayerBatch
+from dstee.mask_update import FusingOptimizer, Journal, MaskUpdate
+from dstee.methods import Method
+from dstee.one_at_a_time import OneAtATime
+from dstee.schedule import UpdateSchedule
+from dstee.sparse_layer import SparseLayer
+from dstee.weight_watch import WeightWatch, find_outside, refuse_other_masks
+
+__all__ = ["Topology"]
+
+UNCOUNTED = 20  # steps of a fusing optimizer that nobody counts, after which one warning is due
+
+
+class Topology:
+    """The part of :class:`dstee.SparseModel` that changes masks.
+
+    A step is all or nothing: an exception in it, KeyboardInterrupt too, leaves masks, counters, ``t`` and ``round`` that
+    belong together. What changes together is written by one call, or, over many layers, under a journal.
+    """
+
+    def __init__(self, model: nn.Module, layers: dict[str, SparseLayer], method: Method, schedule: UpdateSchedule, seed: int):
+        self.model = model
+        self.layers = layers
+        self._method = method
+        self._schedule = schedule
+        self.seed = seed
+        self._t = 0
+        self._round = 0
+        self._journal: Journal | None = None
+        self._watch = WeightWatch()
+        self._unchecked = False  # a state was loaded: check it against the weights before the next step
+        self._torn = False  # a step of another optimizer has begun and its weights are not masked yet
+        self._busy: OneAtATime | None = None  # the step or update under way
+        self._optimizer: weakref.ref[FusingOptimizer] | None = None
+        self._pending: MaskUpdate | None = None  # for the optimizer's next step alone
+        self._stepped = False  # a fusing optimizer made a step that is not counted yet
+        self._updated: set[str] = set()  # layers whose update that step carried
+        self._uncounted = 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        self._settle()
+        return self.__dict__ | {"_optimizer": None, "_busy": None, "_pending": None, "_watch": WeightWatch()}
+
+    @property
+    def t(self) -> int:
+        """Optimizer steps so far."""
+        self._settle()
+        return self._t
+
+    @property
+    def round(self) -> int:
+        """Mask updates so far."""
+        self._settle()
+        return self._round
+
+    @property
+    def method(self) -> Method:
+        """What an update ranks; another one may take its place between steps."""
+        return self._method
+
+    @method.setter
+    def method(self, method: Method) -> None:
+        if not isinstance(method, Method):
+            raise TypeError(f"method must be a Method, got {type(method).__name__}")
+        without = [layer.name for layer in self.layers.values() if layer.counts is None]
+        if method.needs_counter and without:
+            raise ValueError(
+                f"{method.name} needs counters, which {', '.join(without[:3])}{', ...' * (len(without) > 3)} do not have: "
+                "make the model sparse with track_exploration=True"
+            )
+        self._method = method
+
+    @property
+    def schedule(self) -> UpdateSchedule:
+        """When updates fall and how much they swap; another one may take its place between steps."""
+        return self._schedule
+
+    @schedule.setter
+    def schedule(self, schedule: UpdateSchedule) -> None:
+        if not isinstance(schedule, UpdateSchedule):
+            raise TypeError(f"schedule must be an UpdateSchedule, got {type(schedule).__name__}")
+        self._schedule = schedule
+
+    def set_progress(self, t: int, round: int) -> None:
+        """For masks and counters that come from elsewhere: the steps and updates that made them."""
+        self.__dict__.update(_t=t, _round=round)
+
+    # --- stepping --------------------------------------------------------------------------------------------------------
+
+    def step(self, optimizer: Stepper, *, closure: Closure | None = None, scaler: torch.amp.GradScaler | None = None) -> bool:
+        """The whole step: ``optimizer``'s, and a mask update when one is due. Call it after backward, before zero_grad.
+
+        Any torch optimizer will do, wrapped or not, if it holds the model's sparse weights; with :class:`SparseSGD` step and
+        update are one sweep, with others weights and parameter-shaped state are masked again afterwards. A step that the
+        optimizer or the ``scaler`` skips (not finite gradients, accumulation in a wrapper) changes nothing and does not count.
+
+        Args:
+            optimizer: its own ``step`` is called, hooks and all; not on a due step of a method with ``order="replace"``.
+            closure: as for ``optimizer.step``.
+            scaler: calls ``scaler.step(optimizer)``; ``scaler.update()`` stays with the caller.
+
+        Returns:
+            True when the topology changed.
+
+        Raises:
+            ValueError: the optimizer does not hold the sparse weights; loaded weights and masks do not belong together.
+            RuntimeError: an update is due and a sparse weight has no gradient (named). Nothing has changed then.
+        """
+        core, fusing = self._core(optimizer)
+        if scaler is not None and not scaler.is_enabled():
+            scaler = None
+        if scaler is not None and closure is not None:
+            raise RuntimeError("Closure use is not currently supported if GradScaler is enabled.")  # torch's own text
+        with OneAtATime(self, "step"):
+            if self._stepped and closure is None and self._watch.same_gradient(self.layers.values()):
+                raise RuntimeError(
+                    "these gradients were stepped already, by optimizer.step(): call sparse.update() after that, "
+                    "or sparse.step(optimizer) instead of it, not both"
+                )
+            update = self._due()
+            if update is not None and self.method.order == "replace":
+                return self._replace(optimizer, core, fusing, update, closure, scaler)
+            if fusing is None:
+                self._layers_of(core, full=update is not None)
+                if update is not None:
+                    closure = _optimizer_step.before_step(closure, partial(update.check_gradients, self.layers.values()))
+            self._pending, self._torn = update, fusing is None
+            try:
+                performed = _optimizer_step.run_step(optimizer, core, closure, scaler)
+            finally:
+                self._pending = None
+            self._torn = self._torn and performed
+            return performed and self._finish(core, fusing, update)
+
+    def update(self, optimizer: Stepper | None = None) -> bool:
+        """What :meth:`step` does besides the optimizer's step, for hosts that own that step: call it right after.
+
+        After a step that a GradScaler skipped, :class:`SparseSGD` knows and nothing counts; of other optimizers the caller must
+        know, and pass them.
+
+        Returns:
+            True when the topology changed.
+
+        Raises:
+            RuntimeError: as :meth:`step`; the method has ``order="replace"``; no optimizer is known.
+        """
+        stepped: Stepper | FusingOptimizer | None = optimizer
+        if stepped is None and self._optimizer is not None:
+            stepped = self._optimizer()
+        if stepped is None:
+            raise RuntimeError("update() does not know who made the step: pass the optimizer, sparse.update(optimizer)")
+        core, fusing = self._core(stepped)
+        if self.method.updates and self.method.order == "replace":
+            raise RuntimeError(
+                f"{self.method.name} with order='replace' updates instead of stepping: call sparse.step(optimizer), "
+                "or choose order='after'"
+            )
+        with OneAtATime(self, "update"):
+            if not self._stepped if fusing is not None else self._watch.nothing_happened(self.layers.values()):
+                return False
+            self._torn = fusing is None  # it has written everywhere
+            update = self._due()
+            self._layers_of(core, full=update is not None, foreign=fusing is None)
+            if update is not None:
+                update.check_gradients(self.layers.values())
+            return self._finish(core, fusing, update)
+
+    # --- what a fusing optimizer asks (mask_update.MaskKeeper) -----------------------------------------------------------
+
+    def attach(self, optimizer: FusingOptimizer) -> None:
+        """:meth:`update` without an argument means ``optimizer`` from now on. :class:`SparseSGD` calls it."""
+        self._optimizer = weakref.ref(optimizer)
+
+    def begin_step(self, optimizer: torch.optim.Optimizer) -> tuple[dict[int, SparseLayer], MaskUpdate | None]:
+        """For an optimizer that masks its own step, before it changes anything: the sparse layers by id of their parameter,
+        and the mask update that the step is to carry.
+
+        Raises:
+            ValueError, RuntimeError: as :meth:`step`.
+        """
+        update, self._pending = self._pending, None
+        layers = self._layers_of(optimizer, full=update is not None)
+        if update is not None:
+            update.check_gradients(layers.values())
+            self._begin(update)
+        return layers, update
+
+    def end_step(self, optimizer: FusingOptimizer, updated: Sequence[SparseLayer]) -> None:
+        """The step was made and carried the mask update of the layers ``updated``; :meth:`update` may count it."""
+        self._watch.note(self.layers.values())
+        self.attach(optimizer)
+        self._updated = {layer.name for layer in updated}
+        self._stepped = True
+        self._uncounted += 1
+        if self._uncounted == UNCOUNTED and self.method.updates:
+            warnings.warn(
+                f"{UNCOUNTED} steps of the optimizer were not counted, so the masks do not change: call sparse.step(optimizer) "
+                "instead of optimizer.step(), or sparse.update() after it",
+                stacklevel=4,
+            )
+
+    def check_at_next_step(self) -> None:
+        """Weights, masks and optimizer state are held against each other before the next step, as after loading a state."""
+        self._unchecked = True
+
+    # --- the invariant ---------------------------------------------------------------------------------------------------
+
+    def check_weights(self, full: bool = True) -> None:
+        """Makes sure that the weights are 0 outside the masks, whoever has written to them.
+
+        Weights that somebody wrote there (a dense state, an average copied back) become 0, with one warning that names the
+        layers. Without ``full`` only parameters are looked at that are others than after the last step, or were written to
+        through themselves (not through ``.data``).
+
+        Raises:
+            ValueError: a layer has no more weights than its mask, but elsewhere: they belong to other masks.
+        """
+        self._settle()
+        suspects = list(self.layers.values()) if full else self._watch.changed(self.layers.values())
+        outside = find_outside(suspects)
+        if outside and not self._torn:
+            refuse_other_masks(outside)
+        for layer in outside:
+            layer.clear_outside()
+        if suspects:
+            self._watch.note(self.layers.values())
+        if outside and not self._torn:
+            found = ", ".join(f"{layer.name} ({n:,})" for layer, n in outside.items())
+            warnings.warn(f"weights outside the masks were written and are 0 again: {found}", stacklevel=4)
+
+    def _check_loaded(self, optimizer: torch.optim.Optimizer) -> None:
+        """After a load: the weights must fit the masks; the optimizer's state is made to."""
+        wrong = find_outside(list(self.layers.values()))
+        if wrong:
+            raise ValueError(
+                f"weights outside the masks are not 0 in {', '.join(layer.name for layer in wrong)}: the model's weights and "
+                "the sparse state are not from the same checkpoint. Load both, or call sparse.apply_masks() to zero those "
+                "weights"
+            )
+        for layer in self.layers.values():
+            _optimizer_state.zero_state(optimizer, layer.param, layer.inactive())
+        self._unchecked = False
+        self._watch.note(self.layers.values())
+
+    # --- inside a step ---------------------------------------------------------------------------------------------------
+
+    def _due(self) -> MaskUpdate | None:
+        return MaskUpdate.due(self._t + 1, self._round, self.seed, self.method, self.schedule)
+
+    def _core(self, optimizer: Stepper | FusingOptimizer) -> tuple[torch.optim.Optimizer, FusingOptimizer | None]:
+        """The optimizer inside wrappers, and the same once more if it masks its own step."""
+        core = _optimizer_step.core_optimizer(optimizer)
+        if not isinstance(core, FusingOptimizer):
+            return core, None
+        if core.sparse is not self:
+            raise ValueError("this SparseSGD belongs to another SparseModel: make it with the one that steps")
+        return core, core
+
+    def _layers_of(
+        self, optimizer: torch.optim.Optimizer, *, full: bool = False, foreign: bool = False
+    ) -> dict[int, SparseLayer]:
+        """The layers by id of their parameter, which ``optimizer`` must hold, their weights 0 outside the masks.
+
+        ``full``: all weights are looked at, not only those that were written to. ``foreign``: an optimizer that knows nothing
+        of masks has just stepped, and writes everywhere.
+        """
+        layers = {id(layer.follow()): layer for layer in self.layers.values()}
+        if missing := _optimizer_state.missing(optimizer, layers):
+            replaced = [layer.name for layer in missing if self._watch.was_another(layer)]
+            cause = f" ({', '.join(replaced)}: another parameter than the optimizer's has come in its place)"
+            raise ValueError(
+                "the optimizer does not hold these sparse weights of the model: "
+                f"{', '.join(layer.name for layer in missing)}{cause * bool(replaced)}. "
+                "Create it after wrapping, sharding or replacing the model's parameters"
+            )
+        if self._unchecked:
+            self._check_loaded(optimizer)
+        elif not foreign:
+            self.check_weights(full)
+        return layers
+
+    def _begin(self, update: MaskUpdate) -> Journal:
+        """From here on the masks may change."""
+        before = {name: layer.mask_bits.clone() for name, layer in self.layers.items()}
+        self._journal = Journal(update.t, update.round + 1, before)
+        return self._journal
+
+    def _settle(self) -> None:
+        """What an exception left of an update: it is counted if a mask has changed, and forgotten if none has."""
+        journal = self._journal
+        if journal is None or (self._busy is not None and self._busy.is_under_way()):
+            return
+        changed = {name for name, bits in journal.before.items() if not torch.equal(self.layers[name].mask_bits, bits)}
+        for name, layer in self.layers.items():
+            if changed:
+                layer.previous_bits = journal.before[name] if name in changed else None
+        counted = {"_t": journal.t, "_round": journal.round} if changed else {}
+        self.__dict__.update(counted, _journal=None, _stepped=False, _updated=set())  # one call: no signal comes in between
+
+    def _replace(
+        self,
+        optimizer: Stepper,
+        core: torch.optim.Optimizer,
+        fusing: FusingOptimizer | None,
+        update: MaskUpdate,
+        closure: Closure | None,
+        scaler: torch.amp.GradScaler | None,
+    ) -> bool:
+        """``order="replace"``: the update alone, without the optimizer's step."""
+        if closure is not None:
+            with torch.enable_grad():
+                closure()
+        if _optimizer_step.accumulates(optimizer):
+            return False
+        self._layers_of(core, full=True)
+        update.check_gradients(self.layers.values())
+        if scaler is not None and not _optimizer_step.unscale(scaler, optimizer):
+            return False
+        return self._finish(core, fusing, update)
+
+    @torch.no_grad()
+    def _finish(self, core: torch.optim.Optimizer, fusing: FusingOptimizer | None, update: MaskUpdate | None) -> bool:
+        """After the optimizer's step: masks what it does not mask, updates what it has not updated, counts."""
+        if fusing is None:
+            self._torn = True
+            for layer in self.layers.values():
+                off = layer.inactive()
+                layer.param.masked_fill_(off, 0)
+                _optimizer_state.zero_state(core, layer.param, off)
+        round = self._round
+        if update is not None:
+            journal = self._journal or self._begin(update)  # the step that carried the update has begun it
+            done = self._updated if fusing is not None else set()
+            left = [layer for name, layer in self.layers.items() if name not in done and layer.param.requires_grad]
+            self._swap(core, fusing, update, left, journal.before)
+            for name, layer in self.layers.items():  # in frozen layers nothing grew
+                layer.previous_bits = journal.before[name] if name in done or layer.param.requires_grad else None
+            round += 1
+        self._watch.note(self.layers.values())
+        counted = {"_stepped": False, "_updated": set(), "_uncounted": 0} if fusing is not None else {}
+        self.__dict__.update(counted, _t=self._t + 1, _round=round, _journal=None, _torn=False)
+        return update is not None
+
+    def _swap(
+        self,
+        core: torch.optim.Optimizer,
+        fusing: FusingOptimizer | None,
+        update: MaskUpdate,
+        layers: Sequence[SparseLayer],
+        before: Mapping[str, Tensor],
+    ) -> None:
+        """The topology alone, for ``layers`` whose step did not carry the update: one call per device."""
+        reset_regrown = update.method.reset_regrown
+        groups = defaultdict(list)
+        for layer in layers:
+            if fusing is not None:
+                momentum = fusing.momentum_buffer(layer)
+            else:  # masks do not tell which weights were dropped and regrown: a marker does, it comes back 0 there
+                momentum = torch.ones_like(layer.param) if reset_regrown else None
+            groups[layer.param.device, momentum is None].append((layer, momentum))
+        for rows in groups.values():
+            params: list[Tensor] = [layer.param for layer, _ in rows]
+            grads = [layer.fit(layer.param.grad) for layer, _ in rows if layer.param.grad is not None]
+            momenta = [momentum for _, momentum in rows if momentum is not None]
+            given = grads if update.method.needs_gradients else []
+            update.apply(LayerBatch([layer for layer, _ in rows], params, given, momenta))
+            if fusing is None:
+                for layer, marker in rows:
+                    cleared = layer.bools(before[layer.name] & ~layer.mask_bits) if marker is None else marker == 0
+                    _optimizer_state.zero_state(core, layer.param, cleared)
