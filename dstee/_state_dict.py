@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -121,6 +122,11 @@ def encode(
 def is_int(value: object, low: int, high: int) -> bool:
     """Whether ``value`` is an int (no bool) in low..high."""
     return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+
+
+def is_number(value: object, low: float = -sys.float_info.max, high: float = sys.float_info.max) -> bool:
+    """Whether ``value`` is a finite number (no bool) in low..high."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high
 
 
 def decode(state: object, layers: Mapping[str, SparseLayer], strict: bool) -> Restored:

@@ -126,6 +126,8 @@ class UpdateSchedule:
         every, stop, kind = rest.pop("every", None), rest.pop("stop", None), rest.pop("drop", None)
         if not isinstance(kind, str) or kind not in DROPS:
             raise ValueError(f"unknown drop {kind!r} in the schedule, expected one of {', '.join(DROPS)}")
+        if wrong := [name for name, value in rest.items() if type(value) not in (int, float)]:
+            raise ValueError(f"{wrong[0]} of the schedule must be a number, got {rest[wrong[0]]!r}")
         try:
             return cls(every, stop, DROPS[kind](**rest))  # type: ignore[arg-type]
         except TypeError as error:

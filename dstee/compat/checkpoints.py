@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from dstee import ops
+from dstee._files import CheckpointError, open_regular
 from dstee.compat.libraries import CheckpointFormat, State, checkpoint_formats
 from dstee.compat.plain_masks import to_masks
 from dstee.compat.rigl_torch.checkpoint import to_rigl_torch
@@ -62,9 +63,18 @@ def read(path: str | Path) -> Any:
     """``torch.load`` with ``weights_only=True``, on the CPU.
 
     The ``defaultdict`` of a torch.ao sparsifier's state, which that refuses, is read as a plain dict.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, or holds more than plain values and tensors.
     """
-    with torch.serialization.safe_globals([(_plain_dict, "collections.defaultdict"), dict]):
-        return torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        with (
+            open(path, "rb", opener=open_regular) as file,
+            torch.serialization.safe_globals([(_plain_dict, "collections.defaultdict"), dict]),
+        ):
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # damage makes torch raise a dozen kinds
+        raise CheckpointError(f"{path}: cannot be read: {error or type(error).__name__}") from error
 
 
 def _plain_dict(factory: object = None) -> dict[object, object]:
@@ -135,6 +145,8 @@ def load(
     found = _format(state)
     masks = masks_from(state, model)
     progress = found.progress(state)
+    if progress.round > progress.t:
+        raise ValueError(f"the checkpoint counts {progress.round} updates in {progress.t} steps")
     chosen = method or progress.method or DSTEE()
     weights = found.weights(state)
     if weights:

@@ -14,6 +14,7 @@ from dstee.sparse_layer import is_binary, like, pack_like, unpack_like
 from dstee.sparse_model import SparseModel
 
 __all__ = [
+    "check_counters",
     "check_mask",
     "drop_grow",
     "keep_largest",
@@ -29,6 +30,18 @@ def check_mask(name: str, mask: object, shape: torch.Size) -> None:
         raise ValueError(f"the mask of {name} is {got}, expected a tensor of shape {list(shape)}")
     if not is_binary(mask):
         raise ValueError(f"the mask of {name} holds other values than 0 and 1")
+
+
+def check_counters(name: str, N: object, mask: Tensor, round: int) -> None:
+    """Raises ValueError unless ``N`` are counters of a layer with this mask after ``round`` updates."""
+    if not isinstance(N, Tensor) or N.layout is not torch.strided or N.is_floating_point() or N.is_complex():
+        raise ValueError(f"the counters of {name} are no tensor of integers")
+    if N.shape != mask.shape:
+        raise ValueError(f"the counters of {name} are {list(N.shape)}, expected shape {list(mask.shape)}")
+    active = (mask != 0).to(N.device, torch.int64)
+    since = N - active  # updates in which the weight was active
+    if bool(((since < 0) | (since > round)).any()):
+        raise ValueError(f"the counters of {name} are not those of a mask after {round} updates")
 
 
 def to_masks(sparse: SparseModel, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:

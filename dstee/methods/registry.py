@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import TypeVar
 
@@ -41,7 +42,10 @@ def method_from_dict(values: Mapping[str, str | float | bool]) -> Method:
     key = rest.pop("method", None)
     if not isinstance(key, str) or key not in METHODS:
         raise ValueError(f"unknown method {key!r}, expected one of {', '.join(METHODS)}")
+    for field in dataclasses.fields(METHODS[key]):
+        if type(field.default) is float and type(rest.get(field.name, 0.0)) not in (int, float):
+            raise ValueError(f"{field.name} of the method must be a number, got {rest[field.name]!r}")
     try:
         return METHODS[key](**rest)  # type: ignore[arg-type]
-    except TypeError as error:
+    except (TypeError, OverflowError) as error:
         raise ValueError(f"not a {key} method: {dict(values)} ({error})") from None

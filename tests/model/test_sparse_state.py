@@ -189,6 +189,15 @@ def flip(t):
     return t
 
 
+def behind_the_last(bits):
+    """An active bit taken out and one behind the 108th weight put in: their number stays."""
+    bits = bits.clone()
+    byte = int(bits.nonzero()[0])
+    bits[byte] &= bits[byte] - 1
+    bits[-1] |= 0x80
+    return bits
+
+
 LAYER = "layers/0.weight"
 HOSTILE = [
     (edit("format_version", 2), "format version 2, this dstee reads 1"),
@@ -207,6 +216,21 @@ HOSTILE = [
     (edit("method/method", "os.system"), "unknown method 'os.system'"),
     (edit("method/c", float("inf")), "c must be a finite number"),
     (edit("method/c", 10**400), "method: "),
+    (edit("method/c", True), "c of the method must be a number, got True"),
+    (edit("method/c", "1"), "c of the method must be a number, got '1'"),
+    (edit("method/c", float("nan")), "c must be a finite number"),
+    (edit("method/eps", False), "eps of the method must be a number, got False"),
+    (edit("method/regrow", 1), "regrow must be True or False"),
+    (edit("schedule/every", True), "every must be"),
+    (edit("schedule/fraction", True), "fraction of the schedule must be a number, got True"),
+    (edit("schedule/fraction", float("nan")), "fraction must be in"),
+    (edit("seed", True), "seed must be an int"),
+    (edit("seed", 2**64), "seed must be an int"),
+    (edit("t", True), "t must be a step number"),
+    (edit("t", 2**63), "t must be a step number"),
+    (edit("round", True), "round must be in"),
+    (edit(LAYER + "/nnz", True), "nnz must be in"),
+    (edit(LAYER + "/shape", [2**70, 12]), "shape"),
     (edit("method/order", torch.ones(1)), "method is no dict of plain values"),
     (edit("schedule/every", 0), "every must be"),
     (edit("schedule/drop", "sudden"), "unknown drop 'sudden'"),
@@ -255,6 +279,8 @@ def test_a_hostile_state_is_one_value_error_and_changes_nothing(change, text):
         ("mask", lambda t: t ^ 1, r"mask has \d+ active weights, nnz says"),
         ("previous", lambda t: t * 0, "previous has 0 active weights"),
         ("mask", lambda t: torch.cat([t[:-1] & 0, t[-1:] * 0 + 240]), "mask has bits beyond its 108 weights|active weights"),
+        ("mask", behind_the_last, "mask has bits beyond its 108 weights"),
+        ("previous", behind_the_last, "previous has bits beyond its 108 weights"),
         ("counts", lambda t: t - 1, r"counts lie in -1\.\."),
         ("counts", lambda t: t + 9, "counts lie in .*expected 0..3"),
     ],

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from dstee._state_dict import is_number
 from dstee.compat.libraries import CheckpointFormat, Progress, State, check_count
 from dstee.compat.plain_masks import to_masks
 from dstee.compat.rigl_torch.layers import rigl_layers
@@ -33,12 +34,14 @@ class _Format(CheckpointFormat):
         return {name: mask for name, mask in zip(names, masks, strict=True) if mask is not None}
 
     def progress(self, state: State) -> Progress:
-        hyper = {**state, **state.get("hyperparams", {})}
         try:
+            hyper = {**state, **state.get("hyperparams", {})}
             every, alpha, stop, static = (hyper[key] for key in ("delta_T", "alpha", "T_end", "static_topo"))
             t, round = (check_count(hyper[key], key) for key in ("step", "rigl_steps"))
+            if not is_number(alpha, 0, 1) or not (isinstance(static, int) and static in (0, 1)):
+                raise ValueError(f"alpha is {alpha!r} and static_topo {static!r}, expected a number in [0, 1] and a bool")
             schedule = UpdateSchedule(every=every, stop=stop, drop=CosineDrop(alpha))
-        except (KeyError, ValueError, TypeError) as error:
+        except (KeyError, ValueError, TypeError, OverflowError) as error:
             raise ValueError(f"the RigLScheduler's state has no schedule that can go on: {error}") from None
         return Progress(Static() if static else RigL(), schedule, t=t, round=round)
 

@@ -234,7 +234,7 @@ class Masking(MaskedModel):
 
     def load_state_dict(self, state: saved_state.MaskingState) -> None:
         """Restores :meth:`state_dict` after ``add_module``; ValueError, KeyError where it does not fit."""
-        saved_state.check(state, self._masks, self.growth_mode)
+        saved_state.check(state, self._masks, self.growth_mode, self.death_rate_decay)
         self.steps, self.round, self.seed = state["steps"], state["round"], state["seed"]
         self.density, self.death_rate = state["density"], state["death_rate"]
         self.baseline_nonzero = state["baseline_nonzero"]

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from dstee._state_dict import is_int
 from dstee.compat.libraries import CheckpointFormat, Progress, State, check_count
 from dstee.compat.plain_masks import to_masks
 from dstee.compat.torch_ao.state_dict import counts_problem
@@ -25,15 +26,20 @@ class _Format(CheckpointFormat):
         return {"state", "groups"} <= state.keys()
 
     def masks(self, state: State, model: nn.Module) -> Mapping[str, Any]:
-        return {name: entry.get("mask") for name, entry in state["state"].items() if isinstance(entry, Mapping)}
+        entries = state["state"]
+        if not isinstance(entries, Mapping) or not all(isinstance(entry, Mapping) for entry in entries.values()):
+            raise ValueError("'state' of the sparsifier's state is no dict of dicts, one for each layer")
+        return {name: entry.get("mask") for name, entry in entries.items()}
 
     def progress(self, state: State) -> Progress:
         if "schedule" not in state:  # torch's own sparsifiers count nothing
             return Progress()
-        rounds = {entry.get("round") for entry in state["state"].values()}
         try:
+            rounds = {entry.get("round") for entry in state["state"].values()}
             if len(rounds) != 1:
                 raise ValueError(f"layers have seen different numbers of updates: {sorted(map(str, rounds))}")
+            if not is_int(state["seed"], -(2**63), 2**64 - 1):
+                raise ValueError(f"seed must be an int of 64 bits, got {state['seed']!r}")
             return Progress(
                 method_from_dict(state["method"]),
                 UpdateSchedule.from_dict(state["schedule"]),
@@ -41,7 +47,7 @@ class _Format(CheckpointFormat):
                 t=check_count(state["t"], "t"),
                 round=check_count(rounds.pop(), "round"),
             )
-        except (KeyError, ValueError, TypeError) as error:
+        except (KeyError, ValueError, TypeError, OverflowError) as error:
             raise ValueError(f"the sparsifier's state cannot go on in a SparseModel: {error}") from None
 
     def counts(self, state: State, masks: Mapping[str, Tensor], round: int) -> Mapping[str, Tensor]:

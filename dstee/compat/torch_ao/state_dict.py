@@ -79,7 +79,12 @@ def decode(
     Raises:
         RuntimeError: listing all that does not fit.
     """
-    if not isinstance(saved, Mapping) or not all(key in saved for key in ("state", "groups")):
+    if (
+        not isinstance(saved, Mapping)
+        or not isinstance(saved.get("state"), Mapping)
+        or not isinstance(saved.get("groups"), Sequence)
+        or not all(isinstance(group, Mapping) and isinstance(group.get("tensor_fqn"), str) for group in saved["groups"])
+    ):
         raise RuntimeError("the state holds no 'state' and 'groups': was it made by a sparsifier's state_dict()?")
     problems: list[str] = []
     missing = [key for key in _PROGRESS if key not in saved]
@@ -87,7 +92,9 @@ def decode(
         problems.append(f"{', '.join(missing)}: missing from the state")
     progress = None if missing else _progress(saved, problems)
     method = method if progress is None else progress.method
-    states, groups = saved["state"], {g.get("tensor_fqn"): g for g in saved["groups"] if isinstance(g, Mapping)}
+    states, groups = saved["state"], {group["tensor_fqn"]: group for group in saved["groups"]}
+    if len(groups) != len(saved["groups"]):
+        problems.append("a layer stands twice among the groups")
     if strict:
         problems += [f"{fqn}: in the model, not in the state" for fqn in shapes if fqn not in states]
         problems += [f"{fqn}: in the state, no layer of this sparsifier" for fqn in states if fqn not in shapes]
@@ -107,12 +114,12 @@ def decode(
 def _progress(saved: Mapping[str, Any], problems: list[str]) -> Progress | None:
     """The progress; what cannot be read is written to ``problems``."""
     t, seed = saved["t"], saved["seed"]
-    for name, value in (("t", t), ("seed", seed)):
-        if type(value) is not int or (name == "t" and value < 0):
-            problems.append(f"{name} must be an int, got {value!r}")
+    for name, value, low, high in (("t", t, 0, 2**63 - 1), ("seed", seed, -(2**63), 2**64 - 1)):
+        if not is_int(value, low, high):
+            problems.append(f"{name} must be an int in {low}..{high}, got {value!r}")
     try:
         return Progress(t, seed, method_from_dict(saved["method"]), UpdateSchedule.from_dict(saved["schedule"]))
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OverflowError, AttributeError) as error:
         problems.append(str(error))
         return None
 
