@@ -77,7 +77,7 @@ def write(
         The tensors of the file.
 
     Raises:
-        ValueError: there are too many tensors, or names that the format uses itself. OSError: it could not be written.
+        ValueError: there are too many tensors or too long names, or names that the format uses itself. OSError: it could not be written.
     """
     tensors, described = {}, {}
     for name, t in state.items():
@@ -94,7 +94,10 @@ def write(
         raise ValueError(f"the file would have {len(tensors)} tensors, at most {MAX_TENSORS} can be read back")
     metadata = {"format": _FORMAT, "version": _VERSION, "layers": json.dumps(described), "tied": json.dumps(dict(aliases))}
     _, torch_part = _safetensors()
-    write_atomic(path, [torch_part.save(tensors, sign(tensors, metadata))])
+    data = torch_part.save(tensors, sign(tensors, metadata))
+    if (length := int.from_bytes(data[:8], "little")) > MAX_HEADER:
+        raise ValueError(f"the header of the file would have {length} bytes, at most {MAX_HEADER} can be read back")
+    write_atomic(path, [data])
     return tensors
 
 

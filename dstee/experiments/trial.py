@@ -215,13 +215,15 @@ class Trial:
             self.batch_order.load_state_dict(tree["order"])
             torch.set_rng_state(tree["rng"])
             self.step_number, self.loss_sum, self.history = tree["step"], tree["loss_sum"], tree["history"]
-            self.seconds, self.kernel_seconds = map(float, tree["seconds"])
+            self.seconds, self.kernel_seconds = tree["seconds"]
         except (LookupError, TypeError, ValueError, ArithmeticError, RuntimeError, AttributeError) as error:
             reason = f"{error} is missing" if isinstance(error, KeyError) else error
             raise CheckpointError(f"{path}: does not fit this training: {' '.join(str(reason).split())}") from error
 
-    def _misfits(self, tree: TrialState) -> list[str]:
+    def _misfits(self, tree: SavedState) -> list[str]:
         """Every way in which ``tree`` is not a state of this training."""
+        if odd := tree.keys() ^ (TrialState.__annotations__.keys() | SavedState.__annotations__.keys()):
+            return [f"{name!r} is missing or unknown" for name in sorted(map(str, odd))]
         wrong = differences(self.config.of_training(), tree["config"]) + differences(self.state()["trial"], tree["trial"])
         if tree["data"] != self.data.digest:
             wrong.append("it was trained on other data")
@@ -230,13 +232,18 @@ class Trial:
         groups = [{k: v for k, v in g.items() if k != "lr"} for g in fresh["param_groups"]]
         if [{k: v for k, v in g.items() if k != "lr"} for g in state["param_groups"]] != groups:
             wrong.append("the optimizer's groups have other settings")
+        low = 0.0 if self.config.lr_schedule == "cosine" else self.config.lr
+        if not all(type(g["lr"]) is float and low <= g["lr"] <= self.config.lr for g in state["param_groups"]):
+            wrong.append("the learning rate is not that of this training")
+        if any(s.keys() - {"momentum_buffer"} for s in state["state"].values()):
+            wrong.append("the optimizer's state holds other things than momenta")
         params = dict(self.model.named_parameters())
         momenta = {i: s["momentum_buffer"] for i, s in state["state"].items() if s.get("momentum_buffer") is not None}
         named = {name: momenta.pop(i) for i, name in enumerate(params) if i in momenta} | momenta
         wrong += tensor_differences("momentum", params if named else {}, named)
         return wrong or self._contradictions(tree)
 
-    def _contradictions(self, tree: TrialState) -> list[str]:
+    def _contradictions(self, tree: SavedState) -> list[str]:
         """What a whole checkpoint of this training never holds: numbers that do not belong together."""
         step, history, batches = tree["step"], tree["history"], self.batch_order.batches
         if type(step) is not int or not 0 <= step <= self.total:
@@ -252,6 +259,11 @@ class Trial:
             wrong.append("the history is not that of its step")
         if type(tree["loss_sum"]) is not float:
             wrong.append("loss_sum is not a number")
+        seconds = tree["seconds"]
+        if not (
+            isinstance(seconds, list) and len(seconds) == 2 and all(type(s) is float and 0 <= s < math.inf for s in seconds)
+        ):
+            wrong.append("seconds are not two times")
         if self.sparse is not None:
             got = tree["sparse"] or {}
             same = {

@@ -122,7 +122,7 @@ def test_masks_of_other_values(library: str, value: float) -> None:
 def test_a_sparse_model_believes_nothing_either(trained: Training) -> None:
     """The same states, for a SparseModel that is to go on."""
     good = trained.states()["object"]
-    good = good["masks"] if "masks" in good else good
+    good = good.get("masks", good)
     taken = 0
     for path in leaves(good):
         for value in (*JUNK, KeyError):

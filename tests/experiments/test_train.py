@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import json
+import math
 import os
 import signal
 
@@ -341,11 +342,11 @@ def replaced(tree, path, value):
 
 
 def test_no_content_whatever_crashes_the_restore(saved):
-    """Every node of a real checkpoint replaced by junk or removed: refused in one line, or harmless (times, learning rate)."""
+    """Every node of a real checkpoint replaced by junk or removed: refused in one line, or harmless (times)."""
     _, config, folder = saved
     good = checkpoint.load(folder.path(24))
     good["history"] = good["history"][:1] + good["history"][-1:]  # the records in between are like these
-    junk = (None, -1, 2**70, 1.5, "x", [], {}, torch.zeros(2), KeyError)
+    junk = (None, -1, 2**70, 1.5, "x", [], {}, torch.zeros(2), KeyError, True, math.nan, math.inf, 10**400)
     accepted = set()
     for i, path in enumerate(leaves(good)):
         for value in (junk[i % len(junk)], junk[(i + 4) % len(junk)], KeyError):
@@ -357,8 +358,11 @@ def test_no_content_whatever_crashes_the_restore(saved):
             except CheckpointError as error:
                 assert "\n" not in str(error)
             else:
-                accepted.add(path[:-1] if path[0] == "optimizer" else path)
-    assert accepted <= {("optimizer", "param_groups", 0), ("seconds", 0), ("seconds", 1)}
+                accepted.add((path, value))
+    assert accepted <= {(("seconds", 0), 1.5), (("seconds", 1), 1.5), (("loss_sum",), 1.5)}
+    for path in ((), ("optimizer", "state", 0)):
+        with pytest.raises(CheckpointError):
+            Trial(config, "dst-ee", 0, DATA).restore(folder.path(24), replaced(good, (*path, "more"), 1))
 
 
 def test_the_fuzzed_checkpoint_is_accepted_when_nothing_is_replaced(saved):

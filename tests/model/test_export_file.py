@@ -296,6 +296,21 @@ def test_a_header_longer_than_the_file(tmp_path: Path) -> None:
         assert_refused(tmp_path / "x", "cannot be read: a header of")
 
 
+def test_a_header_of_more_than_the_limit_is_neither_read_nor_written(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    length = int.from_bytes(file.read_bytes()[:8], "little")
+    sparse = from_export(fresh(), file)
+    monkeypatch.setattr(_export_file, "MAX_HEADER", length - 1)
+    assert_refused(file, f"cannot be read: a header of {length} bytes")
+    with pytest.raises(ValueError, match=f"would have {length} bytes, at most {length - 1} can be read back"):
+        sparse.export("safetensors", tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+    monkeypatch.setattr(_export_file, "MAX_HEADER", length)
+    sparse.export("safetensors", tmp_path / "x")
+    from_export(fresh(), tmp_path / "x")
+
+
 def test_half_a_million_empty_tensors_are_refused_soon(tmp_path: Path) -> None:
     write_header(tmp_path / "x", b"{" + b",".join(b'"%d":' % i + EMPTY for i in range(500_000)) + b"}")
     begin = time.process_time()
