@@ -101,7 +101,7 @@ def _check_masks(model: nn.Module, state: Mapping[str, Tensor], masks: Mapping[s
 
 
 def _default_names(model: nn.Module) -> list[str]:
-    return [c.name for c in select(model, None, None)]
+    return [c.name for c in select(model, None, None, frozen=True).chosen]
 
 
 def _densify(model: nn.Module, source: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

@@ -4,24 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from dstee import ops
+from dstee import ops, summary, weight_kinds
 from dstee.layer_batch import count_each
 from dstee.methods import Method
 from dstee.schedule import UpdateSchedule
 from dstee.sparse_layer import SparseLayer
 from dstee.sparse_model import SparseModel
 
-Counted = nn.Linear | _ConvNd | nn.MultiheadAttention
-"""Modules whose FLOPs are counted."""
-
 __all__ = [
-    "Flops", "Shares", "churn", "dead_units", "density", "exploitation", "exploration", "flops", "training_flops",
+    "Flops", "Shares", "churn", "dead_units", "density", "exploitation", "exploration", "exploration_limit", "flops",
+    "training_flops",
 ]  # fmt: skip
 
 
@@ -77,20 +75,26 @@ def churn(sparse: SparseModel) -> float:
     return sum(_counts(sparse, count).values()) / sum(layer.nnz for layer in sparse.layers.values())
 
 
+def exploration_limit(sparse: SparseModel) -> Shares:
+    """R_max: the most that the exploration degree can be after the updates so far; R / R_max says how much of it is used.
+
+    Of a layer min(1, density * (1 + sum of the shares of active weights that the updates swapped)): if every weight that
+    was grown had never been active before. The shares are the schedule's (rounded up to whole weights, as an update does);
+    the total is the mean by size. No host sync.
+    """
+    layers = list(sparse.layers.values())
+    most = summary.explorable(layers, sparse.t, sparse.method, sparse.schedule)
+    return _shares(dict(zip(sparse.layers, most, strict=True)), {layer.name: layer.numel for layer in layers})
+
+
 def dead_units(sparse: SparseModel) -> Shares:
-    """Share of output units (rows of a linear layer, channels of a convolution) without a single active weight."""
+    """Share of output units (rows of a linear layer, channels of a convolution) without a single active weight.
 
-    def units(layer: SparseLayer) -> Tensor:
-        """bool [units]: which have an active weight."""
-        mask = sparse.mask(layer.name)
-        if isinstance(layer.module, _ConvTransposeNd):  # [in, out / groups, ...]; each group of inputs has its own outputs
-            groups = layer.module.groups
-            return mask.reshape(groups, mask.shape[0] // groups, mask.shape[1], -1).any(3).any(1).flatten()
-        return mask.reshape(mask.shape[0], -1).any(1)
-
-    alive = {name: units(layer) for name, layer in sparse.layers.items()}
-    dead = _counts(sparse, lambda layers: torch.stack([(~alive[layer.name]).sum() for layer in layers]))
-    return _shares(dead, {name: unit.numel() for name, unit in alive.items()})
+    Of the packed projections of attention the units are those of query, key and value; of stacked experts,
+    [experts, in, out], those of each expert; transformers' ``Conv1D`` has its units in the last dimension.
+    """
+    dead, units = summary.dead_units(list(sparse.layers.values()))
+    return _shares(dict(zip(sparse.layers, dead, strict=True)), dict(zip(sparse.layers, units, strict=True)))
 
 
 @torch.no_grad()
@@ -136,18 +140,30 @@ class Flops:
         return self.sparse_training / self.dense_training
 
 
-def training_flops(dense: float, sparse: float, method: Method, schedule: UpdateSchedule) -> float:
+def training_flops(dense: float, sparse: float, method: Method, schedule: UpdateSchedule, steps: int | None = None) -> float:
     """Mean FLOPs of a training step from those of a dense and a sparse forward; a backward costs two forwards.
 
-    A method that grows by gradients pays a dense weight gradient at each update (RigL, appendix):
-    ``(3 * sparse * every + 2 * sparse + dense) / (every + 1)``. The others pay ``3 * sparse``.
+    A step costs ``3 * sparse``. A step with an update of a method that grows by gradients has a dense weight gradient and costs
+    ``2 * sparse + dense``, whether the update follows the step or replaces it. RigL's appendix counts an update in addition
+    to ``every`` steps; here it is one of them. So the mean before ``schedule.stop`` is about
+    ``(3 * sparse * (every - 1) + 2 * sparse + dense) / every``, and ``3 * sparse`` from there on.
+
+    Args:
+        steps: optimizer steps of the whole training, over which the updates are counted exactly; None: it ends at
+            ``schedule.stop``, and never without one.
     """
+    if steps is not None and steps < 1:
+        raise ValueError(f"steps must be the number of optimizer steps of the training, at least 1, got {steps}")
     if not (method.updates and method.needs_gradients):
         return 3 * sparse
-    return (3 * sparse * schedule.every + 2 * sparse + dense) / (schedule.every + 1)
+    if steps is None:
+        steps = schedule.every if schedule.stop is None else schedule.stop
+    last = steps if schedule.stop is None else min(steps, schedule.stop - 1)
+    updates = last // schedule.every
+    return (3 * sparse * (steps - updates) + (2 * sparse + dense) * updates) / steps
 
 
-def flops(sparse: SparseModel, example_input: object) -> Flops:
+def flops(sparse: SparseModel, example_input: object, steps: int | None = None) -> Flops:
     """FLOPs of linear layers, convolutions (transposed too) and attention projections; all else is left out.
 
     Runs one forward in eval mode without gradients and puts every module's mode back. Layers that are not sparse count in full.
@@ -155,24 +171,27 @@ def flops(sparse: SparseModel, example_input: object) -> Flops:
     Args:
         example_input: what the model takes: a tensor, a tuple of arguments or a mapping of keyword arguments. With a batch
             of one the figures are FLOPs per sample.
+        steps: as in :func:`training_flops`.
 
     Raises:
         ValueError: a sparse weight belongs to another kind of module, or the forward used none of these layers.
     """
-    known = Counted | nn.Embedding  # a look-up costs nothing
-    if foreign := [layer.name for layer in sparse.layers.values() if not isinstance(layer.module, known)]:
+    known = (
+        layer.name for layer in sparse.layers.values() if _is_counted(layer.module) or weight_kinds.is_embedding(layer.module)
+    )
+    if foreign := sorted(sparse.layers.keys() - known):  # a look-up in an embedding costs nothing
         raise ValueError(f"cannot count the FLOPs of {', '.join(foreign)}: not linear, convolution or attention layers")
     nnz = {id(layer.param): layer.nnz for layer in sparse.layers.values()}
     cost = {"dense": 0.0, "sparse": 0.0}
 
-    def hook(module: Counted, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         for weight, uses in _uses(module, args, kwargs, output):
             cost["dense"] += 2 * weight.numel() * uses
             cost["sparse"] += 2 * nnz.get(id(weight), weight.numel()) * uses
 
     modules = list(sparse.model.modules())
     modes = [module.training for module in modules]
-    handles = [module.register_forward_hook(hook, with_kwargs=True) for module in modules if isinstance(module, Counted)]
+    handles = [module.register_forward_hook(hook, with_kwargs=True) for module in modules if _is_counted(module)]
     try:
         sparse.model.eval()
         with torch.no_grad():
@@ -185,7 +204,7 @@ def flops(sparse: SparseModel, example_input: object) -> Flops:
     if not cost["dense"]:
         raise ValueError("the forward used no linear, convolution or attention layer: nothing to count")
     dense_forward, sparse_forward = round(cost["dense"]), round(cost["sparse"])
-    training = training_flops(dense_forward, sparse_forward, sparse.method, sparse.schedule)
+    training = training_flops(dense_forward, sparse_forward, sparse.method, sparse.schedule, steps)
     return Flops(dense_forward, sparse_forward, 3 * dense_forward, training)
 
 
@@ -198,7 +217,11 @@ def _call(model: nn.Module, example_input: object) -> None:
         model(example_input)
 
 
-def _uses(module: Counted, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> list[tuple[Tensor, float]]:
+def _is_counted(module: nn.Module) -> bool:
+    return isinstance(module, (nn.Linear, _ConvNd, nn.MultiheadAttention)) or weight_kinds.is_conv1d(module)
+
+
+def _uses(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> list[tuple[Tensor, float]]:
     """(weight, how often one forward used each of its elements, on average); padding counts as input."""
     if isinstance(module, nn.MultiheadAttention):
         inputs = dict(zip(("query", "key", "value"), args, strict=False)) | kwargs
@@ -207,9 +230,10 @@ def _uses(module: Counted, args: tuple[Any, ...], kwargs: dict[str, Any], output
             uses: dict[str, float] = {"q_proj_weight": query, "k_proj_weight": key, "v_proj_weight": value}
         else:
             uses = {"in_proj_weight": (query + key + value) / 3}
-        return [(module.get_parameter(name), n) for name, n in {**uses, "out_proj.weight": query}.items()]
+        return [*((getattr(module, name), n) for name, n in uses.items()), (module.out_proj.weight, query)]
     if isinstance(module, _ConvTransposeNd):  # every input position meets the whole kernel
         x = args[0] if args else kwargs["input"]
         return [(module.weight, x.numel() // module.in_channels)]
-    units = module.out_channels if isinstance(module, _ConvNd) else module.out_features
-    return [(module.weight, output.numel() // units)]
+    weight = cast(Tensor, module.weight)  # a parameter, or computed from some
+    units = module.out_channels if isinstance(module, _ConvNd) else output.shape[-1]
+    return [(weight, output.numel() // units)]

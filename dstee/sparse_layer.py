@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from dstee import _checks, ops
 from dstee.encoding import flat
 from dstee.parameter_names import ParameterPlace
-from dstee.selection import Candidate, is_lazy
+from dstee.selection import Candidate
+from dstee.weight_kinds import is_lazy
 
 __all__ = [
     "SparseLayer",
@@ -44,7 +45,9 @@ def check_parameter(name: str, p: Tensor) -> None:
     if p.is_meta:
         raise ValueError(f"{name} is on the meta device and has no values: give it memory (model.to_empty) first")
     if p.dtype not in _checks.PARAM_DTYPES:
-        raise TypeError(f"{name} has dtype {p.dtype}, expected float32, bfloat16 or float16: call model.float() or exclude it")
+        raise TypeError(
+            f"{name} has dtype {p.dtype}, expected float32, bfloat16 or float16 (the ops compute in float32): use model.float()"
+        )
     if not _checks.is_dense(p):
         raise ValueError(
             f"{name} {list(p.shape)} with strides {p.stride()} is a view with gaps or overlaps: pass a whole tensor"

@@ -16,6 +16,7 @@ from dstee import _export_formats, _state_dict, ops
 from dstee.methods import Method
 from dstee.parameter_names import ParameterPlace
 from dstee.schedule import UpdateSchedule
+from dstee.selection import LeftOut
 from dstee.sparse_layer import SparseLayer
 from dstee.summary import Summary, summarize
 from dstee.topology import Topology
@@ -38,6 +39,9 @@ class SparseModel(Topology):
     ``t`` counts optimizer steps, ``round`` mask updates. Parameters are looked up by name at each use, so the model may be
     moved, cast (float32, bfloat16, float16) or put into another memory format. Weights outside the masks are 0, always.
     """
+
+    left_out: tuple[LeftOut, ...] = ()
+    """Matrix weights that :func:`sparsify` left dense without being told to, and why."""
 
     def __init__(self, model: nn.Module, layers: dict[str, SparseLayer], method: Method, schedule: UpdateSchedule, seed: int):
         super().__init__(model, layers, method, schedule, seed)
@@ -102,9 +106,9 @@ class SparseModel(Topology):
         return counts.as_strided(p.shape, p.stride())
 
     def summary(self) -> Summary:
-        """Per layer and in all: shape, density, active weights and, with counters, exploration degree R; print it."""
+        """Per layer and in all: shape, density, active weights, dead units, with counters R and R / R_max; print it."""
         self.check_weights()
-        return summarize(self.layers.values())
+        return summarize(self.layers.values(), self.t, self.method, self.schedule, self.left_out)
 
     def _layer(self, name: str) -> SparseLayer:
         if name not in self.layers:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from numbers import Real
-from typing import Literal
+from operator import index
+from typing import Literal, SupportsIndex
 
 import torch
 from torch import Tensor, nn
 
 from dstee import _checks, reference, sparsity_distribution
 from dstee.layer_batch import count_nonzero
-from dstee.methods import DSTEE, Method
+from dstee.methods import DSTEE, METHODS, Method
 from dstee.parameter_names import match_names
 from dstee.schedule import UpdateSchedule
 from dstee.selection import Candidate, Rules, candidates, select
@@ -21,15 +23,17 @@ from dstee.sparse_model import SparseModel, keeper_of
 __all__ = ["Distribution", "fit_masks", "from_masks", "sparsify"]
 
 Distribution = Literal["erk", "uniform", "uniform-dense-first"]
+_WARN_ABOVE = 0.1
+"""Share of the matrix weights that may stay dense without a warning."""
 
 
 def sparsify(
     model: nn.Module,
     sparsity: float | Mapping[str, float] | None = None,
     *,
-    distribution: Distribution = "erk",
-    seed: int = 0,
-    method: Method | None = None,
+    distribution: Distribution | str = "erk",
+    seed: SupportsIndex = 0,
+    method: Method | str | None = None,
     schedule: UpdateSchedule | None = None,
     include: Rules = None,
     exclude: Rules = None,
@@ -38,16 +42,24 @@ def sparsify(
 ) -> SparseModel:
     """Gives the weights of ``model`` masks, zeroes what they rule out, and returns the keeper of the masks.
 
-    Sparse become the weights of Linear, Conv1d-3d, ConvTranspose1d-3d and MultiheadAttention; never norms, biases or
-    embeddings. A tied weight counts once, under its first name; tied to an embedding it is one.
+    Sparse become the weights of Linear, Conv1d-3d, ConvTranspose1d-3d, MultiheadAttention and the ``Conv1D`` of transformers;
+    never norms, biases or embeddings. A tied weight counts once, under its first name; tied to an embedding it is one.
+
+    Other matrices stay dense, and ``summary()`` says which and why: frozen weights, recurrent ones, stacks of experts, those of
+    other modules and of subclasses with a ``forward`` of their own (``include`` takes all these), and parameters from which
+    a module computes its weight (parametrizations, weight_norm, spectral_norm, pruning, standardized convolutions), which
+    ``include`` cannot take, because a mask would not hold on that weight. A warning says so where these are more than 10 % of
+    all weights with two or more dimensions, embeddings, norms, biases and what ``exclude`` names not counted.
 
     Args:
-        model: changed in place; float32, bfloat16 or float16 weights.
+        model: changed in place; float32, bfloat16 or float16 weights. float64 is refused: every backend computes in float32,
+            each operation rounded once, so that all give the same bits, and float64 weights would lose half of theirs.
         sparsity: share of zeros in [0, 1) over all sparse layers together, default 0.9; or one for each layer by parameter
             name.
-        distribution: "erk" (Erdos-Renyi-Kernel; paper, section 4), "uniform", or "uniform-dense-first" (first layer dense).
-        seed: the masks depend on it and on the parameter names alone, on every machine.
-        method: what an update ranks; default :class:`DSTEE`.
+        distribution: "erk" (Erdos-Renyi-Kernel; paper, section 4), "uniform", or "uniform-dense-first" (first layer dense);
+            in capitals too.
+        seed: any integer, numpy's too; the masks depend on it and on the parameter names alone, on every machine.
+        method: what an update ranks, or its key ("rigl") for its defaults; default :class:`DSTEE`.
         schedule: when and how much; default every 100 steps, 30 % of the active weights.
         include, exclude: module types, name patterns (as the shell's, for parameters or modules), functions
             ``(name, module, parameter) -> bool``, or lists of these. ``include`` adds to the default (weights with two or more
@@ -71,21 +83,27 @@ def sparsify(
             return from_masks(model, masks, method=method, schedule=schedule, seed=seed, track_exploration=track_exploration)
     elif masks not in (None, "magnitude"):
         raise ValueError(f"masks must be a dict from parameter name to mask, 'nonzero' or 'magnitude', got {masks!r}")
-    method, schedule = _check_arguments(model, method, schedule, seed)
-    chosen = select(model, include, exclude)
+    method, schedule, seed = _check_arguments(model, method, schedule, seed)
+    chosen, left_out, share = select(model, include, exclude)
     _check_parameters(chosen)
     if masks == "nonzero":
-        found = {c.name: c.param.detach() != 0 for c in chosen}
-        return _make(model, [(c, found[c.name]) for c in chosen], method, schedule, seed, track_exploration)
-    nnz = _budget({c.name: c.param.shape for c in chosen}, 0.9 if sparsity is None else sparsity, distribution)
+        pairs = [(c, c.param.detach() != 0) for c in chosen]
+    else:
+        nnz = _budget({c.name: c.param.shape for c in chosen}, 0.9 if sparsity is None else sparsity, distribution)
+        pairs = [(c, _mask(c, nnz[c.name], seed, largest=masks == "magnitude")) for c in chosen]
+    if share > _WARN_ABOVE:
+        lines = "\n  ".join(map(str, left_out))
+        warnings.warn(f"{share:.0%} of the matrix weights stay dense; exclude= says that it is meant:\n  {lines}", stacklevel=2)
+    sparse = _make(model, pairs, method, schedule, seed, track_exploration)
+    sparse.left_out = left_out
+    return sparse
 
-    def mask_of(c: Candidate) -> Tensor:
-        if masks == "magnitude":
-            return _largest(c.param.detach(), nnz[c.name])
-        # row-major: the same whatever the memory format
-        return sparsity_distribution.random_mask(c.param.numel(), nnz[c.name], seed, c.name).view(c.param.shape)
 
-    return _make(model, [(c, mask_of(c)) for c in chosen], method, schedule, seed, track_exploration)
+def _mask(c: Candidate, nnz: int, seed: int, largest: bool) -> Tensor:
+    if largest:
+        return _largest(c.param.detach(), nnz)
+    # row-major: the same whatever the memory format
+    return sparsity_distribution.random_mask(c.param.numel(), nnz, seed, c.name).view(c.param.shape)
 
 
 def _largest(w: Tensor, k: int) -> Tensor:
@@ -115,10 +133,11 @@ def _budget(shapes: dict[str, Sequence[int]], sparsity: float | Mapping[str, flo
         return sparsity_distribution.explicit(shapes, sparsity)
     if isinstance(sparsity, bool) or not isinstance(sparsity, Real):
         raise TypeError(f"sparsity must be a number or a dict from parameter name to number, got {type(sparsity).__name__}")
-    if kind == "erk":
+    name = kind.lower() if isinstance(kind, str) else kind
+    if name == "erk":
         return sparsity_distribution.erk(shapes, float(sparsity))
-    if kind in ("uniform", "uniform-dense-first"):
-        return sparsity_distribution.uniform(shapes, float(sparsity), dense_first=kind != "uniform")
+    if name in ("uniform", "uniform-dense-first"):
+        return sparsity_distribution.uniform(shapes, float(sparsity), dense_first=name != "uniform")
     raise ValueError(f"unknown distribution {kind!r}, expected erk, uniform or uniform-dense-first")
 
 
@@ -126,9 +145,9 @@ def from_masks(
     model: nn.Module,
     masks: Mapping[str, Tensor],
     *,
-    method: Method | None = None,
+    method: Method | str | None = None,
     schedule: UpdateSchedule | None = None,
-    seed: int = 0,
+    seed: SupportsIndex = 0,
     track_exploration: bool = False,
 ) -> SparseModel:
     """A SparseModel with these masks instead of random ones; counters start with them. Weights outside become 0.
@@ -141,24 +160,43 @@ def from_masks(
     Raises:
         ValueError: listing every mask that does not fit the model. TypeError: a weight's dtype. The model has not changed then.
     """
-    method, schedule = _check_arguments(model, method, schedule, seed)
+    method, schedule, seed = _check_arguments(model, method, schedule, seed)
     chosen = fit_masks(model, masks)
     _check_parameters([c for c, _ in chosen])
     return _make(model, chosen, method, schedule, seed, track_exploration)
 
 
 def _check_arguments(
-    model: nn.Module, method: Method | None, schedule: UpdateSchedule | None, seed: int
-) -> tuple[Method, UpdateSchedule]:
-    """The method and schedule, the defaults where there is none."""
-    method = DSTEE() if method is None else method
+    model: nn.Module, method: Method | str | None, schedule: UpdateSchedule | None, seed: SupportsIndex
+) -> tuple[Method, UpdateSchedule, int]:
+    """The method, the schedule and the seed, the defaults where there is none."""
+    method = DSTEE() if method is None else _method(method)
     schedule = UpdateSchedule() if schedule is None else schedule
-    for name, value, kind in (("model", model, nn.Module), ("method", method, Method), ("schedule", schedule, UpdateSchedule)):
+    for name, value, kind in (("model", model, nn.Module), ("schedule", schedule, UpdateSchedule)):
         if not isinstance(value, kind):
             raise TypeError(f"{name} must be a {kind.__name__}, got {type(value).__name__}")
-    if isinstance(seed, bool) or not isinstance(seed, int):
-        raise TypeError(f"seed must be an int, got {type(seed).__name__}")
-    return method, schedule
+    return method, schedule, _seed(seed)
+
+
+def _method(method: Method | str) -> Method:
+    if isinstance(method, Method):
+        return method
+    choices = f"a dstee.methods.Method or one of {', '.join(METHODS)}"
+    if not isinstance(method, str):
+        got = f"the class {method.__name__}: make one" if isinstance(method, type) else type(method).__name__
+        raise TypeError(f"method must be {choices}, got {got}")
+    if (kind := METHODS.get(method, METHODS.get(method.lower()))) is None:
+        raise ValueError(f"unknown method {method!r}, expected {choices}")
+    return kind()
+
+
+def _seed(seed: SupportsIndex) -> int:
+    if not (isinstance(seed, bool) or (isinstance(seed, Tensor) and seed.dtype is torch.bool)):
+        try:
+            return index(seed)
+        except TypeError:
+            pass
+    raise TypeError(f"seed must be an int, got {type(seed).__name__}")
 
 
 def _check_parameters(chosen: Sequence[Candidate]) -> None:

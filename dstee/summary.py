@@ -2,59 +2,117 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from dstee import ops
 from dstee.layer_batch import count_each
+from dstee.methods import Method
+from dstee.schedule import UpdateSchedule
+from dstee.selection import LeftOut
 from dstee.sparse_layer import SparseLayer
+from dstee.units import alive_units
 
-__all__ = ["LayerSummary", "Summary", "summarize"]
+__all__ = ["LayerSummary", "Summary", "dead_units", "explorable", "summarize"]
 
 
 @dataclass(frozen=True)
 class LayerSummary:
-    """One line of :meth:`SparseModel.summary`; ``explored`` (weights ever active) is None without counters."""
+    """One line of :meth:`SparseModel.summary`.
+
+    ``explored``: weights ever active, None without counters. ``explorable``: how many the updates so far could make that
+    (:func:`explorable`). ``dead``: of ``units`` output units those without an active weight.
+    """
 
     name: str
     shape: tuple[int, ...]
     numel: int
     nnz: int
     explored: int | None
+    explorable: int
+    dead: int
+    units: int
 
 
 @dataclass(frozen=True)
 class Summary:
-    """Per layer and in all: shape, density, active weights, exploration degree R. ``str()`` is an aligned table."""
+    """Per layer and in all: shape, density, active weights, dead units, R, R / R_max; and what is dense for what reason.
+
+    R is the exploration degree, the share of weights that were ever active; R_max the most that it can be after the updates so
+    far (:func:`explorable`). Both need counters. ``str()`` is an aligned table.
+    """
 
     layers: tuple[LayerSummary, ...]
+    left_out: tuple[LeftOut, ...] = ()
 
     @property
     def total(self) -> LayerSummary:
         explored = [row.explored for row in self.layers]
         return LayerSummary(
-            "total", (), sum(row.numel for row in self.layers), sum(row.nnz for row in self.layers),
+            "total",
+            (),
+            sum(row.numel for row in self.layers),
+            sum(row.nnz for row in self.layers),
             None if None in explored else sum(explored),  # type: ignore[arg-type]
-        )  # fmt: skip
+            sum(row.explorable for row in self.layers),
+            sum(row.dead for row in self.layers),
+            sum(row.units for row in self.layers),
+        )
 
     def __str__(self) -> str:
         counted = self.total.explored is not None
-        table = [["layer", "shape", "density", "nnz", *(["R"] if counted else [])]]
+        table = [["layer", "shape", "density", "nnz", "dead units", *(["R", "R/R_max"] if counted else [])]]
         for row in (*self.layers, self.total):
-            r = [f"{row.explored / row.numel:.4f}"] if counted and row.explored is not None else []
+            r = []
+            if counted and row.explored is not None:
+                r = [f"{row.explored / row.numel:.4f}", f"{row.explored / max(row.explorable, 1):.4f}"]
             shape = "x".join(map(str, row.shape)) if row.shape else f"{row.numel:,} weights"
-            table.append([row.name, shape, f"{row.nnz / row.numel:.4f}", f"{row.nnz:,}", *r])
+            dead = f"{row.dead:,} of {row.units:,}"
+            table.append([row.name, shape, f"{row.nnz / row.numel:.4f}", f"{row.nnz:,}", dead, *r])
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-        return "\n".join(
+        lines = [
             "  ".join(cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True)))
             for line in table
-        )
+        ]
+        return "\n".join([*lines, *map(str, self.left_out)])
 
 
-def summarize(layers: Iterable[SparseLayer]) -> Summary:
-    """One host sync per device."""
+def explorable(layers: Sequence[SparseLayer], t: int, method: Method, schedule: UpdateSchedule) -> list[int]:
+    """For each layer the most weights that can have been active until step ``t``: R_max times its size.
+
+    R_max = min(1, density * (1 + the sum over the updates of the share of active weights that each swaps)): at best no weight
+    that an update grows was ever active before. The shares are the schedule's at the steps t' <= t with an update, each
+    rounded up to whole weights as the update does. Of several layers R_max is the mean by size. The schedule, the density and
+    what is frozen are those of now.
+    """
+    steps = range(schedule.every, (t if schedule.stop is None else min(t, schedule.stop - 1)) + 1, schedule.every)
+    fractions = np.array([schedule.fraction(step) for step in steps] if method.updates else [], dtype=np.float64)
+    swapped = [int(np.ceil(fractions * layer.nnz).sum()) if layer.param.requires_grad else 0 for layer in layers]
+    return [min(layer.numel, layer.nnz + k) for layer, k in zip(layers, swapped, strict=True)]
+
+
+def dead_units(layers: Sequence[SparseLayer]) -> tuple[list[int], list[int]]:
+    """For each layer how many output units have no active weight, and how many there are. One host sync per device."""
+    alive = {layer.name: alive_units(layer) for layer in layers}
+
+    def count(group: list[SparseLayer]) -> Tensor:
+        return torch.stack([(~alive[layer.name]).sum() for layer in group])
+
+    return count_each(layers, lambda layer: layer.mask_bits.device, count), [unit.numel() for unit in alive.values()]
+
+
+def summarize(
+    layers: Iterable[SparseLayer],
+    t: int,
+    method: Method,
+    schedule: UpdateSchedule,
+    left_out: tuple[LeftOut, ...] = (),
+) -> Summary:
+    """Two host syncs per device."""
     rows = list(layers)
     for layer in rows:
         layer.follow()
@@ -66,4 +124,9 @@ def summarize(layers: Iterable[SparseLayer]) -> Summary:
 
     numbers = count_each(counted, lambda layer: layer.mask_bits.device, count)
     explored = dict(zip([layer.name for layer in counted], numbers, strict=True))
-    return Summary(tuple(LayerSummary(r.name, tuple(r.shape), r.numel, r.nnz, explored.get(r.name)) for r in rows))
+    limits = explorable(rows, t, method, schedule)
+    table = zip(rows, limits, *dead_units(rows), strict=True)
+    return Summary(
+        tuple(LayerSummary(r.name, tuple(r.shape), r.numel, r.nnz, explored.get(r.name), most, *n) for r, most, *n in table),
+        left_out,
+    )

@@ -246,7 +246,7 @@ def test_masks_that_do_not_fit_are_all_listed_and_nothing_changes():
     tied = Tied()
     with pytest.raises(ValueError, match=r"tied to a\.weight, which has another mask"):
         from_masks(tied, {"a.weight": torch.ones(8, 8), "b.weight": torch.zeros(8, 8)})
-    wrong = [{"method": "rigl"}, {"seed": 1.5}, {"schedule": 3}]
+    wrong = [{"method": 3}, {"seed": 1.5}, {"schedule": 3}]
     for arguments, kind in [({"masks": {}}, ValueError), *(({"masks": masks, **w}, TypeError) for w in wrong)]:
         with pytest.raises(kind):
             from_masks(model, **arguments)

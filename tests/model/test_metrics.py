@@ -338,10 +338,28 @@ def test_resnet50_training_flops(sparsity, every, ratio):
         assert metrics.training_flops(dense, sparse, method, schedule) == 3 * sparse
 
 
-def test_training_flops_of_an_update_at_every_step_by_hand():
-    # every = 1: one sparse step (3 x 10) and one update (2 x 10 + 100), over two
-    assert metrics.training_flops(100, 10, RigL(), UpdateSchedule(every=1)) == 75
-    sparse = sparsify(mlp(), 0.9, method=RigL(), schedule=UpdateSchedule(every=9, stop=100))
-    found = metrics.flops(sparse, torch.rand(1, 12))
-    assert found.sparse_training == (29 * found.sparse_inference + found.dense_inference) / 10
+def test_training_flops_by_hand():
+    # every = 4, for ever: three steps (3 x 10) and one update (2 x 10 + 100) in four
+    assert metrics.training_flops(100, 10, RigL(), UpdateSchedule(every=4)) == (3 * 30 + 120) / 4
+    assert metrics.training_flops(100, 10, RigL(), UpdateSchedule(every=1)) == 120
+    # 12 steps, stop at 9: updates at 4 and 8
+    stopped = UpdateSchedule(every=4, stop=9)
+    for method in (RigL(), DSTEE(), DSTEE.paper()):  # the order of step and update changes nothing
+        assert metrics.training_flops(100, 10, method, stopped, 12) == (10 * 30 + 2 * 120) / 12
+    assert metrics.training_flops(100, 10, RigL(), UpdateSchedule(every=4, stop=8), 12) == (11 * 30 + 120) / 12
+    assert metrics.training_flops(100, 10, RigL(), stopped, 5) == (4 * 30 + 120) / 5  # ends before the stop
+    assert metrics.training_flops(100, 10, RigL(), stopped, 3) == 30  # ends before the first update
+    assert metrics.training_flops(100, 10, RigL(), stopped) == (7 * 30 + 2 * 120) / 9  # ends at the stop
+    assert metrics.training_flops(100, 10, SET(), stopped, 12) == metrics.training_flops(100, 10, Static(), stopped, 12) == 30
+    with pytest.raises(ValueError, match="steps must be the number of optimizer steps"):
+        metrics.training_flops(100, 10, RigL(), stopped, 0)
+
+
+def test_training_flops_of_a_model_that_stops_updating():
+    sparse = sparsify(mlp(), 0.9, method=RigL(), schedule=UpdateSchedule(every=20, stop=75))
+    found = metrics.flops(sparse, torch.rand(1, 12), steps=100)
+    assert (
+        found.sparse_training
+        == (97 * 3 * found.sparse_inference + 3 * (2 * found.sparse_inference + found.dense_inference)) / 100
+    )
     assert found.training_ratio == found.sparse_training / (3 * found.dense_inference)

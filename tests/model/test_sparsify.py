@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import warnings
 
+import numpy as np
 import pytest
 import torch
 from support.small_models import assert_invariant, convnet, mlp
@@ -36,7 +38,9 @@ DEFAULT = [
 
 
 def names(model: nn.Module, **kwargs) -> list[str]:
-    return list(dstee.sparsify(model, 0.5, **kwargs).layers)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"\d+% of the matrix weights stay dense")
+        return list(dstee.sparsify(model, 0.5, **kwargs).layers)
 
 
 def test_default_layers_are_matrices_of_linear_conv_and_attention():
@@ -191,11 +195,17 @@ REFUSED = [
     (mlp, {"sparsity": "0.9"}, TypeError, "sparsity must be a number or a dict"),
     (mlp, {"sparsity": 0.9, "distribution": "uniform-dense-first"}, ValueError, "0.weight"),
     (mlp, {"sparsity": {"0.weight": 0.5, "1.weight": 0.5}}, ValueError, "3.weight.*1.weight"),
-    (mlp, {"distribution": "er"}, ValueError, "unknown distribution 'er'"),
-    (mlp, {"method": "dst-ee"}, TypeError, "method must be a Method, got str"),
+    (mlp, {"distribution": "er"}, ValueError, "unknown distribution 'er', expected erk, uniform or uniform-dense-first"),
+    (mlp, {"distribution": 3}, ValueError, "unknown distribution 3, expected erk, uniform"),
+    (mlp, {"method": "rigel"}, ValueError, "unknown method 'rigel', expected .* one of .*rigl"),
+    (mlp, {"method": dstee.RigL}, TypeError, "method must be .* one of .*dst-ee.*, got the class RigL: make one"),
+    (mlp, {"method": 3}, TypeError, "method must be .* one of .*dst-ee.*, got int"),
     (mlp, {"schedule": 100}, TypeError, "schedule must be a UpdateSchedule, got int"),
     (mlp, {"seed": 0.5}, TypeError, "seed must be an int"),
-    (lambda: mlp().double(), {}, TypeError, r"0.weight has dtype torch.float64, expected float32.*model.float\(\)"),
+    (mlp, {"seed": True}, TypeError, "seed must be an int, got bool"),
+    (mlp, {"seed": torch.tensor(True)}, TypeError, "seed must be an int, got Tensor"),
+    (mlp, {"seed": "3"}, TypeError, "seed must be an int, got str"),
+    (lambda: mlp().double(), {}, TypeError, r"0.weight has dtype torch.float64.*ops compute in float32.*model.float\(\)"),
     (lambda: mlp().to("meta"), {}, ValueError, "0.weight is on the meta device"),
     (lazy, {}, ValueError, "0.weight is not initialised yet"),
     (overlapping, {}, ValueError, "0.weight.* and 1.weight.* share storage"),
@@ -216,10 +226,26 @@ def test_refusals_come_before_any_change(build, kwargs, error, text):
 def test_summary_is_an_aligned_table():
     sparse = dstee.sparsify(mlp(), {"0.weight": 0.75, "3.weight": 0.0})
     assert str(sparse.summary()).splitlines() == [
-        "layer     shape        density  nnz       R",
-        "0.weight  9x12          0.2500   27  0.2500",
-        "3.weight  5x9           1.0000   45  1.0000",
-        "total     153 weights   0.4706   72  0.4706",
+        "layer     shape        density  nnz  dead units       R  R/R_max",
+        "0.weight  9x12          0.2500   27      0 of 9  0.2500   1.0000",
+        "3.weight  5x9           1.0000   45      0 of 5  1.0000   1.0000",
+        "total     153 weights   0.4706   72     0 of 14  0.4706   1.0000",
     ]
     plain = dstee.sparsify(mlp(), 0.5, method=dstee.Static()).summary()
     assert plain.total.explored is None and "R" not in str(plain).splitlines()[0]
+
+
+def test_a_method_by_its_key_has_its_defaults():
+    for key in ("rigl", "RigL", "set", "static", "dst-ee", "DST-EE"):
+        assert dstee.sparsify(mlp(), 0.5, method=key).method == dstee.methods.METHODS[key.lower()]()
+
+
+def test_distributions_in_any_case_and_seeds_of_any_integer_type():
+    for name in ("erk", "uniform", "uniform-dense-first"):
+        plain, capital = (dstee.sparsify(mlp(), 0.2, distribution=text) for text in (name, name.upper()))
+        assert all(torch.equal(plain.mask(n), capital.mask(n)) for n in plain.layers)
+    plain = dstee.sparsify(mlp(), 0.5, seed=3)
+    for seed in (np.int64(3), np.uint8(3), torch.tensor(3)):
+        same = dstee.sparsify(mlp(), 0.5, seed=seed)
+        assert type(same.seed) is int and same.state_dict() is not None
+        assert all(torch.equal(plain.mask(n), same.mask(n)) for n in plain.layers)

@@ -57,3 +57,16 @@ def assert_invariant(sparse: dstee.SparseModel, optimizer: torch.optim.Optimizer
         for key, value in (optimizer.state.get(layer.param, {}) if optimizer else {}).items():
             if isinstance(value, Tensor) and value.shape == layer.param.shape:
                 assert not value[~mask].any(), (name, key)
+
+
+class Experts(nn.Module):
+    """A mixture of experts: one parameter for all, [experts, in, out]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate_up, self.down = nn.Parameter(torch.randn(4, 6, 10)), nn.Parameter(torch.randn(4, 5, 6))
+        self.gate_up_bias = nn.Parameter(torch.zeros(4, 10))
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = torch.bmm(x, self.gate_up).add(self.gate_up_bias[:, None]).chunk(2, -1)
+        return torch.bmm(gate.relu() * up, self.down)
