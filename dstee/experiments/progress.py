@@ -112,16 +112,19 @@ def results_table(results: Sequence[Result]) -> Table:
     from rich.table import Table
 
     seeds = len({r.seed for r in results})
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 0, 0, 1))
     table.add_column("\nmethod")
     measured = f"accuracy %\n({seeds} seed{'s' * (seeds > 1)})"
-    for name in (measured, "\nR", "\nnnz", "inference\nFLOPs", "training\nFLOPs", "kernels\ns", "total\ns"):
+    headers = ("\nR", "R /\nR_max", "dead\nunits", "\nnnz", "FLOPs\ninfer", "FLOPs\ntrain", "kernels\ns", "total\ns")
+    for name in (measured, *headers):
         table.add_column(name, justify="right", no_wrap=True)
     for method in dict.fromkeys(r.method for r in results):
         rows = [r for r in results if r.method == method]
         accuracy = _spread([100 * r.accuracy for r in rows])
         table.add_row(
-            method_name(method), accuracy, f"{statistics.fmean(r.exploration for r in rows):.3f}", f"{rows[0].nnz:,}",
+            method_name(method), accuracy, f"{statistics.fmean(r.exploration for r in rows):.3f}",
+            f"{statistics.fmean(r.exploration / r.exploration_limit for r in rows):.3f}",
+            f"{statistics.fmean(r.dead_units for r in rows):.1%}", f"{rows[0].nnz:,}",
             f"{rows[0].inference_flops:.3f}x", f"{rows[0].training_flops:.3f}x",
             "-" if method == DENSE else f"{statistics.fmean(r.kernel_seconds for r in rows):.2f}",
             f"{statistics.fmean(r.seconds for r in rows):.2f}",

@@ -111,12 +111,17 @@ def _line(record: Record) -> bytes:
 
 @dataclass(frozen=True)
 class Result:
-    """One training at its end. FLOPs are relative to dense; seconds are wall time and time in dstee's ops."""
+    """One training at its end. FLOPs are relative to dense; seconds are wall time and time in dstee's ops.
+
+    ``exploration`` is R, ``exploration_limit`` R_max, ``dead_units`` a share of all output units.
+    """
 
     method: str
     seed: int
     accuracy: float
     exploration: float
+    exploration_limit: float
+    dead_units: float
     nnz: int
     numel: int
     inference_flops: float
@@ -124,6 +129,10 @@ class Result:
     seconds: float
     kernel_seconds: float
     digest: str
+
+
+_SINCE_0_1_0 = {"exploration_limit", "dead_units"}
+"""Entries of a result that a folder of 0.1.0 does not have."""
 
 
 def write_results(run: Path, results: Sequence[Result]) -> None:
@@ -145,7 +154,7 @@ def read_digests(run: Path) -> dict[str, str]:
             raise ValueError("it is no list of results")
         digests: dict[str, str] = {}
         for i, result in enumerate(results):
-            if not isinstance(result, dict) or set(result) != {f.name for f in dataclasses.fields(Result)}:
+            if not isinstance(result, dict) or set(result) | _SINCE_0_1_0 != {f.name for f in dataclasses.fields(Result)}:
                 raise ValueError(f"result {i} has other entries than a result")
             method, seed, digest = result["method"], result["seed"], result["digest"]
             if not isinstance(method, str) or type(seed) is not int or not isinstance(digest, str):

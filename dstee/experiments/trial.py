@@ -279,13 +279,15 @@ class Trial:
 
     def result(self) -> Result:
         numel = nnz = sum(m.weight.numel() for m in self.model.modules() if isinstance(m, nn.Linear))
-        inference = training = 1.0
+        inference = training = limit = 1.0
+        dead = 0.0
         if self.sparse is not None:
             nnz = self.sparse.nnz
-            flops = metrics.flops(self.sparse, self.data.x_train[:1])
+            flops = metrics.flops(self.sparse, self.data.x_train[:1], steps=self.total)
             inference, training = flops.inference_ratio, flops.training_ratio
+            limit, dead = metrics.exploration_limit(self.sparse).total, metrics.dead_units(self.sparse).total
         return Result(
-            self.method, self.seed, self.accuracy() or 0.0, self.exploration(), nnz, numel, inference, training,
+            self.method, self.seed, self.accuracy() or 0.0, self.exploration(), limit, dead, nnz, numel, inference, training,
             self.seconds, self.kernel_seconds, checkpoint.digest(self.state()),
         )  # fmt: skip
 

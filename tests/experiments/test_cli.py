@@ -54,9 +54,8 @@ def test_comparison_ends_with_table_picture_and_metrics(compared):
     out, stdout, _ = compared
     text = stdout.decode()
     for name in ("dense", "static", "SET", "RigL", "DST-EE"):
-        assert re.search(rf"^{name} +\d+\.\d\d ± \d+\.\d\d +[01]\.\d{{3}} +[\d,]+ +\d\.\d{{3}}x +\d\.\d{{3}}x", text, re.M), (
-            name
-        )
+        figures = r"\d+\.\d\d ± \d+\.\d\d +[01]\.\d{3} +[01]\.\d{3} +\d+\.\d% +[\d,]+ +\d\.\d{3}x +\d\.\d{3}x"
+        assert re.search(f"^{name} +{figures}", text, re.M), name
     assert "accuracy %" in text and "(2 seeds)" in text and "backend" in text and "sparsity=0.9" in text
     assert max(map(len, text[text.index("accuracy %") :].splitlines()[:9])) <= 80
     assert (out / "curves.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
@@ -97,6 +96,13 @@ def test_relations_between_the_methods(compared):
     static, rigl, set_, dstee = (by_method[m] for m in ("static", "rigl", "set", "dst-ee"))
     assert static["exploration"] == pytest.approx(0.1, abs=1e-3)
     assert static["exploration"] < rigl["exploration"] <= dstee["exploration"] <= 0.15
+    assert all(r["exploration"] <= r["exploration_limit"] for r in results)
+    assert static["exploration"] == static["exploration_limit"] < set_["exploration_limit"] == dstee["exploration_limit"] < 1
+    assert by_method["dense"]["exploration_limit"] == 1 and by_method["dense"]["dead_units"] == 0
+    assert all(0 <= r["dead_units"] <= 1 for r in results)
+    # RigL: updates at 4, 8 and 12 of 20 steps, each with a dense weight gradient
+    f = rigl["inference_flops"]
+    assert rigl["training_flops"] == pytest.approx((17 * 3 * f + 3 * (2 * f + 1)) / (20 * 3))
     assert static["training_flops"] == set_["training_flops"] < rigl["training_flops"] == dstee["training_flops"]
     assert len({r["digest"] for r in results}) == len(results)
 

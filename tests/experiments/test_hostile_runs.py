@@ -181,6 +181,13 @@ def test_hostile_entries_of_a_result_are_refused(run, key, value):
             records.read_digests(run)
 
 
+def test_results_without_the_entries_that_0_1_0_did_not_write_are_read(run):
+    results = json.loads((run / "results.json").read_bytes())["results"]
+    old = {key: value for key, value in results[0].items() if key not in ("exploration_limit", "dead_units")}
+    (run / "results.json").write_text(json.dumps({"results": [old]}))
+    assert records.read_digests(run) == {"dst-ee-seed0": old["digest"]}
+
+
 JUNK = [True, None, "1", [], {}, -1, 1.5, 1e308, 1 << 63]
 
 
