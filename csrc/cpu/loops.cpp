@@ -4,6 +4,7 @@
 #include <cstring>
 
 #if DSTEE_X86
+#include <cpuid.h>
 #include <xmmintrin.h>
 #endif
 
@@ -21,6 +22,14 @@ const Loops* by_name(const char* name) {
   return nullptr;
 }
 
+#if DSTEE_X86
+// Clang's __builtin_cpu_supports does not know of it.
+bool cpu_has_f16c() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
+}
+#endif
+
 const Loops& widest() {
 #if DSTEE_X86
   if (cpu_has("avx512")) return kAvx512Loops;
@@ -35,7 +44,7 @@ bool cpu_has(const char* name) {
   if (!strcmp(name, "scalar")) return true;
 #if DSTEE_X86
   if (!strcmp(name, "avx2"))
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c") && __builtin_cpu_supports("popcnt") &&
+    return __builtin_cpu_supports("avx2") && cpu_has_f16c() && __builtin_cpu_supports("popcnt") &&
            __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2");
   if (!strcmp(name, "avx512"))
     return cpu_has("avx2") && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&

@@ -1,13 +1,16 @@
-#include "loops.h"
+#if defined(__GNUC__) && defined(__x86_64__)
+#include <immintrin.h>
 
-#if DSTEE_X86
+#include <cstddef>
+#include <cstdint>
 #include <cstring>
 // Everything below is inlined here, and GCC's own intrinsics set off the second warning.
 #pragma GCC diagnostic ignored "-Wpsabi"
 #ifndef __clang__
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #endif
-// No header with code that the linker could share with other files may follow the pragma, only our own loops.
+// Below come our own headers only: code of others that the linker shares between files would need this processor everywhere.
+// Also rules.h, whose templates take our vectors as arguments, which Clang passes as the target says where they are declared.
 #ifdef __clang__
 #pragma clang attribute push(__attribute__((target("avx2,f16c,popcnt,bmi,bmi2"))), apply_to = function)
 #else

@@ -103,13 +103,13 @@ Bounds sample(const Update& u, int layer) {
         places[j] = {Weight(u, layer, i).grow_key(), -i};
       }
       std::nth_element(places.begin(), places.begin() + grow_rank, places.end(), std::greater<Place>());
-      const auto [low, negative] = places[grow_rank];
+      const GrowKey low = places[grow_rank].first;
       b.low_score = static_cast<uint32_t>(low >> 32);
       b.low_signal = static_cast<uint32_t>(low);
       if (!u.bonus) b.low_score = std::max(b.low_score, b.low_signal);  // both keys are one number
       listed = std::count_if(places.begin(), places.end(), [&](const Place& x) { return x.first >= low; });
       if (listed > 2 * grow_rank) {
-        b.last = -negative;
+        b.last = -places[grow_rank].second;
         listed = grow_rank;
       }
     }
