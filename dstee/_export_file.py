@@ -77,7 +77,8 @@ def write(
         The tensors of the file.
 
     Raises:
-        ValueError: there are too many tensors or too long names, or names that the format uses itself. OSError: it could not be written.
+        ValueError: there are too many tensors or too long names, or names that the format uses itself. OSError: it could not be
+        written.
     """
     tensors, described = {}, {}
     for name, t in state.items():
