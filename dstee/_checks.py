@@ -267,14 +267,14 @@ def seeds(grow_seeds: Sequence[int] | None, length: int) -> list[int]:
 def check_rule(rule: SGDRule, momenta: list[Tensor], device: torch.device | None) -> None:
     if isinstance(rule.lr, Tensor):
         check_scalar_tensor("lr", rule.lr, device)
-    elif not rule.lr >= 0:
+    elif rule.lr != rule.lr:  # a negative one climbs, as torch's step has it; optimizers refuse it when they are made
         raise ValueError(f"Invalid learning rate: {rule.lr}")
     if not rule.momentum >= 0:
         raise ValueError(f"Invalid momentum value: {rule.momentum}")
     if not rule.weight_decay >= 0:
         raise ValueError(f"Invalid weight_decay value: {rule.weight_decay}")
-    if rule.nesterov and (rule.momentum <= 0 or rule.dampening != 0):
-        raise ValueError("Nesterov momentum requires a momentum and zero dampening")
+    if rule.nesterov and rule.momentum <= 0:
+        raise ValueError(f"nesterov needs a momentum, got {rule.momentum}: set one, or nesterov=False")
     if rule.momentum != 0 and not momenta:
         raise ValueError(f"momenta is None, but momentum is {rule.momentum}: pass one buffer per layer")
 

@@ -2,30 +2,111 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from dstee import _dispatch
 from dstee.layer_batch import LayerBatch
 from dstee.sgd_rule import SGDRule
 from dstee.sparse_layer import SparseLayer
 
 
-def missing(optimizer: torch.optim.Optimizer, layers: Mapping[int, SparseLayer]) -> list[SparseLayer]:
-    """The trainable layers, given by id of their parameter, that ``optimizer`` does not hold."""
-    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+def held_by(optimizer: torch.optim.Optimizer) -> set[int]:
+    """Ids of the parameters that ``optimizer`` holds."""
+    return {id(p) for group in optimizer.param_groups for p in group["params"]}
+
+
+def missing(optimizers: Iterable[torch.optim.Optimizer], layers: Mapping[int, SparseLayer]) -> list[SparseLayer]:
+    """The trainable layers, given by id of their parameter, that none of ``optimizers`` holds."""
+    held = set().union(*map(held_by, optimizers))
     if layers.keys() <= held:
         return []
     return [layer for key, layer in layers.items() if key not in held and layer.param.requires_grad]
 
 
+def state_keepers(optimizer: torch.optim.Optimizer) -> list[torch.optim.Optimizer]:
+    """The optimizer and those inside it, which may keep the state in its place (SAM's ``base_optimizer``,
+    ZeroRedundancyOptimizer's ``optim``, torchtitan's ``optimizers``)."""
+    found: list[torch.optim.Optimizer] = []
+    waiting = [optimizer]
+    while waiting:
+        one = waiting.pop(0)
+        if any(one is other for other in found):
+            continue
+        found.append(one)
+        for value in vars(one).values():
+            values = value if isinstance(value, (list, tuple)) else [value]
+            waiting += [v for v in values if isinstance(v, torch.optim.Optimizer)]
+    return found
+
+
 def zero_state(optimizer: torch.optim.Optimizer, p: Tensor, where: Tensor) -> None:
-    """Zeroes parameter-shaped state of ``p`` (momentum, exp_avg, exp_avg_sq, max_exp_avg_sq, ...) where ``where`` is True."""
-    for value in optimizer.state.get(p, {}).values():
-        if isinstance(value, Tensor) and value.shape == p.shape:
-            value.masked_fill_(where, 0)
+    """Parameter-shaped state of ``p`` (momentum, exp_avg, exp_avg_sq, ...) gets its fresh value where ``where`` is True."""
+    for keeper in state_keepers(optimizer):
+        for key, value in keeper.state.get(p, {}).items():
+            if isinstance(value, Tensor) and value.shape == p.shape:
+                value.masked_fill_(where, _fresh_value(keeper, p, key))
+
+
+def _fresh_value(optimizer: torch.optim.Optimizer, p: Tensor, key: str) -> float:
+    """What the optimizer itself starts with: 0 but for Adagrad's sum and Rprop's step size."""
+    name = {"sum": "initial_accumulator_value", "step_size": "lr"}.get(key)
+    if name is None or not isinstance(optimizer, (torch.optim.Adagrad, torch.optim.Rprop)):
+        return 0.0
+    group = next(group for group in optimizer.param_groups if any(q is p for q in group["params"]))
+    return float(group[name])
+
+
+def refuse_codes(optimizer: torch.optim.Optimizer, layers: Iterable[SparseLayer]) -> None:
+    """Raises TypeError for state whose elements are no numbers of one weight each, so that 0 means nothing: codes of 8-bit
+    optimizers, tensors that wrap others."""
+    for keeper in state_keepers(optimizer):
+        for layer in layers:
+            p = layer.param
+            for key, value in keeper.state.get(p, {}).items():
+                if not isinstance(value, Tensor) or value.numel() != p.numel() or value.numel() < 2:
+                    continue
+                if not value.is_floating_point() or _dispatch.is_wrapper(value):
+                    kind = type(value).__name__ if _dispatch.is_wrapper(value) else str(value.dtype)
+                    raise TypeError(
+                        f"{type(keeper).__name__} keeps {key} of {layer.name} as {kind}, which cannot be reset for single "
+                        "weights: use an optimizer with floating-point state for the sparse layers. Nothing was changed"
+                    )
+
+
+class FirstStep:
+    """Undoes the first step of an optimizer whose state turns out to be of a kind that cannot be handled.
+
+    State is made in the first step; before it there is nothing to look at.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, layers: Iterable[SparseLayer]) -> None:
+        self.optimizer = optimizer
+        self.layers = list(layers)
+        keepers = state_keepers(optimizer)
+        refuse_codes(optimizer, self.layers)
+        fresh = not any(keeper.state.get(layer.param) for keeper in keepers for layer in self.layers)
+        params = [p for group in optimizer.param_groups for p in group["params"]] if fresh else []
+        self.before = [(p, p.detach().clone()) for p in params]
+        self.known = [(keeper, set(keeper.state)) for keeper in keepers]
+
+    def check(self) -> None:
+        """Raises TypeError, and puts back what the step has changed."""
+        if not self.before:
+            return
+        try:
+            refuse_codes(self.optimizer, self.layers)
+        except TypeError:
+            with torch.no_grad():
+                for p, values in self.before:
+                    p.copy_(values)
+            for keeper, known in self.known:
+                for p in set(keeper.state) - known:
+                    del keeper.state[p]
+            raise
 
 
 def momentum_buffer(optimizer: torch.optim.Optimizer, p: Tensor, layer: SparseLayer) -> Tensor | None:
@@ -69,13 +150,16 @@ def sgd_batches(
 
 
 def _sgd_rule(group: Mapping[str, Any], device: torch.device, started: bool) -> SGDRule:
+    """As torch's step reads a group: nesterov means nothing without momentum, lr may be a tensor of any dtype."""
     lr, momentum = group["lr"], group["momentum"]
+    if isinstance(lr, Tensor) and (lr.device != device or not lr.is_floating_point()):
+        lr = lr.item()
     return SGDRule(
-        lr.item() if isinstance(lr, Tensor) and lr.device != device else lr,
+        lr,
         momentum,
         group["dampening"],
         float(group["weight_decay"]),
-        group["nesterov"],
+        group["nesterov"] and momentum != 0,
         group["maximize"],
         first_step=momentum != 0 and not started,
     )

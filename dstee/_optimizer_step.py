@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Protocol, TypeAlias
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias, cast
 
 import torch
 from torch.amp.grad_scaler import OptState
+
+from dstee.mask_update import FusingOptimizer
+from dstee.sparse_layer import SparseLayer
 
 Closure: TypeAlias = Callable[[], Any]
 """As torch's: computes the gradients; what it returns is the loss."""
@@ -26,6 +30,30 @@ def core_optimizer(optimizer: object) -> torch.optim.Optimizer:
     if not isinstance(core, torch.optim.Optimizer):
         raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
     return core
+
+
+@dataclass(frozen=True)
+class Owner:
+    """An optimizer as it was given, the one inside its wrappers, and the same once more if it masks its own step."""
+
+    optimizer: Stepper
+    core: torch.optim.Optimizer
+    fusing: FusingOptimizer | None
+
+
+def owner(optimizer: Stepper | FusingOptimizer) -> Owner:
+    """Raises TypeError for what is no optimizer and wraps none."""
+    core = core_optimizer(optimizer)
+    return Owner(cast(Stepper, optimizer), core, core if isinstance(core, FusingOptimizer) else None)
+
+
+def owners_of(layers: Iterable[SparseLayer], owners: Sequence[Owner]) -> dict[str, Owner]:
+    """Who holds each layer's weight, by name; the first of all for a weight that none holds (frozen ones need not be)."""
+    first = owners[0]
+    if len(owners) == 1:
+        return {layer.name: first for layer in layers}
+    holder = {id(p): one for one in reversed(owners) for group in one.core.param_groups for p in group["params"]}
+    return {layer.name: holder.get(id(layer.param), first) for layer in layers}
 
 
 def before_step(closure: Closure | None, check: Callable[[], None]) -> Closure | None:

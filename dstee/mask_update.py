@@ -28,9 +28,12 @@ class MaskUpdate:
     method: Method
     schedule: UpdateSchedule
     bonus: Tensor | None
+    allow_missing_gradients: bool = False
 
     @classmethod
-    def due(cls, t: int, round: int, seed: int, method: Method, schedule: UpdateSchedule) -> MaskUpdate | None:
+    def due(
+        cls, t: int, round: int, seed: int, method: Method, schedule: UpdateSchedule, allow_missing_gradients: bool = False
+    ) -> MaskUpdate | None:
         """The update that step ``t`` carries, if any.
 
         Raises:
@@ -40,13 +43,19 @@ class MaskUpdate:
             return None
         if method.needs_counter:
             _checks.check_round(round)
-        return cls(t, round, seed, method, schedule, method.bonus(t, round))
+        return cls(t, round, seed, method, schedule, method.bonus(t, round), allow_missing_gradients)
 
     def swaps(self, layer: SparseLayer) -> int:
         """k of one layer; a dense layer has nothing to grow, a frozen one is left out."""
         if layer.nnz == layer.numel or not layer.param.requires_grad:
             return 0
         return self.schedule.swap_count(layer.nnz, self.t)
+
+    def reaches(self, layer: SparseLayer) -> bool:
+        """False for layers that the update leaves out: frozen ones, and, where that is allowed, those without a gradient."""
+        if not layer.param.requires_grad:
+            return False
+        return not (self.method.needs_gradients and layer.param.grad is None)
 
     def check_gradients(self, layers: Iterable[SparseLayer]) -> None:
         """Raises RuntimeError naming trainable layers that have no gradient to grow by, ValueError where counters are full."""
@@ -56,10 +65,18 @@ class MaskUpdate:
         if not self.method.needs_gradients:
             return
         missing = [layer.name for layer in layers if layer.param.grad is None and layer.param.requires_grad]
-        if missing:
+        if missing and not self.allow_missing_gradients:
             raise RuntimeError(
                 f"a mask update is due, but these sparse weights have no gradient: {', '.join(missing)}. Update after backward "
-                "and before zero_grad; freeze (requires_grad_(False)) or exclude layers that the loss does not reach"
+                "and before zero_grad; freeze (requires_grad_(False)) or exclude layers that the loss never reaches; where it "
+                "reaches others at each step (LayerDrop, experts), set sparse.allow_missing_gradients = True to leave out "
+                "those without a gradient"
+            )
+        grads = [layer.param.grad for layer in layers if layer.param.grad is not None]
+        if grads and not any(bool(grad.any()) for grad in grads):  # as a rule, the first of them ends this
+            raise RuntimeError(
+                "a mask update is due, but all gradients of the sparse weights are 0, so growth would be by index alone: "
+                "update after backward and before zero_grad"
             )
 
     def apply(self, batch: LayerBatch) -> None:
@@ -95,8 +112,8 @@ class MaskKeeper(Protocol):
     @property
     def layers(self) -> dict[str, SparseLayer]: ...
 
-    def attach(self, optimizer: FusingOptimizer) -> None:
-        """``update()`` without an argument means this optimizer from now on."""
+    def attach(self, optimizer: FusingOptimizer, first: bool = True) -> None:
+        """``update()`` without an argument means this optimizer from now on; with ``first=False``, if it means none yet."""
 
     def begin_step(self, optimizer: torch.optim.Optimizer) -> tuple[dict[int, SparseLayer], MaskUpdate | None]:
         """The layers by id of their parameter, and the update that this step is to carry, if any.

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 from torch.optim.sgd import sgd as dense_sgd
 
-from dstee import _optimizer_state, ops
+from dstee import _checks, _optimizer_state, ops
 from dstee._optimizer_step import Closure
 from dstee.mask_update import MaskKeeper
 from dstee.sparse_layer import SparseLayer
@@ -89,16 +89,21 @@ class SparseSGD(torch.optim.SGD):
             if self._overflow():
                 return loss
             layers, update = self.sparse.begin_step(self)
-            updated: list[SparseLayer] = []
+            # What can be wrong with any group is found before a sparse weight moves: by us here, by torch in its own step.
+            batches = [batch for group in self.param_groups for batch in _optimizer_state.sgd_batches(self, group, layers)]
+            for batch in batches:
+                if batch.rule is not None:
+                    _checks.check_rule(batch.rule, batch.momenta, batch.device)
             for group in self.param_groups:
-                for batch in _optimizer_state.sgd_batches(self, group, layers):
-                    if update is None:
-                        ops.masked_sgd_(batch.params, batch.grads, batch.momenta or None, batch.mask_bits, sgd=batch.rule)
-                    else:
-                        update.apply(batch)
-                        updated += batch.layers
-                    _optimizer_state.keep_momenta(self, batch)
                 self._dense_step(group, [p for p in group["params"] if p.grad is not None and id(p) not in layers])
+            updated: list[SparseLayer] = []
+            for batch in batches:
+                if update is None:
+                    ops.masked_sgd_(batch.params, batch.grads, batch.momenta or None, batch.mask_bits, sgd=batch.rule)
+                else:
+                    update.apply(batch)
+                    updated += batch.layers
+                _optimizer_state.keep_momenta(self, batch)
             self.sparse.end_step(self, updated)
         return loss
 
@@ -166,7 +171,7 @@ class SparseSGD(torch.optim.SGD):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         if "sparse" in state:  # a copy or an unpickled optimizer; load_state_dict comes here too
-            self.sparse.attach(self)
+            self.sparse.attach(self, first=False)
 
 
 def _refuse_other_parameters(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> None:

@@ -51,11 +51,13 @@ class Topology:
         self._pending: MaskUpdate | None = None  # for the optimizer's next step alone
         self._stepped = False  # a fusing optimizer made a step that is not counted yet
         self._updated: set[str] = set()  # layers whose update that step carried
+        self._together: list[torch.optim.Optimizer] = []  # who steps now
         self._uncounted = 0
+        self.allow_missing_gradients = False
 
     def __getstate__(self) -> dict[str, Any]:
         self._settle()
-        return self.__dict__ | {"_optimizer": None, "_busy": None, "_pending": None, "_watch": WeightWatch()}
+        return self.__dict__ | {"_optimizer": None, "_busy": None, "_pending": None, "_together": [], "_watch": WeightWatch()}
 
     @property
     def t(self) -> int:
@@ -103,7 +105,7 @@ class Topology:
 
     # --- stepping --------------------------------------------------------------------------------------------------------
 
-    def step(self, optimizer: Stepper, *, closure: Closure | None = None, scaler: torch.amp.GradScaler | None = None) -> bool:
+    def step(self, *optimizers: Stepper, closure: Closure | None = None, scaler: torch.amp.GradScaler | None = None) -> bool:
         """The whole step: ``optimizer``'s, and a mask update when one is due. Call it after backward, before zero_grad.
 
         Any torch optimizer will do, wrapped or not, if it holds the model's sparse weights; with :class:`SparseSGD` step and
@@ -122,11 +124,13 @@ class Topology:
             ValueError: the optimizer does not hold the sparse weights; loaded weights and masks do not belong together.
             RuntimeError: an update is due and a sparse weight has no gradient (named). Nothing has changed then.
         """
-        core, fusing = self._core(optimizer)
+        steppers = self._steppers(optimizers)
         if scaler is not None and not scaler.is_enabled():
             scaler = None
         if scaler is not None and closure is not None:
             raise RuntimeError("Closure use is not currently supported if GradScaler is enabled.")  # torch's own text
+        if closure is not None and len(steppers) > 1:
+            raise ValueError("a closure belongs to one optimizer: call it, and backward, before stepping several")
         with OneAtATime(self, "step"):
             if self._stepped and closure is None and self._watch.same_gradient(self.layers.values()):
                 raise RuntimeError(
@@ -135,20 +139,25 @@ class Topology:
                 )
             update = self._due()
             if update is not None and self.method.order == "replace":
-                return self._replace(optimizer, core, fusing, update, closure, scaler)
-            if fusing is None:
-                self._layers_of(core, full=update is not None)
+                return self._replace(steppers, update, closure, scaler)
+            others = [one.core for one in steppers if one.fusing is None]
+            together = [one.core for one in steppers]
+            if others:
+                self._layers_of(together, full=update is not None)
                 if update is not None:
                     closure = _optimizer_step.before_step(closure, partial(update.check_gradients, self.layers.values()))
-            self._pending, self._torn = update, fusing is None
+            first = [_optimizer_state.FirstStep(core, self.layers.values()) for core in others]
+            self._pending, self._together, self._torn = update, together, bool(others)
             try:
-                performed = _optimizer_step.run_step(optimizer, core, closure, scaler)
+                performed = [_optimizer_step.run_step(one.optimizer, one.core, closure, scaler) for one in steppers]
+                for one in first:
+                    one.check()
             finally:
-                self._pending = None
-            self._torn = self._torn and performed
-            return performed and self._finish(core, fusing, update)
+                self._pending, self._together = None, []
+            self._torn = self._torn and any(performed)
+            return any(performed) and self._finish(steppers, update)
 
-    def update(self, optimizer: Stepper | None = None) -> bool:
+    def update(self, *optimizers: Stepper | None) -> bool:
         """What :meth:`step` does besides the optimizer's step, for hosts that own that step: call it right after.
 
         After a step that a GradScaler skipped, :class:`SparseSGD` knows and nothing counts; of other optimizers the caller must
@@ -160,32 +169,37 @@ class Topology:
         Raises:
             RuntimeError: as :meth:`step`; the method has ``order="replace"``; no optimizer is known.
         """
-        stepped: Stepper | FusingOptimizer | None = optimizer
-        if stepped is None and self._optimizer is not None:
-            stepped = self._optimizer()
-        if stepped is None:
+        stepped: list[Stepper | FusingOptimizer] = [one for one in optimizers if one is not None]
+        if not stepped and self._optimizer is not None and (last := self._optimizer()) is not None:
+            stepped = [last]
+        if not stepped:
             raise RuntimeError("update() does not know who made the step: pass the optimizer, sparse.update(optimizer)")
-        core, fusing = self._core(stepped)
+        steppers = self._steppers(stepped)
         if self.method.updates and self.method.order == "replace":
             raise RuntimeError(
                 f"{self.method.name} with order='replace' updates instead of stepping: call sparse.step(optimizer), "
                 "or choose order='after'"
             )
         with OneAtATime(self, "update"):
-            if not self._stepped if fusing is not None else self._watch.nothing_happened(self.layers.values()):
+            foreign = any(one.fusing is None for one in steppers)
+            if self._watch.nothing_happened(self.layers.values()) if foreign else not self._stepped:
                 return False
-            self._torn = fusing is None  # it has written everywhere
+            cores = [one.core for one in steppers]
+            for core in cores:
+                _optimizer_state.refuse_codes(core, self.layers.values())
+            self._torn = foreign  # it has written everywhere
             update = self._due()
-            self._layers_of(core, full=update is not None, foreign=fusing is None)
+            self._layers_of(cores, full=update is not None, foreign=foreign)
             if update is not None:
                 update.check_gradients(self.layers.values())
-            return self._finish(core, fusing, update)
+            return self._finish(steppers, update)
 
     # --- what a fusing optimizer asks (mask_update.MaskKeeper) -----------------------------------------------------------
 
-    def attach(self, optimizer: FusingOptimizer) -> None:
-        """:meth:`update` without an argument means ``optimizer`` from now on. :class:`SparseSGD` calls it."""
-        self._optimizer = weakref.ref(optimizer)
+    def attach(self, optimizer: FusingOptimizer, first: bool = True) -> None:
+        """:meth:`update` without an argument means ``optimizer`` from now on; with ``first=False``, if it means none yet."""
+        if first or self._optimizer is None or self._optimizer() is None:
+            self._optimizer = weakref.ref(optimizer)
 
     def begin_step(self, optimizer: torch.optim.Optimizer) -> tuple[dict[int, SparseLayer], MaskUpdate | None]:
         """For an optimizer that masks its own step, before it changes anything: the sparse layers by id of their parameter,
@@ -195,7 +209,7 @@ class Topology:
             ValueError, RuntimeError: as :meth:`step`.
         """
         update, self._pending = self._pending, None
-        layers = self._layers_of(optimizer, full=update is not None)
+        layers = self._layers_of(self._together or [optimizer], full=update is not None)
         if update is not None:
             update.check_gradients(layers.values())
             self._begin(update)
@@ -244,7 +258,7 @@ class Topology:
             found = ", ".join(f"{layer.name} ({n:,})" for layer, n in outside.items())
             warnings.warn(f"weights outside the masks were written and are 0 again: {found}", stacklevel=4)
 
-    def _check_loaded(self, optimizer: torch.optim.Optimizer) -> None:
+    def _check_loaded(self, optimizers: Sequence[torch.optim.Optimizer]) -> None:
         """After a load: the weights must fit the masks; the optimizer's state is made to."""
         wrong = find_outside(list(self.layers.values()))
         if wrong:
@@ -254,34 +268,34 @@ class Topology:
                 "weights"
             )
         for layer in self.layers.values():
-            _optimizer_state.zero_state(optimizer, layer.param, layer.inactive())
+            for optimizer in optimizers:
+                _optimizer_state.zero_state(optimizer, layer.param, layer.inactive())
         self._unchecked = False
         self._watch.note(self.layers.values())
 
     # --- inside a step ---------------------------------------------------------------------------------------------------
 
     def _due(self) -> MaskUpdate | None:
-        return MaskUpdate.due(self._t + 1, self._round, self.seed, self.method, self.schedule)
+        return MaskUpdate.due(self._t + 1, self._round, self.seed, self.method, self.schedule, self.allow_missing_gradients)
 
-    def _core(self, optimizer: Stepper | FusingOptimizer) -> tuple[torch.optim.Optimizer, FusingOptimizer | None]:
-        """The optimizer inside wrappers, and the same once more if it masks its own step."""
-        core = _optimizer_step.core_optimizer(optimizer)
-        if not isinstance(core, FusingOptimizer):
-            return core, None
-        if core.sparse is not self:
+    def _steppers(self, optimizers: Sequence[Stepper | FusingOptimizer]) -> list[_optimizer_step.Owner]:
+        if not optimizers:
+            raise TypeError("step() needs the optimizer that holds the sparse weights: sparse.step(optimizer)")
+        owners = [_optimizer_step.owner(optimizer) for optimizer in optimizers]
+        if any(one.fusing is not None and one.fusing.sparse is not self for one in owners):
             raise ValueError("this SparseSGD belongs to another SparseModel: make it with the one that steps")
-        return core, core
+        return owners
 
     def _layers_of(
-        self, optimizer: torch.optim.Optimizer, *, full: bool = False, foreign: bool = False
+        self, optimizers: Sequence[torch.optim.Optimizer], *, full: bool = False, foreign: bool = False
     ) -> dict[int, SparseLayer]:
-        """The layers by id of their parameter, which ``optimizer`` must hold, their weights 0 outside the masks.
+        """The layers by id of their parameter, which ``optimizers`` must hold, their weights 0 outside the masks.
 
         ``full``: all weights are looked at, not only those that were written to. ``foreign``: an optimizer that knows nothing
         of masks has just stepped, and writes everywhere.
         """
         layers = {id(layer.follow()): layer for layer in self.layers.values()}
-        if missing := _optimizer_state.missing(optimizer, layers):
+        if missing := _optimizer_state.missing(optimizers, layers):
             replaced = [layer.name for layer in missing if self._watch.was_another(layer)]
             cause = f" ({', '.join(replaced)}: another parameter than the optimizer's has come in its place)"
             raise ValueError(
@@ -290,7 +304,7 @@ class Topology:
                 "Create it after wrapping, sharding or replacing the model's parameters"
             )
         if self._unchecked:
-            self._check_loaded(optimizer)
+            self._check_loaded(optimizers)
         elif not foreign:
             self.check_weights(full)
         return layers
@@ -315,64 +329,63 @@ class Topology:
 
     def _replace(
         self,
-        optimizer: Stepper,
-        core: torch.optim.Optimizer,
-        fusing: FusingOptimizer | None,
+        steppers: Sequence[_optimizer_step.Owner],
         update: MaskUpdate,
         closure: Closure | None,
         scaler: torch.amp.GradScaler | None,
     ) -> bool:
-        """``order="replace"``: the update alone, without the optimizer's step."""
+        """``order="replace"``: the update alone, without the optimizers' step."""
         if closure is not None:
             with torch.enable_grad():
                 closure()
-        if _optimizer_step.accumulates(optimizer):
+        if any([_optimizer_step.accumulates(one.optimizer) for one in steppers]):
             return False
-        self._layers_of(core, full=True)
+        self._layers_of([one.core for one in steppers], full=True)
         update.check_gradients(self.layers.values())
-        if scaler is not None and not _optimizer_step.unscale(scaler, optimizer):
+        if scaler is not None and not all([_optimizer_step.unscale(scaler, one.optimizer) for one in steppers]):
             return False
-        return self._finish(core, fusing, update)
+        return self._finish(steppers, update)
 
     @torch.no_grad()
-    def _finish(self, core: torch.optim.Optimizer, fusing: FusingOptimizer | None, update: MaskUpdate | None) -> bool:
-        """After the optimizer's step: masks what it does not mask, updates what it has not updated, counts."""
-        if fusing is None:
-            self._torn = True
-            for layer in self.layers.values():
+    def _finish(self, steppers: Sequence[_optimizer_step.Owner], update: MaskUpdate | None) -> bool:
+        """After the optimizers' step: masks what they do not mask, updates what they have not updated, counts."""
+        owners = _optimizer_step.owners_of(self.layers.values(), steppers)
+        fused = any(one.fusing is not None for one in steppers)
+        self._torn = True
+        for name, layer in self.layers.items():
+            if owners[name].fusing is None:
                 off = layer.inactive()
                 layer.param.masked_fill_(off, 0)
-                _optimizer_state.zero_state(core, layer.param, off)
+                _optimizer_state.zero_state(owners[name].core, layer.param, off)
         round = self._round
         if update is not None:
             journal = self._journal or self._begin(update)  # the step that carried the update has begun it
-            done = self._updated if fusing is not None else set()
-            left = [layer for name, layer in self.layers.items() if name not in done and layer.param.requires_grad]
-            self._swap(core, fusing, update, left, journal.before)
-            for name, layer in self.layers.items():  # in frozen layers nothing grew
-                layer.previous_bits = journal.before[name] if name in done or layer.param.requires_grad else None
+            done = self._updated if fused else set()
+            swapped = {name for name, layer in self.layers.items() if name in done or update.reaches(layer)}
+            self._swap(owners, update, [self.layers[name] for name in self.layers if name in swapped - done], journal.before)
+            for name, layer in self.layers.items():  # in others nothing grew
+                layer.previous_bits = journal.before[name] if name in swapped else None
             round += 1
         self._watch.note(self.layers.values())
-        counted = {"_stepped": False, "_updated": set(), "_uncounted": 0} if fusing is not None else {}
+        counted = {"_stepped": False, "_updated": set(), "_uncounted": 0} if fused else {}
         self.__dict__.update(counted, _t=self._t + 1, _round=round, _journal=None, _torn=False)
         return update is not None
 
     def _swap(
         self,
-        core: torch.optim.Optimizer,
-        fusing: FusingOptimizer | None,
+        owners: Mapping[str, _optimizer_step.Owner],
         update: MaskUpdate,
         layers: Sequence[SparseLayer],
         before: Mapping[str, Tensor],
     ) -> None:
         """The topology alone, for ``layers`` whose step did not carry the update: one call per device."""
-        reset_regrown = update.method.reset_regrown
         groups = defaultdict(list)
         for layer in layers:
+            fusing = owners[layer.name].fusing
             if fusing is not None:
                 momentum = fusing.momentum_buffer(layer)
             else:  # masks do not tell which weights were dropped and regrown: a marker does, it comes back 0 there
-                momentum = torch.ones_like(layer.param) if reset_regrown else None
+                momentum = torch.ones_like(layer.param) if update.method.reset_regrown else None
             groups[layer.param.device, momentum is None].append((layer, momentum))
         for rows in groups.values():
             params: list[Tensor] = [layer.param for layer, _ in rows]
@@ -380,7 +393,7 @@ class Topology:
             momenta = [momentum for _, momentum in rows if momentum is not None]
             given = grads if update.method.needs_gradients else []
             update.apply(LayerBatch([layer for layer, _ in rows], params, given, momenta))
-            if fusing is None:
-                for layer, marker in rows:
+            for layer, marker in rows:
+                if owners[layer.name].fusing is None:
                     cleared = layer.bools(before[layer.name] & ~layer.mask_bits) if marker is None else marker == 0
-                    _optimizer_state.zero_state(core, layer.param, cleared)
+                    _optimizer_state.zero_state(owners[layer.name].core, layer.param, cleared)
