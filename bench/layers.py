@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import importlib
-import json
 import math
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ from torch.nn.functional import pad
 
 from dstee import ops
 from dstee._console import UsageError
+from dstee._files import is_shape, open_regular, parse_json
 from dstee.encoding import unpack_bits
 
 from .shapes import SHAPES, Shape
@@ -172,18 +173,20 @@ def _of_file(path: Path) -> dict[str, Shape]:
 
 def _safetensors_shapes(path: Path) -> dict[str, Shape]:
     """Only the header is read: 8 bytes of its length, then JSON."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
+    with open(path, "rb", opener=open_regular) as file:
+        size = os.fstat(file.fileno()).st_size
         length = int.from_bytes(file.read(8), "little")
         if not 2 <= length <= min(LARGEST_HEADER, size - 8):
             raise ValueError(f"a header of {length} bytes in a file of {size}: damaged or no safetensors file")
-        header: dict[str, Any] = json.loads(file.read(length))
+        header = parse_json(file.read(length))
+    if not isinstance(header, dict):
+        raise ValueError("the header is no object")
     found = {}
     for name, entry in header.items():
         if name == "__metadata__":
             continue
         shape = entry["shape"] if isinstance(entry, dict) else None
-        if not isinstance(shape, list) or not all(type(d) is int and 0 <= d < 1 << 40 for d in shape):
+        if not isinstance(shape, list) or not is_shape(shape):
             raise ValueError(f"entry {name!r} has no proper shape")
         if entry.get("dtype") in ("F32", "F16", "BF16", "F64"):
             found[name] = tuple(shape)

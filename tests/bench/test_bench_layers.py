@@ -52,6 +52,28 @@ def test_damaged_model_files_are_told(tmp_path: Path, name: str, content: bytes 
         layers.of_model(str(tmp_path / name))
 
 
+ENTRY = b'{"dtype":"F32","shape":[%s],"data_offsets":[0,0]}'
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"[1]",
+        b"[" * 100_000,
+        b'{"a":' + ENTRY % b"4,4" + b',"a":' + ENTRY % b"2,2" + b"}",
+        b'{"a":' + ENTRY % b"true,4" + b"}",
+        b'{"a":' + ENTRY % b"-4,4" + b"}",
+        b'{"a":' + ENTRY % b"0,1099511627775,1099511627775" + b"}",
+        b'{"a":' + ENTRY % (b"9" * 5000) + b"}",
+        b'{"a":' + ENTRY % b"NaN" + b"}",
+    ],
+)
+def test_headers_that_no_model_has_are_refused(tmp_path: Path, header: bytes) -> None:
+    (tmp_path / "m.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(UsageError, match=r"--from-model .*m\.safetensors cannot be read: "):
+        layers.of_model(str(tmp_path / "m.safetensors"))
+
+
 @pytest.mark.parametrize(
     "source", ["nothing", "no_such_module:f", "support.bench_plugin:absent", "math:pi", "support.bench_plugin:Lazy.__name__"]
 )
