@@ -90,8 +90,8 @@ def exploration_limit(sparse: SparseModel) -> Shares:
 def dead_units(sparse: SparseModel) -> Shares:
     """Share of output units (rows of a linear layer, channels of a convolution) without a single active weight.
 
-    Of the packed projections of attention the units are those of query, key and value; of stacked experts,
-    [experts, in, out], those of each expert; transformers' ``Conv1D`` has its units in the last dimension.
+    Of the packed projections of attention the units are those of query, key and value; of stacked experts, [experts, in, out]
+    (with ``is_transposed = False`` [experts, out, in]), those of each expert; of transformers' ``Conv1D`` its columns.
     """
     dead, units = summary.dead_units(list(sparse.layers.values()))
     return _shares(dict(zip(sparse.layers, dead, strict=True)), dict(zip(sparse.layers, units, strict=True)))

@@ -14,7 +14,7 @@ from dstee import weight_kinds
 from dstee.parameter_names import plain_modules
 from dstee.weight_kinds import Computed, is_lazy
 
-__all__ = ["Candidate", "LeftOut", "Predicate", "Rule", "Rules", "Selection", "candidates", "select"]
+__all__ = ["Candidate", "LeftOut", "Predicate", "Rule", "Rules", "Selection", "candidates", "refuse_computed", "select"]
 
 Predicate = Callable[[str, nn.Module, nn.Parameter], bool]
 Rule: TypeAlias = str | type | Predicate
@@ -86,7 +86,7 @@ def select(model: nn.Module, include: Rules, exclude: Rules, *, frozen: bool = F
     modules = {name: module for name, _, module in plain_modules(model)}
     included = {name for rule in _rules("include", include) for name in _included(rule, found)}
     excluded = {name for rule in _rules("exclude", exclude) for name in _excluded(rule, found, modules)}
-    _refuse_computed([c for c in found if c.name in included - excluded])
+    refuse_computed("include", [c for c in found if c.name in included - excluded])
     offered = [c for c in found if c.name not in excluded and (is_lazy(c.param) or c.param.numel())]
     reasons = {c.name: _reason(c, frozen) for c in offered if c.name not in included}
     _keep_projections_together(offered, reasons)
@@ -103,15 +103,23 @@ def select(model: nn.Module, include: Rules, exclude: Rules, *, frozen: bool = F
 
 
 def _is_matrix(c: Candidate) -> bool:
-    """Whether it counts: two or more dimensions, and no embedding, norm or bias."""
+    """Whether it counts: two or more dimensions, and no embedding, norm, bias, or vector that is broadcast."""
     if is_lazy(c.param) or c.param.dim() < 2:
         return False
-    return not any(weight_kinds.is_embedding(m) or weight_kinds.is_norm(m) or "bias" in a for _, m, a in c.owners)
+    if _is_standard(c):
+        return True
+    if any(weight_kinds.is_embedding(m) or weight_kinds.is_norm(m) or "bias" in a for _, m, a in c.owners):
+        return False
+    return c.computed() is not None or not any(weight_kinds.is_broadcast(m, c.param) for _, m, _ in c.owners)
+
+
+def _is_standard(c: Candidate) -> bool:
+    return all(weight_kinds.is_standard(module, attribute) for _, module, attribute in c.owners)
 
 
 def _reason(c: Candidate, frozen: bool) -> str | None:
     """Why a parameter is not sparse by default: None where it is, "" where nobody expects it to be."""
-    standard = all(weight_kinds.is_standard(module, attribute) for _, module, attribute in c.owners)
+    standard = _is_standard(c)
     if c.computed() is not None:
         return "from which a module computes its weight" if _is_matrix(c) else ""
     own = next((module for _, module, _ in c.owners if weight_kinds.has_own_forward(module)), None)
@@ -131,11 +139,11 @@ def _reason(c: Candidate, frozen: bool) -> str | None:
 
 def _keep_projections_together(offered: list[Candidate], reasons: dict[str, str | None]) -> None:
     """Query, key and value of one attention are sparse together or not at all, unless the user's rules say otherwise."""
-    projections: dict[int, list[str]] = {}
+    projections: dict[str, list[str]] = {}
     for c in offered:
-        for _, module, attribute in c.owners:
-            if isinstance(module, nn.MultiheadAttention) and attribute in ("q_proj_weight", "k_proj_weight", "v_proj_weight"):
-                projections.setdefault(id(module), []).append(c.name)
+        for _, module_name, attribute in _paths(c):
+            if attribute in ("q_proj_weight", "k_proj_weight", "v_proj_weight"):
+                projections.setdefault(module_name, []).append(c.name)
     for names in projections.values():
         if any(reasons.get(name) for name in names):
             for name in names:
@@ -170,12 +178,13 @@ def _patterns(names: list[str], matrices: list[str]) -> tuple[str, ...]:
     return patterns if matched == set(names) and len(patterns) < len(names) else tuple(names)
 
 
-def _refuse_computed(chosen: Sequence[Candidate]) -> None:
+def refuse_computed(argument: str, chosen: Sequence[Candidate]) -> None:
+    """Raises ValueError naming the parameters that a module computes its weight from."""
     lines = [f"{c.name}: {w.name} is computed from it; {w.remedy}" for c in chosen if (w := c.computed()) is not None]
     if lines:
         raise ValueError(
-            "include names parameters that cannot be masked, because a mask would not hold on the weight computed from them "
-            "(exclude them, or make the weight a parameter):\n  " + "\n  ".join(lines)
+            f"{argument}= takes parameters that cannot be masked: a mask would not hold on the weight computed from them. "
+            "Leave them out, or make the weight a parameter:\n  " + "\n  ".join(lines)
         )
 
 
@@ -239,7 +248,7 @@ def _excluded(rule: Rule, found: list[Candidate], modules: dict[str, nn.Module])
     names = {
         c.name
         for c in found
-        for name, (module_name, _, _) in zip(c.names(), c.owners, strict=True)
+        for name, module_name, _ in _paths(c)
         if _ancestors(module_name) & inside or (isinstance(rule, str) and fnmatchcase(name, rule))
     }
     if isinstance(rule, str) and not names:

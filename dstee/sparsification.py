@@ -16,7 +16,7 @@ from dstee.layer_batch import count_nonzero
 from dstee.methods import DSTEE, METHODS, Method
 from dstee.parameter_names import match_names
 from dstee.schedule import UpdateSchedule
-from dstee.selection import Candidate, Rules, candidates, select
+from dstee.selection import Candidate, Rules, candidates, refuse_computed, select
 from dstee.sparse_layer import check_parameter, is_binary, make_layer
 from dstee.sparse_model import SparseModel, keeper_of
 
@@ -80,6 +80,7 @@ def sparsify(
         if isinstance(masks, Mapping):
             if include is not None or exclude is not None:
                 raise ValueError("masks name the layers: leave out include and exclude")
+            refuse_computed("masks", [c for c in candidates(model) if not masks.keys().isdisjoint(c.names())])
             return from_masks(model, masks, method=method, schedule=schedule, seed=seed, track_exploration=track_exploration)
     elif masks not in (None, "magnitude"):
         raise ValueError(f"masks must be a dict from parameter name to mask, 'nonzero' or 'magnitude', got {masks!r}")

@@ -18,7 +18,8 @@ def alive_units(layer: SparseLayer) -> Tensor:
 
     - transposed convolutions, [in, out / groups, ...]: each group of inputs has its own outputs;
     - the ``Conv1D`` of transformers, [in, out];
-    - stacked experts, [experts, in, out] as ``torch.bmm`` takes them: each expert has its own outputs.
+    - stacked experts, [experts, in, out], or [experts, out, in] where the module says ``is_transposed = False``: each expert
+      has its own outputs.
     """
     mask = layer.active()
     if isinstance(layer.module, _ConvTransposeNd):
@@ -27,5 +28,6 @@ def alive_units(layer: SparseLayer) -> Tensor:
     if weight_kinds.is_conv1d(layer.module):
         return mask.any(0)
     if weight_kinds.is_stack(layer.module, layer.param):
-        return mask.any(1).flatten()
+        outputs = weight_kinds.outputs_of_stack(layer.module)
+        return mask.any(3 - outputs).flatten()
     return mask.reshape(mask.shape[0], -1).any(1)

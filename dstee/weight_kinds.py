@@ -11,6 +11,7 @@ __all__ = [
     "Computed",
     "computed",
     "has_own_forward",
+    "is_broadcast",
     "is_conv1d",
     "is_embedding",
     "is_lazy",
@@ -18,6 +19,7 @@ __all__ = [
     "is_recurrent",
     "is_stack",
     "is_standard",
+    "outputs_of_stack",
 ]
 
 _CONV = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -67,6 +69,19 @@ def is_recurrent(module: nn.Module) -> bool:
 def is_stack(module: nn.Module, p: Tensor) -> bool:
     """Matrices of several experts in one parameter, [experts, in, out]: three dimensions in a module that is not torch's."""
     return p.dim() == 3 and not isinstance(module, (nn.Linear, *_CONV, nn.Bilinear)) and not _is_torchs(type(module))
+
+
+def outputs_of_stack(module: nn.Module) -> int:
+    """The dimension of a stack's outputs: the last, as ``torch.bmm`` has it, or the second where ``is_transposed`` is False.
+
+    transformers sets ``is_transposed`` on its experts: True is [experts, in, out], False [experts, out, in].
+    """
+    return 1 if getattr(module, "is_transposed", True) is False else 2
+
+
+def is_broadcast(module: nn.Module, p: Tensor) -> bool:
+    """No matrix in spite of its dimensions: one vector, or a table [1, ...] that a module adds (tokens, positions)."""
+    return not _is_torchs(type(module)) and (p.numel() == max(p.shape) or (p.dim() > 2 and p.shape[0] == 1))
 
 
 def has_own_forward(module: nn.Module) -> bool:

@@ -299,6 +299,13 @@ def test_attention_projections():
     assert metrics.flops(sparse, {"query": query, "key": key, "value": value}).dense_inference == expected
 
 
+def test_computed_weights_are_counted_in_full():
+    attention = nn.utils.parametrizations.spectral_norm(nn.MultiheadAttention(8, 2), "in_proj_weight")
+    sparse = sparsify(attention, 0.5, exclude="in_proj_weight")
+    found = metrics.flops(sparse, (torch.rand(4, 8),) * 3)
+    assert (found.dense_inference, found.sparse_inference) == (2 * 4 * 256, 2 * 4 * (192 + 32))
+
+
 def test_tied_weights_cost_each_use():
     model = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6))
     model[1].weight = model[0].weight

@@ -59,7 +59,9 @@ class StdConv2d(nn.Conv2d):
 
 
 class ScaledStdConv2d(StdConv2d):
-    pass
+    def __init__(self, *args) -> None:
+        super().__init__(*args)
+        self.gain = nn.Parameter(torch.ones(self.out_channels, 1, 1, 1))
 
 
 class OwnLinear(nn.Linear):
@@ -154,7 +156,7 @@ def test_parameters_of_a_computed_weight_stay_dense_and_are_refused_under_includ
     assert list(sparse.layers) == ["1.weight"]
     left = next(left for left in sparse.left_out if not left.include)
     assert remedy in left.remedy and remedy in str(left) and "from which a module computes its weight" in str(left)
-    everything = {name for name, p in sparse.model[0].named_parameters() if p.dim() > 1 and "bias" not in name}
+    everything = {name for name, p in sparse.model[0].named_parameters() if p.dim() > 1 and name != "gain"}
     assert {name.removeprefix("0.") for entry in sparse.left_out for name in entry.names} == everything
     rules = ["0", "*", *left.names, lambda name, module, p: name in left.names, type(build())]
     for rule in rules:
@@ -164,12 +166,22 @@ def test_parameters_of_a_computed_weight_stay_dense_and_are_refused_under_includ
             continue  # they belong to another module
         if rule == "0" and kind == "orthogonal":
             continue
-        with pytest.raises(ValueError, match=rf"include names parameters that cannot be masked(.|\n)*0\..*{remedy}") as error:
+        with pytest.raises(ValueError, match=rf"include= takes parameters that cannot be masked(.|\n)*0\..*{remedy}") as error:
             sparsify(model, include=rule)
         if rule == "*" or isinstance(rule, type):  # both halves of a pair, by name
             assert all(name in str(error.value) for name in left.names)
         assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
     assert list(sparsify(beside(build()), include="*", exclude="0").layers) == ["1.weight"]
+    model = beside(build())
+    masks = {name: torch.ones_like(model.get_parameter(name)) for name in ("1.weight", *left.names)}
+    with pytest.raises(ValueError, match=rf"masks= takes parameters that cannot be masked(.|\n)*0\..*{remedy}"):
+        dstee.sparsify(model, masks=masks)
+
+
+def test_a_computed_weight_is_excluded_by_its_own_name():
+    model = nn.Sequential(parametrizations.weight_norm(nn.Linear(4, 4)), nn.Linear(4, 4))
+    sparse = dstee.sparsify(model, 0.5, exclude="0.weight")  # no warning: it is meant
+    assert list(sparse.layers) == ["1.weight"] and sparse.left_out == ()
 
 
 def test_modules_inside_a_parametrization_stay_dense():
@@ -192,6 +204,8 @@ def test_query_key_and_value_are_sparse_together_or_not_at_all():
     sparse = sparsify(nn.Sequential(half_frozen_attention(), nn.Linear(64, 256)))
     assert list(sparse.layers) == ["0.out_proj.weight", "1.weight"]
     assert {name for left in sparse.left_out for name in left.names} == {f"0.{n}_proj_weight" for n in "qkv"}
+    attention = nn.MultiheadAttention(8, 2, kdim=6, vdim=4)
+    assert list(sparsify(parametrizations.spectral_norm(attention, "k_proj_weight")).layers) == ["out_proj.weight"]
     taken = sparsify(half_frozen_attention(), include="q_proj_weight")
     assert list(taken.layers) == ["q_proj_weight", "k_proj_weight", "v_proj_weight", "out_proj.weight"]
 
@@ -212,6 +226,18 @@ def test_subclasses_that_compute_as_torch_does_are_as_before(wrap):
     model[1].forward = model[1].forward  # a wrapper of the instance, as accelerate's hooks, is no forward of the class
     sparse = dstee.sparsify(model, 0.5)
     assert list(sparse.layers) == ["0.weight", "1.weight"] and sparse.left_out == ()
+
+
+def test_tokens_positions_and_gains_are_no_matrices():
+    class Embeddings(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cls_token, self.positions = nn.Parameter(torch.randn(1, 1, 9)), nn.Parameter(torch.randn(1, 99, 9))
+            self.gain = nn.Parameter(torch.ones(9, 1, 1))
+
+    sparse = dstee.sparsify(nn.Sequential(Embeddings(), nn.Linear(9, 9)), 0.5)
+    assert list(sparse.layers) == ["1.weight"] and sparse.left_out == ()
+    assert "0.positions" in dstee.sparsify(nn.Sequential(Embeddings(), nn.Linear(9, 9)), 0.5, include="0.positions").layers
 
 
 def test_ten_per_cent_may_stay_dense_without_a_warning():

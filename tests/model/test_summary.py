@@ -18,13 +18,21 @@ def silence(sparse: dstee.SparseModel, name: str, mask: Tensor) -> None:
     layer.param.data.uniform_(0.1, 1).mul_(mask)
 
 
-def test_dead_units_of_experts_are_those_of_each_expert():
+@pytest.mark.parametrize("transposed", [None, True, False])
+def test_dead_units_of_experts_are_those_of_each_expert(transposed):
+    """[experts, in, out], unless the module says that its experts are not transposed, as those of transformers do."""
     model = Experts()
+    if transposed is not None:
+        model.is_transposed = transposed
+    if transposed is False:
+        model.gate_up, model.down = nn.Parameter(torch.randn(4, 10, 6)), nn.Parameter(torch.randn(4, 6, 5))
     sparse = dstee.sparsify(model, 0.5, include=["gate_up", "down"])
     mask = torch.ones(4, 5, 6, dtype=torch.bool)
     mask[0, :, 2:4] = mask[3, :, 5] = False
-    silence(sparse, "down", mask)
-    silence(sparse, "gate_up", torch.ones(4, 6, 10, dtype=torch.bool))
+    mask[1, 0] = False  # an input
+    turn = transposed is False
+    silence(sparse, "down", mask.transpose(1, 2).contiguous() if turn else mask)
+    silence(sparse, "gate_up", torch.ones(sparse.layers["gate_up"].shape, dtype=torch.bool))
     assert metrics.dead_units(sparse).per_layer == {"gate_up": 0.0, "down": 3 / 24}
     silent = (model(torch.rand(4, 7, 6)) == 0).all(1)
     assert int(silent.sum()) == 3

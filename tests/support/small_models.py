@@ -68,5 +68,8 @@ class Experts(nn.Module):
         self.gate_up_bias = nn.Parameter(torch.zeros(4, 10))
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, up = torch.bmm(x, self.gate_up).add(self.gate_up_bias[:, None]).chunk(2, -1)
-        return torch.bmm(gate.relu() * up, self.down)
+        gate_up, down = self.gate_up, self.down
+        if getattr(self, "is_transposed", True) is False:  # transformers' word for [experts, out, in]
+            gate_up, down = gate_up.transpose(1, 2), down.transpose(1, 2)
+        gate, up = torch.bmm(x, gate_up).add(self.gate_up_bias[:, None]).chunk(2, -1)
+        return torch.bmm(gate.relu() * up, down)
