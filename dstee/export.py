@@ -147,7 +147,9 @@ def check_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     problems += [f"{name!r}: not in the model" for name in state if name not in expected]
     for name in expected.keys() & state.keys():
         e, s = expected[name], state[name]
-        if (s.shape, s.dtype) != (e.shape, e.dtype):
+        if not isinstance(s, Tensor):
+            problems.append(f"{name}: {type(s).__name__}, the model has a tensor")
+        elif (s.shape, s.dtype) != (e.shape, e.dtype):
             problems.append(f"{name}: {s.dtype} {list(s.shape)}, the model has {e.dtype} {list(e.shape)}")
     if problems:
         raise ValueError("the export does not fit the model, nothing was changed:\n  " + "\n  ".join(sorted(problems)))

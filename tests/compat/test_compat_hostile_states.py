@@ -139,6 +139,26 @@ def test_a_sparse_model_believes_nothing_either(trained: Training) -> None:
     assert taken
 
 
+def test_a_parametrized_state_is_not_believed_either() -> None:
+    def linear() -> torch.nn.Linear:
+        torch.manual_seed(0)
+        return torch.nn.Linear(4, 3)
+
+    prefix = "parametrizations.weight"
+    mask = (torch.arange(12) % 2 == 0).view(3, 4)
+    good = {f"{prefix}.original": torch.ones(3, 4), f"{prefix}.0.mask": mask.float(), "bias": torch.zeros(3)}
+    assert torch.equal(checkpoints.load(linear(), good).mask("weight"), mask)
+    for path in leaves(good):
+        for value in (*JUNK, torch.full((3, 4), math.nan), torch.full((3, 4), 0.5), torch.ones(4, 3), KeyError):
+            if path == (f"{prefix}.original",) and isinstance(value, torch.Tensor) and value.shape == (3, 4):
+                continue
+            model = linear()
+            before = copied(model.state_dict())
+            with pytest.raises(ValueError):
+                checkpoints.load(model, replaced(good, path, value))
+            assert_same(copied(model.state_dict()), before, f"after {path} = {value!r}")
+
+
 def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     torch.save({"a.weight": torch.ones(2, 2)}, tmp_path / "good")
     assert list(checkpoints.read(tmp_path / "good")) == ["a.weight"]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dstee.compat.libraries import CheckpointFormat, State
-from dstee.compat.plain_masks import to_masks
+from dstee.compat.plain_masks import check_mask, to_masks
 from dstee.sparse_model import SparseModel
 
 __all__ = ["ENTRY", "to_parametrized"]
@@ -54,7 +54,11 @@ class _Format(CheckpointFormat):
         for name, t in state.items():
             base, part = _split(name)
             if part == "0.mask":
-                weights[base] = torch.where(t != 0, weights[base], 0)
+                weight = weights.get(base)
+                if not isinstance(weight, Tensor):
+                    raise ValueError(f"the checkpoint holds a mask of {base} and no weight")
+                check_mask(base, t, weight.shape)
+                weights[base] = torch.where(t != 0, weight, 0)
         return weights
 
 
