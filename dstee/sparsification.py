@@ -42,8 +42,9 @@ def sparsify(
 ) -> SparseModel:
     """Gives the weights of ``model`` masks, zeroes what they rule out, and returns the keeper of the masks.
 
-    Sparse become the weights of Linear, Conv1d-3d, ConvTranspose1d-3d, MultiheadAttention and the ``Conv1D`` of transformers;
-    never norms, biases or embeddings. A tied weight counts once, under its first name; tied to an embedding it is one.
+    Sparse become the weights of Linear, Conv1d-3d, ConvTranspose1d-3d, MultiheadAttention and the ``Conv1D`` of transformers
+    (any class of that name with a weight [in, nf]); never norms, biases or embeddings. A tied weight counts once, under its
+    first name; tied to an embedding it is one.
 
     Other matrices stay dense, and ``summary()`` says which and why: frozen weights, recurrent ones, stacks of experts, those of
     other modules and of subclasses with a ``forward`` of their own (``include`` takes all these), and parameters from which

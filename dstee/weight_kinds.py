@@ -68,7 +68,7 @@ def is_recurrent(module: nn.Module) -> bool:
 
 def is_stack(module: nn.Module, p: Tensor) -> bool:
     """Matrices of several experts in one parameter, [experts, in, out]: three dimensions in a module that is not torch's."""
-    return p.dim() == 3 and not isinstance(module, (nn.Linear, *_CONV, nn.Bilinear)) and not _is_torchs(type(module))
+    return p.dim() == 3 and not isinstance(module, (nn.Linear, *_CONV, nn.Bilinear)) and not _is_torchs_layer(module)
 
 
 def outputs_of_stack(module: nn.Module) -> int:
@@ -81,7 +81,7 @@ def outputs_of_stack(module: nn.Module) -> int:
 
 def is_broadcast(module: nn.Module, p: Tensor) -> bool:
     """No matrix in spite of its dimensions: one vector, or a table [1, ...] that a module adds (tokens, positions)."""
-    return not _is_torchs(type(module)) and (p.numel() == max(p.shape) or (p.dim() > 2 and p.shape[0] == 1))
+    return not _is_torchs_layer(module) and (p.numel() == max(p.shape) or (p.dim() > 2 and p.shape[0] == 1))
 
 
 def has_own_forward(module: nn.Module) -> bool:
@@ -98,6 +98,11 @@ def has_own_forward(module: nn.Module) -> bool:
 def _is_torchs(cls: type) -> bool:
     """torch's own class, or the one that ``torch.nn.utils.parametrize`` puts in the place of another."""
     return cls.__module__.split(".")[0] == "torch"
+
+
+def _is_torchs_layer(module: nn.Module) -> bool:
+    """A module of torch that knows what its parameters are for; its lists and dicts do not."""
+    return _is_torchs(type(module)) and not isinstance(module, (nn.ParameterList, nn.ParameterDict))
 
 
 class Computed(NamedTuple):

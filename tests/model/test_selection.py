@@ -81,6 +81,14 @@ class Renamed(nn.Linear):
         return "renamed"
 
 
+class ListedExperts(nn.Module):
+    """Experts in a container of torch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weights = nn.ParameterList([torch.randn(3, 4, 5)])
+
+
 def beside(module: nn.Module) -> nn.Sequential:
     """``module`` in front of a layer that is large enough to keep the warning away."""
     return nn.Sequential(module, nn.Linear(64, 256))
@@ -101,6 +109,7 @@ TAKEN_BY_INCLUDE = {
     "GRU": (lambda: nn.GRU(4, 3), r"recurrent \(GRU\)", {"weight_ih_l0", "weight_hh_l0"}),
     "cell": (lambda: nn.LSTMCell(4, 3), r"recurrent \(LSTMCell\)", {"weight_ih", "weight_hh"}),
     "experts": (Experts, "of three dimensions, as of stacked experts, in Experts", {"gate_up", "down"}),
+    "listed experts": (ListedExperts, "of three dimensions, as of stacked experts, in ParameterList", {"weights.0"}),
     "bilinear": (lambda: nn.Bilinear(3, 4, 5), "in Bilinear, which is no Linear", {"weight"}),
     "frozen": (lambda: frozen(nn.Linear(4, 4)), r"frozen \(requires_grad is False\)", {"weight"}),
     "frozen Conv1D": (lambda: frozen(Conv1D(4, 6)), "frozen", {"weight"}),
