@@ -50,13 +50,11 @@ class _Forks:
     """
 
     def __init__(self) -> None:
-        self.unsure = True  # what a call looks at: it is to ask before it runs
+        self.unsure = True  # what a call looks at: whether it is to ask before it runs
         self._child = self._used = self._threads = False
 
-    def ask(self, device_type: str) -> None:
-        """Raises RuntimeError where a call would wait for ever."""
-        if device_type != "cpu":
-            return
+    def ask(self) -> None:
+        """Raises RuntimeError where a call of a CPU kernel would wait for ever."""
         self._used = True
         if not self._child:
             self.note_threads()
@@ -119,8 +117,8 @@ def function(op: str, device_type: str | None = None) -> Callable:
         # tensor among the arguments choose: a meta kernel does nothing, without a word.
         first = args[0][0] if isinstance(args[0], list) else args[0]
         device = device_type or first.device.type
-        if _forks.unsure:
-            _forks.ask(device)
+        if device == "cpu" and _forks.unsure:
+            _forks.ask()
         result = kernel.redispatch(_KEYS[device], *args)
         for i in written:  # else autograd could use a saved weight that has changed since, without a word
             version_counters.bump(args[i])
