@@ -247,6 +247,11 @@ std::vector<Layer> read_update(DeviceType device, const UpdateArguments& a) {
   return layers;
 }
 
+std::vector<Layer> read_masked(DeviceType device, const Tensors& params, const Tensors& mask_bits) {
+  Checks check(device, params);
+  return read_layers(check, device, params, {}, {}, mask_bits, {}, {}, {});
+}
+
 double read_scalar(const Tensor& t) {
   const void* p = t.const_data_ptr();
   switch (t.scalar_type()) {

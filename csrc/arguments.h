@@ -61,6 +61,7 @@ void drop_grow_entry(const Tensors& params, const Tensors& grads, const Tensors&
 // whose checks (dstee/_checks.py) then find the words for it.
 std::vector<Layer> read_step(DeviceType device, const StepArguments& a);
 std::vector<Layer> read_update(DeviceType device, const UpdateArguments& a);
+std::vector<Layer> read_masked(DeviceType device, const Tensors& params, const Tensors& mask_bits);
 
 // The number in a checked `lr`, `grad_scale` or `found_inf` on the CPU.
 double read_scalar(const Tensor& t);

@@ -22,6 +22,7 @@ __all__ = ["DEVICES", "function", "interpreted", "missing", "module", "why_not"]
 _MODULES = {
     "masked_sgd_": "masked_sgd", "drop_grow_": "drop_grow", "pack_mask": "pack_mask", "unpack_mask": "pack_mask",
     "encode_counts": "counts", "decode_counts": "counts", "count_active": "counts", "count_explored": "counts",
+    "count_outside": "count_outside",
 }  # fmt: skip
 DEVICES = ("cuda", "xpu")  # torch calls ROCm cuda
 
@@ -37,8 +38,6 @@ def why_not(op: str, device: torch.device) -> str | None:
         return "Triton has no CPU kernels; TRITON_INTERPRET=1, set before Python starts, interprets them (slow, for tests)"
     if device.type != "cpu" and interpreted():
         return f"TRITON_INTERPRET is set, and the interpreter cannot read the memory of {device.type} devices: unset it"
-    if op not in _MODULES:
-        return f"there is no Triton kernel of {op}"
     if device.type not in (*DEVICES, "cpu"):
         return f"the Triton kernels are written for {' and '.join(DEVICES)} devices, not for {device.type}"
     return missing()

@@ -80,6 +80,8 @@ def variants(dtypes: Sequence[str] = DTYPES) -> list[Variant]:
             w, g, m, bits = (torch.zeros(n, dtype=t) for t in (dtype, dtype, dtype, torch.uint8))
             bits, counts, other = bits[: n // 8], torch.zeros(n, dtype=torch.int16), torch.zeros(n)
             rule: dict[str, Any] = {"lr": 0.1, "momentum": 0.9, "weight_decay": 1e-4}
+            ops.count_outside([w], [bits])
+            take(name)
             ops.masked_sgd_([w], [g], [m], [bits], **rule)
             take(f"{name} momentum")
             slow: dict[str, Any] = rule | {"lr": one.double(), "nesterov": True, "maximize": True}
