@@ -90,20 +90,19 @@ class ParameterPlace:
         self._way: list[tuple[nn.Module, str, nn.Module]] = []
         self.module = self.root
         for key in path:
-            self._unwrap(key)
+            self._unwrap()
             child = self.module._modules.get(key)
             if child is None:
                 return False
             self._enter(key, child)
-        self._unwrap(self.attribute)
+        self._unwrap()
         return True
 
-    def _unwrap(self, key: str) -> None:
-        """Into wrappers, until a module has a child or parameter ``key``."""
-        while key not in self.module._modules and key not in self.module._parameters:
-            inner = next((key for key in self.module._modules if _wraps(self.module, key)), None)
-            child = self.module._modules.get(inner) if inner is not None else None
-            if inner is None or child is None:
+    def _unwrap(self) -> None:
+        """Into wrappers."""
+        while (inner := next((key for key in self.module._modules if _wraps(self.module, key)), None)) is not None:
+            child = self.module._modules[inner]
+            if child is None:
                 return
             self._enter(inner, child)
 
