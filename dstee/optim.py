@@ -12,6 +12,7 @@ from torch.optim.sgd import sgd as dense_sgd
 
 from dstee import _checks, _optimizer_state, ops
 from dstee._optimizer_step import Closure
+from dstee.layer_batch import LayerBatch
 from dstee.mask_update import MaskKeeper
 from dstee.sparse_layer import SparseLayer
 
@@ -90,12 +91,20 @@ class SparseSGD(torch.optim.SGD):
                 return loss
             layers, update = self.sparse.begin_step(self)
             # What can be wrong with any group is found before a sparse weight moves: by us here, by torch in its own step.
-            batches = [batch for group in self.param_groups for batch in _optimizer_state.sgd_batches(self, group, layers)]
-            for batch in batches:
-                if batch.rule is not None:
-                    _checks.check_rule(batch.rule, batch.momenta, batch.device)
+            batches: list[LayerBatch] = []
+            dense: list[tuple[dict[str, Any], list[Tensor]]] = []
             for group in self.param_groups:
-                self._dense_step(group, [p for p in group["params"] if p.grad is not None and id(p) not in layers])
+                found = _optimizer_state.sgd_batches(self, group, layers)
+                dense.append((group, [p for p in group["params"] if p.grad is not None and id(p) not in layers]))
+                for batch in found:
+                    if batch.rule is not None:
+                        _checks.check_rule(batch.rule, batch.momenta, batch.device)
+                if group["momentum"] != 0:
+                    for p in [*(p for batch in found for p in batch.params), *dense[-1][1]]:
+                        self.state[p]  # the order of entries, which saved states show, is not that of the steps below
+                batches += found
+            for group, params in dense:
+                self._dense_step(group, params)
             updated: list[SparseLayer] = []
             for batch in batches:
                 if update is None:

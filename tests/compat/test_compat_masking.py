@@ -307,3 +307,28 @@ def test_resuming_is_exact() -> None:
         one_layer([1.0] * 8, [0.0] * 8).load_state_dict(states[0])
     with pytest.raises(ValueError, match="masks of the state are not of the masked weights weight"):
         one_layer([1.0] * 8, [0.0] * 8, growth_mode="dst_ee").load_state_dict(states[0])
+
+
+@pytest.mark.parametrize("exact", ["fixed", "legacy"])
+def test_a_copy_of_model_optimizer_and_masking_trains_on(exact: str) -> None:
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    masking = Masking(optimizer, death_rate=0.3, growth_mode="gradient", args=namespace(), exact=exact)
+    masking.add_module(model, density=0.3, sparse_init="ERK")
+
+    def train(model: nn.Module, masking: Masking, steps: range) -> None:
+        for t in steps:
+            for i, p in enumerate(model.parameters()):
+                p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(10 * t + i))
+            masking.step()
+
+    train(model, masking, range(3))
+    twin, twins_optimizer, twins_masking = copy.deepcopy((model, optimizer, masking))
+    assert twins_masking.optimizer is twins_optimizer and twins_masking.modules[0] is twin
+    for one, its_masking in ((model, masking), (twin, twins_masking)):
+        train(one, its_masking, range(3, 8))
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), twin.parameters(), strict=True))
+    name = next(iter(masking.masks))
+    twins_masking.masks[name].zero_()
+    train(model, masking, range(8, 9))
+    assert bool(masking.masks[name].any()), "they share nothing"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +12,8 @@ from torch import Tensor, nn
 from dstee.compat.sparselearning.masks import Masks
 
 __all__ = ["MaskedModel"]
+
+M = TypeVar("M", bound="MaskedModel")
 
 
 class MaskedModel:
@@ -27,6 +31,14 @@ class MaskedModel:
         self.round = 0
         self._masks, self._fired = Masks(), Masks()
         self.clean_versions: dict[str, int] = {}  # of the weights that are known to be 0 outside the masks
+
+    def __deepcopy__(self: M, memo: dict[int, Any]) -> M:
+        """With the model and the optimizer, copied in the same call, the copy trains on."""
+        other = memo[id(self)] = object.__new__(type(self))
+        for masks in (self._masks, self._fired):
+            masks.whole_copy(memo)
+        other.__dict__.update({name: copy.deepcopy(value, memo) for name, value in vars(self).items()})
+        return other
 
     @property
     def masks(self) -> Masks:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import OrderedDict
 from collections.abc import Iterator, MutableMapping
 from typing import Any, SupportsIndex
@@ -141,6 +142,14 @@ class Masks(MutableMapping[str, Tensor]):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return OrderedDict, (), None, None, iter([(name, _plain_copy(self[name])) for name in self])
+
+    def whole_copy(self, memo: dict[int, Any]) -> Masks:
+        """What ``copy.deepcopy`` makes of the mapping where it is part of a Masking: live masks of the copied model."""
+        self._take_in()
+        masks = memo[id(self)] = Masks(self.dtype)
+        masks.round = self.round
+        masks._layers = copy.deepcopy(self._layers, memo)
+        return masks
 
     def copy(self) -> dict[str, Tensor]:
         """A plain dict of plain tensors."""
