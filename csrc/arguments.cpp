@@ -75,13 +75,13 @@ class Checks {
   void like_param(const Tensor& t, const Layout& layout, const char* name) const {
     place(t, name);
     STD_TORCH_CHECK(Layout(t) == layout, "dstee: ", name, " has another shape or memory order than its parameter");
-    STD_TORCH_CHECK(t.const_data_ptr() || layout.n == 0, "dstee: the storage of ", name, " has been freed");
+    check_memory(t, name);
   }
   void flat(const Tensor& t, ScalarType dtype, int64_t n, const char* name) const {
     place(t, name);
     STD_TORCH_CHECK(t.scalar_type() == dtype && t.dim() == 1 && t.numel() == n && t.is_contiguous(), "dstee: ", name,
                     " has another dtype or size than its parameter needs");
-    STD_TORCH_CHECK(t.const_data_ptr() || n == 0, "dstee: the storage of ", name, " has been freed");
+    check_memory(t, name);
   }
   // For no_overlap and signals_apart.
   void note(const void* p, int64_t bytes, bool written) {
@@ -114,6 +114,7 @@ class Checks {
     STD_TORCH_CHECK(
         dtype == ScalarType::Float || dtype == ScalarType::Double || dtype == ScalarType::BFloat16 || dtype == ScalarType::Half,
         "dstee: ", name, " is not float32, float64, bfloat16 or float16");
+    check_memory(*t, name);
   }
   void rule(const std::vector<double>& sgd, const Tensors& grads, const Tensors& momenta) const {
     STD_TORCH_CHECK(sgd.size() == 7, "dstee: sgd does not have the seven numbers of a step");
@@ -125,12 +126,14 @@ class Checks {
         tensor ? tensor->device().type() == device_ && tensor->numel() == 1 && tensor->scalar_type() == ScalarType::Long
                : round >= 0 && round <= kMaxRound,
         "dstee: round is not in 0..", kMaxRound, " or not one int64");
+    if (tensor) check_memory(*tensor, "round");
   }
   void k(const std::vector<int64_t>& k, const std::optional<Tensor>& tensor) const {
     STD_TORCH_CHECK(tensor ? tensor->device().type() == device_ && tensor->numel() == static_cast<int64_t>(layers_) &&
                                  tensor->is_contiguous() && tensor->scalar_type() == ScalarType::Long
                            : k.size() == layers_,
                     "dstee: k does not have one int64 per layer");
+    if (tensor) check_memory(*tensor, "k");
   }
   void seeds(const std::vector<int64_t>& grow_seeds) const {
     STD_TORCH_CHECK(grow_seeds.empty() || grow_seeds.size() == layers_, "dstee: grow_seeds has another length");
@@ -139,6 +142,7 @@ class Checks {
     STD_TORCH_CHECK(!bonus || (bonus->device().type() == device_ && bonus->scalar_type() == ScalarType::Float &&
                                bonus->dim() == 1 && bonus->is_contiguous() && bonus->numel() >= round + 2),
                     "dstee: bonus is not a float32 table of round + 2 entries");
+    if (bonus) check_memory(*bonus, "bonus");
   }
 
  private:
@@ -252,17 +256,21 @@ std::vector<Layer> read_masked(DeviceType device, const Tensors& params, const T
   return read_layers(check, device, params, {}, {}, mask_bits, {}, {}, {});
 }
 
+void check_memory(const Tensor& t, const char* name) {
+  STD_TORCH_CHECK(t.numel() == 0 || t.const_data_ptr(), "dstee: the storage of ", name, " has been freed");
+}
+
 double read_scalar(const Tensor& t) {
   const void* p = t.const_data_ptr();
   switch (t.scalar_type()) {
     case ScalarType::Double:
-      return *static_cast<const double*>(p);
+      return read<double>(p);
     case ScalarType::Half:
-      return to_float(*static_cast<const f16*>(p));
+      return to_float(read<f16>(p));
     case ScalarType::BFloat16:
-      return to_float(*static_cast<const bf16*>(p));
+      return to_float(read<bf16>(p));
     default:
-      return *static_cast<const float*>(p);
+      return read<float>(p);
   }
 }
 

@@ -63,6 +63,9 @@ std::vector<Layer> read_step(DeviceType device, const StepArguments& a);
 std::vector<Layer> read_update(DeviceType device, const UpdateArguments& a);
 std::vector<Layer> read_masked(DeviceType device, const Tensors& params, const Tensors& mask_bits);
 
+// Refuses a tensor whose storage has been freed, or that stands for another: all that has no memory of its own.
+void check_memory(const Tensor& t, const char* name);
+
 // The number in a checked `lr`, `grad_scale` or `found_inf` on the CPU.
 double read_scalar(const Tensor& t);
 

@@ -8,6 +8,10 @@
 #include <cstdint>
 #include <cstring>
 
+#if defined(__FAST_MATH__) || (defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__ > 0)
+#error "dstee must be compiled without -ffast-math and its parts: every backend returns the same bits, NaN and Inf among them"
+#endif
+
 #if defined(__CUDACC__)
 #define DSTEE_HD __host__ __device__ __forceinline__
 #elif defined(__GNUC__)
@@ -95,6 +99,14 @@ DSTEE_HD uint32_t bits_of(float x) {
 DSTEE_HD float float_of(uint32_t u) {
   float x;
   memcpy(&x, &u, sizeof x);
+  return x;
+}
+
+// Element i of an array that may be unaligned, as tensors over the user's own memory are.
+template <class T>
+DSTEE_HD T read(const void* base, int64_t i = 0) {
+  T x;
+  memcpy(&x, static_cast<const char*>(base) + i * static_cast<int64_t>(sizeof x), sizeof x);
   return x;
 }
 

@@ -9,11 +9,10 @@ using torch::headeronly::ScalarType;
 
 template <class I>
 void encode(const void* from, const uint8_t* mask, int16_t* to, int64_t n, int64_t round) {
-  const I* N = static_cast<const I*>(from);
   for_ranges(worker_count(n), n, [&](int64_t first, int64_t last) {
     for (int64_t i = first; i < last; ++i) {
-      const auto x = static_cast<int64_t>(N[i]);
-      to[i] = static_cast<int16_t>(mask[i] ? flip_count(x, round) : x);
+      const auto x = static_cast<uint64_t>(read<I>(from, i));  // any N may come: without a sign nothing overflows
+      to[i] = static_cast<int16_t>(mask[i] ? flip_count(x, static_cast<uint64_t>(round)) : x);
     }
   });
 }
@@ -21,11 +20,13 @@ void encode(const void* from, const uint8_t* mask, int16_t* to, int64_t n, int64
 const uint8_t* mask_of(const Tensor& t, int64_t n) {
   STD_TORCH_CHECK(t.is_cpu() && t.scalar_type() == ScalarType::Byte && t.numel() == (n + 7) / 8 && t.is_contiguous(),
                   "dstee: mask_bits has another size than its counts need");
+  check_memory(t, "mask_bits");
   return static_cast<const uint8_t*>(t.const_data_ptr());
 }
-const int16_t* counts_of(const Tensor& t) {
+const void* counts_of(const Tensor& t) {
   STD_TORCH_CHECK(t.is_cpu() && t.scalar_type() == ScalarType::Short && t.is_contiguous(), "dstee: counts are not int16");
-  return static_cast<const int16_t*>(t.const_data_ptr());
+  check_memory(t, "counts");
+  return t.const_data_ptr();
 }
 
 }  // namespace
@@ -34,6 +35,8 @@ Tensor encode_counts(const Tensor& N, const Tensor& mask, int64_t round) {
   const int64_t n = N.numel();
   STD_TORCH_CHECK(N.is_cpu() && mask.is_cpu() && mask.numel() == n && mask.scalar_type() == ScalarType::Bool,
                   "dstee: mask does not fit N");
+  check_memory(N, "N");
+  check_memory(mask, "mask");
   Tensor out = torch::stable::empty({n}, ScalarType::Short);
   auto* to = static_cast<int16_t*>(out.mutable_data_ptr());
   const auto* m = static_cast<const uint8_t*>(mask.const_data_ptr());
@@ -61,14 +64,17 @@ Tensor encode_counts(const Tensor& N, const Tensor& mask, int64_t round) {
 
 Tensor decode_counts(const Tensor& counts, const Tensor& mask_bits, int64_t round, const std::vector<int64_t>& shape) {
   const int64_t n = counts.numel();
-  const int16_t* from = counts_of(counts);
+  const void* from = counts_of(counts);
   const uint8_t* bits = mask_of(mask_bits, n);
   Tensor out = torch::stable::empty(torch::headeronly::IntHeaderOnlyArrayRef(shape.data(), shape.size()), ScalarType::Int);
   STD_TORCH_CHECK(out.numel() == n, "dstee: counts do not fit the shape");
   auto* to = static_cast<int32_t*>(out.mutable_data_ptr());
-  const auto q = static_cast<int32_t>(round);
+  const auto q = static_cast<uint32_t>(round);
   for_ranges(worker_count(n), n, [&](int64_t first, int64_t last) {
-    for (int64_t i = first; i < last; ++i) to[i] = is_active(bits, i) ? flip_count<int32_t>(from[i], q) : from[i];
+    for (int64_t i = first; i < last; ++i) {
+      const auto stored = static_cast<uint32_t>(read<int16_t>(from, i));
+      to[i] = static_cast<int32_t>(is_active(bits, i) ? flip_count(stored, q) : stored);
+    }
   });
   return out;
 }
@@ -95,12 +101,12 @@ Tensor count_explored(const Tensors& counts, const Tensors& mask_bits) {
   auto* to = static_cast<int64_t*>(out.mutable_data_ptr());
   for (int64_t l = 0; l < L; ++l) {
     const int64_t n = counts[l].numel();
-    const int16_t* stored = counts_of(counts[l]);
+    const void* stored = counts_of(counts[l]);
     const uint8_t* bits = mask_of(mask_bits[l], n);
     std::atomic<int64_t> explored{0};
     for_ranges(worker_count(n), n, [&](int64_t first, int64_t last) {
       int64_t here = 0;
-      for (int64_t i = first; i < last; ++i) here += stored[i] != 0 || is_active(bits, i);
+      for (int64_t i = first; i < last; ++i) here += read<int16_t>(stored, i) != 0 || is_active(bits, i);
       explored += here;
     });
     to[l] = explored;

@@ -67,7 +67,7 @@ void drop_grow_(const UpdateArguments& a) {
     u.bonus = static_cast<const float*>(a.bonus->const_data_ptr());
     u.bonus_size = static_cast<uint32_t>(a.bonus->numel());
   }
-  const int64_t round = a.round_tensor ? *static_cast<const int64_t*>(a.round_tensor->const_data_ptr()) : a.round;
+  const int64_t round = a.round_tensor ? read<int64_t>(a.round_tensor->const_data_ptr()) : a.round;
   STD_TORCH_CHECK(round >= 0 && round <= kMaxRound, "dstee: round is not in 0..", kMaxRound);
   u.round = static_cast<int32_t>(round);
   u.regrow = a.regrow;
@@ -82,10 +82,11 @@ void drop_grow_(const UpdateArguments& a) {
   u.nnz.resize(static_cast<size_t>(L));
   u.k.resize(static_cast<size_t>(L));
   for_tickets(u.workers, L, [&](int, int64_t i) { u.nnz[i] = loops().count_bits(u.layers[i].bits, (u.layers[i].n + 7) / 8); });
-  const int64_t* k = a.k_tensor ? static_cast<const int64_t*>(a.k_tensor->const_data_ptr()) : a.k.data();
+  const void* k_of_layers = a.k_tensor ? a.k_tensor->const_data_ptr() : a.k.data();
   for (int64_t i = 0; i < L; ++i) {
-    STD_TORCH_CHECK(a.k_tensor || (k[i] >= 0 && k[i] <= u.nnz[i]), "dstee: k is larger than what is there");
-    u.k[i] = clip_swaps(k[i], u.nnz[i], u.layers[i].n, a.regrow);
+    const auto k = read<int64_t>(k_of_layers, i);
+    STD_TORCH_CHECK(a.k_tensor || (k >= 0 && k <= u.nnz[i]), "dstee: k is larger than what is there");
+    u.k[i] = clip_swaps(k, u.nnz[i], u.layers[i].n, a.regrow);
   }
   if (a.found_inf && read_scalar(*a.found_inf) != 0) return;
   run(u);

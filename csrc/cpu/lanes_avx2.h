@@ -57,8 +57,14 @@ DSTEE_INLINE U iota(uint32_t base) { return u(_mm256_setr_epi32(0, 1, 2, 3, 4, 5
 DSTEE_INLINE U load_keys(const uint32_t* p) { return u(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
 DSTEE_INLINE uint32_t lanes_of(const uint8_t* bits) { return *bits; }
 
-DSTEE_INLINE uint32_t less_equal(U a, U b) { return gather_bits(_mm256_cmpeq_epi32(_mm256_min_epu32(i(a), i(b)), i(a))); }
-DSTEE_INLINE uint32_t equal(U a, U b) { return gather_bits(_mm256_cmpeq_epi32(i(a), i(b))); }
+typedef uint32_t Mask;
+// Where a <= b, a == b; of `among` those where a <= b, a < b.
+DSTEE_INLINE Mask less_equal(U a, U b) { return gather_bits(_mm256_cmpeq_epi32(_mm256_min_epu32(i(a), i(b)), i(a))); }
+DSTEE_INLINE Mask less_equal(Mask among, U a, U b) { return less_equal(a, b) & among; }
+DSTEE_INLINE Mask less(Mask among, U a, U b) { return among & ~less_equal(b, a); }
+DSTEE_INLINE Mask equal(U a, U b) { return gather_bits(_mm256_cmpeq_epi32(i(a), i(b))); }
+DSTEE_INLINE Mask without(Mask a, Mask b) { return a & ~b; }
+DSTEE_INLINE size_t count_of(Mask mask) { return static_cast<size_t>(__builtin_popcount(mask)); }
 
 // The bonus of counter_of, for inactive weights. Counters below 8 are looked up in a register, larger ones gathered.
 struct Bonus {
@@ -69,7 +75,7 @@ struct Bonus {
 
   DSTEE_INLINE Bonus(const float* t, uint32_t size) : table(t), last(size - 1) {
     alignas(32) float head[kNear] = {};
-    for (uint32_t j = 0; j < kNear && j < size; ++j) head[j] = t[j];
+    for (uint32_t j = 0; j < kNear && j < size; ++j) head[j] = read<float>(t, j);
     low = _mm256_load_ps(head);
   }
   // For tables of at most kNear entries; active lanes may hold any counter and get any bonus.

@@ -52,8 +52,22 @@ DSTEE_INLINE uint32_t lanes_of(const uint8_t* bits) {
   return lanes;
 }
 
-DSTEE_INLINE uint32_t less_equal(U a, U b) { return _mm512_cmple_epu32_mask(i(a), i(b)); }
-DSTEE_INLINE uint32_t equal(U a, U b) { return _mm512_cmpeq_epi32_mask(i(a), i(b)); }
+// Lanes as a mask register holds them. Where a <= b, a == b; of `among` those where a <= b, a < b.
+typedef __mmask16 Mask;
+DSTEE_INLINE Mask less_equal(U a, U b) { return _mm512_cmple_epu32_mask(i(a), i(b)); }
+DSTEE_INLINE Mask less_equal(Mask among, U a, U b) { return _mm512_mask_cmple_epu32_mask(among, i(a), i(b)); }
+DSTEE_INLINE Mask less(Mask among, U a, U b) { return _mm512_mask_cmplt_epu32_mask(among, i(a), i(b)); }
+DSTEE_INLINE Mask equal(U a, U b) { return _mm512_cmpeq_epi32_mask(i(a), i(b)); }
+DSTEE_INLINE Mask without(Mask a, Mask b) { return _kandn_mask16(b, a); }
+DSTEE_INLINE size_t count_of(Mask mask) {
+#ifdef __clang__
+  const uint32_t lanes = mask;
+#else  // where gcc 12 widens a mask itself, it may spill two bytes of it and read back four
+  uint32_t lanes;
+  asm("kmovw %1, %0" : "=r"(lanes) : "k"(mask));
+#endif
+  return static_cast<size_t>(__builtin_popcount(lanes));
+}
 
 // The bonus of counter_of, for inactive weights. Counters below 32 are looked up in two registers, larger ones (rare: weights
 // often active and dropped again) gathered.
@@ -65,7 +79,7 @@ struct Bonus {
 
   DSTEE_INLINE Bonus(const float* t, uint32_t size) : table(t), last(size - 1) {
     alignas(64) float head[kNear] = {};
-    for (uint32_t j = 0; j < kNear && j < size; ++j) head[j] = t[j];
+    for (uint32_t j = 0; j < kNear && j < size; ++j) head[j] = read<float>(t, j);
     low = _mm512_load_ps(head);
     high = _mm512_load_ps(head + 16);
   }
@@ -85,8 +99,8 @@ struct Bonus {
 };
 
 // Compressing in a register and storing it whole is quick on every processor; vpcompressd to memory is not.
-DSTEE_INLINE void compress(uint32_t* out, U x, uint32_t lanes) {
-  _mm512_storeu_si512(out, _mm512_maskz_compress_epi32(static_cast<__mmask16>(lanes), i(x)));
+DSTEE_INLINE void compress(uint32_t* out, U x, Mask lanes) {
+  _mm512_storeu_si512(out, _mm512_maskz_compress_epi32(lanes, i(x)));
 }
 
 }  // namespace

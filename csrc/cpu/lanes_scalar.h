@@ -115,16 +115,22 @@ inline U load_keys(const uint32_t* p) {
 }
 inline uint32_t lanes_of(const uint8_t* bits) { return *bits; }
 
-inline uint32_t less_equal(U a, U b) {
-  uint32_t lanes = 0;
-  for (int j = 0; j < W; ++j) lanes |= static_cast<uint32_t>(a.v[j] <= b.v[j]) << j;
+typedef uint32_t Mask;
+// Where a <= b, a == b; of `among` those where a <= b, a < b.
+inline Mask less_equal(U a, U b) {
+  Mask lanes = 0;
+  for (int j = 0; j < W; ++j) lanes |= static_cast<Mask>(a.v[j] <= b.v[j]) << j;
   return lanes;
 }
-inline uint32_t equal(U a, U b) {
-  uint32_t lanes = 0;
-  for (int j = 0; j < W; ++j) lanes |= static_cast<uint32_t>(a.v[j] == b.v[j]) << j;
+inline Mask less_equal(Mask among, U a, U b) { return less_equal(a, b) & among; }
+inline Mask less(Mask among, U a, U b) { return among & ~less_equal(b, a); }
+inline Mask equal(U a, U b) {
+  Mask lanes = 0;
+  for (int j = 0; j < W; ++j) lanes |= static_cast<Mask>(a.v[j] == b.v[j]) << j;
   return lanes;
 }
+inline Mask without(Mask a, Mask b) { return a & ~b; }
+inline size_t count_of(Mask mask) { return static_cast<size_t>(__builtin_popcount(mask)); }
 
 // The bonus of counter_of, for inactive weights.
 struct Bonus {
@@ -136,7 +142,7 @@ struct Bonus {
   // table[counts] at `lanes`; elsewhere anything.
   inline V at(const int16_t* counts, uint32_t lanes) const {
     V r;
-    DSTEE_LANES(r, lanes >> j & 1 ? table[counter_of(counts[j], false, 0, last + 1)] : 0.0f);
+    DSTEE_LANES(r, lanes >> j & 1 ? read<float>(table, counter_of(read<int16_t>(counts, j), false, 0, last + 1)) : 0.0f);
   }
 };
 

@@ -88,10 +88,10 @@ DSTEE_INLINE size_t scan_drop_whole(const T* x, const uint8_t* bits, int64_t n, 
   const U limit = splat(low);
   const auto body = [&](int64_t j) {
     const U keys = drop_keys(load(x + j));
-    const uint32_t lanes = lanes_of(bits + j / 8) & less_equal(limit, keys);
+    const Mask lanes = less_equal(static_cast<Mask>(lanes_of(bits + j / 8)), limit, keys);
     compress(key + count, keys, lanes);
     compress(where + count, iota(index + static_cast<uint32_t>(j)), lanes);
-    count += static_cast<size_t>(__builtin_popcount(lanes));
+    count += count_of(lanes);
   };
   for_active_groups(bits, n, [](int64_t) {}, body);  // scan_grow has prefetched them
   return count;
@@ -148,11 +148,11 @@ DSTEE_INLINE size_t scan_grow_whole(const GrowScan& scan, const Bonus& bonus, co
       total = score(signal, kFewCounts ? bonus.near(scan.counts + j) : bonus.at(scan.counts + j, inactive));
     // Numbers only: as an offset from the bound a NaN lies beyond the span.
     const U best = number_rank(total);
-    uint32_t lanes = less_equal(best - low, span) & inactive;
-    if constexpr (kTies) lanes &= less_equal(low_signal, number_rank(signal)) | ~equal(best, low);
+    Mask lanes = less_equal(static_cast<Mask>(inactive), best - low, span);
+    if constexpr (kTies) lanes = without(lanes, less(equal(best, low), number_rank(signal), low_signal));
     compress(score_out + count, best, lanes);
     compress(where + count, here, lanes);
-    count += static_cast<size_t>(__builtin_popcount(lanes));
+    count += count_of(lanes);
   }
   return count;
 }
@@ -191,18 +191,18 @@ size_t scan_grow_any(const GrowScan& scan, const uint8_t* bits, int64_t n, uint3
   return run(scan, bits, n, index, score_out, where);
 }
 
-DSTEE_INLINE uint32_t lanes_between(const uint32_t* key, U low, U span) { return less_equal(load_keys(key) - low, span); }
+DSTEE_INLINE Mask lanes_between(const uint32_t* key, U low, U span) { return less_equal(load_keys(key) - low, span); }
 
 // The last entries go one by one: a whole store would run into the list behind.
 size_t keep_between(const uint32_t* key, size_t count, uint32_t low, uint32_t high, uint32_t* a, uint32_t* b) {
   const U from = splat(low), span = splat(high - low);
   size_t kept = 0, j = 0;
   for (; j + W <= count; j += W) {
-    const uint32_t lanes = lanes_between(key + j, from, span);
+    const Mask lanes = lanes_between(key + j, from, span);
     const U next_a = load_keys(a + j);
     if (b) compress(b + kept, load_keys(b + j), lanes);
     compress(a + kept, next_a, lanes);
-    kept += static_cast<size_t>(__builtin_popcount(lanes));
+    kept += count_of(lanes);
   }
   for (; j < count; ++j) {
     a[kept] = a[j];
@@ -216,9 +216,9 @@ size_t copy_between(const uint32_t* key, size_t count, uint32_t low, uint32_t hi
   const U from = splat(low), span = splat(high - low);
   size_t found = 0, j = 0;
   for (; j + W <= count; j += W) {
-    const uint32_t lanes = lanes_between(key + j, from, span);
+    const Mask lanes = lanes_between(key + j, from, span);
     compress(out + found, load_keys(key + j), lanes);
-    found += static_cast<size_t>(__builtin_popcount(lanes));
+    found += count_of(lanes);
   }
   for (; j < count; ++j) {
     out[found] = key[j];

@@ -11,6 +11,7 @@ Tensor make(int64_t n, torch::headeronly::ScalarType dtype) { return torch::stab
 
 Tensor pack_mask(const Tensor& mask) {
   STD_TORCH_CHECK(mask.is_cpu() && mask.scalar_type() == torch::headeronly::ScalarType::Bool, "dstee: mask is not bool");
+  check_memory(mask, "mask");
   const int64_t n = mask.numel();
   Tensor out = make((n + 7) / 8, torch::headeronly::ScalarType::Byte);
   const auto* from = static_cast<const uint8_t*>(mask.const_data_ptr());
@@ -26,13 +27,13 @@ Tensor pack_mask(const Tensor& mask) {
 }
 
 Tensor unpack_mask(const Tensor& mask_bits, const std::vector<int64_t>& shape) {
-  int64_t n = 1;
-  for (int64_t size : shape) n *= size;
+  Tensor out = torch::stable::empty(torch::headeronly::IntHeaderOnlyArrayRef(shape.data(), shape.size()),
+                                    torch::headeronly::ScalarType::Bool);
+  const int64_t n = out.numel();
   STD_TORCH_CHECK(mask_bits.is_cpu() && mask_bits.numel() == (n + 7) / 8 && mask_bits.is_contiguous() &&
                       mask_bits.scalar_type() == torch::headeronly::ScalarType::Byte,
                   "dstee: mask_bits does not fit the shape");
-  Tensor out = torch::stable::empty(torch::headeronly::IntHeaderOnlyArrayRef(shape.data(), shape.size()),
-                                    torch::headeronly::ScalarType::Bool);
+  check_memory(mask_bits, "mask_bits");
   const auto* from = static_cast<const uint8_t*>(mask_bits.const_data_ptr());
   auto* to = static_cast<uint8_t*>(out.mutable_data_ptr());
   for_ranges(worker_count(n), n, [&](int64_t first, int64_t last) {

@@ -32,10 +32,10 @@ class Weight {
   Weight(const Update& u, int layer, int64_t i) : u_(u), l_(u.layers[layer]), layer_(layer), i_(i) {}
 
   bool active() const { return is_active(l_.bits, i_); }
-  uint32_t drop_key() const { return dstee::drop_key(read(l_.drop, l_.drop_dtype)); }
+  uint32_t drop_key() const { return dstee::drop_key(value(l_.drop, l_.drop_dtype)); }
 
   float signal() const {
-    if (u_.seeds.empty()) return std::fabs(read(l_.grow, l_.grow_dtype));
+    if (u_.seeds.empty()) return std::fabs(value(l_.grow, l_.grow_dtype));
     const uint64_t i = static_cast<uint64_t>(i_);
     return static_cast<float>(random24(static_cast<uint32_t>(i), static_cast<uint32_t>(i >> 32), u_.seeds[layer_])) *
            kRandomUnit;
@@ -43,7 +43,7 @@ class Weight {
   uint32_t signal_rank() const { return rank_of(signal()); }
   float total_score() const {
     if (!u_.bonus) return signal();
-    return score(signal(), u_.bonus[counter_of(l_.counts[i_], active(), u_.round, u_.bonus_size)]);
+    return score(signal(), read<float>(u_.bonus, counter_of(stored(), active(), u_.round, u_.bonus_size)));
   }
   uint32_t score_rank() const { return rank_of(total_score()); }
   GrowKey grow_key() const { return static_cast<GrowKey>(score_rank()) << 32 | signal_rank(); }
@@ -78,18 +78,15 @@ class Weight {
   }
 
  private:
-  float read(const void* p, Dtype dtype) const {
-    if (dtype == kF32) {
-      float x;
-      memcpy(&x, static_cast<const char*>(p) + 4 * i_, 4);  // tensors of the user may be unaligned
-      return x;
-    }
-    uint16_t raw;
-    memcpy(&raw, static_cast<const char*>(p) + 2 * i_, 2);
-    return dtype == kBF16 ? to_float(bf16{raw}) : to_float(f16{raw});
+  float value(const void* p, Dtype dtype) const {
+    if (dtype == kF32) return read<float>(p, i_);
+    return dtype == kBF16 ? to_float(read<bf16>(p, i_)) : to_float(read<f16>(p, i_));
   }
+  int16_t stored() const { return read<int16_t>(l_.counts, i_); }
   void flip() const {
-    if (l_.counts) l_.counts[i_] = static_cast<int16_t>(flip_count<int32_t>(l_.counts[i_], u_.round));
+    if (!l_.counts) return;
+    const auto flipped = static_cast<int16_t>(flip_count<int32_t>(stored(), u_.round));
+    memcpy(static_cast<void*>(l_.counts + i_), &flipped, sizeof flipped);
   }
 
   const Update& u_;
