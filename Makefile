@@ -1,8 +1,9 @@
 # make demo   train DST-EE beside its rivals on real data, about a minute
 # make test   run the tests
-# make check  formatting, lint, types, who imports whom
+# make check  formatting, lint, types, who imports whom, warnings of every C++ compiler that is installed
 # make bench  time the kernels against PyTorch's own: figures, tables and an HTML report, about ten minutes
 # make bench-peers  the same with other libraries for sparse training, in an environment of its own (.venv-peers)
+# make sanitize  run the CPU kernels under sanitizers, with every compiler and many flags: about ten minutes a compiler
 # make cuda-check  compile the CUDA kernels with nvcc, without a GPU; fails on warnings and spills
 # make triton-check  compile the Triton kernels for sm_80, sm_90 and gfx942, without a GPU; fails on spills and lost vector loads
 # Each sets up .venv first (pinned dependencies, compiled kernels) where that has not been done.
@@ -15,7 +16,7 @@ BIN := .venv/bin
 OUT ?= bench/results
 SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh') setup.py pyproject.toml
 
-.PHONY: demo test check cuda-check triton-check bench bench-peers gpu format clean
+.PHONY: demo test check sanitize cuda-check triton-check bench bench-peers gpu format clean
 
 demo: .venv/built
 	$(BIN)/dstee train --data digits --compare --out runs/demo --overwrite
@@ -29,6 +30,10 @@ check: .venv/built
 	$(BIN)/clang-format --dry-run --Werror $(filter csrc/%,$(SOURCES))
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+	$(BIN)/python tests/compile_checks/cpp_check.py
+
+sanitize: .venv/ready
+	$(BIN)/python tests/compile_checks/sanitize.py
 
 cuda-check: .venv/ready
 	$(BIN)/python tests/compile_checks/cuda_check.py

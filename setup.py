@@ -23,13 +23,16 @@ from setuptools import find_packages, setup
 ROOT = Path(__file__).resolve().parent
 MODE = os.environ.get("DSTEE_BUILD", "auto")
 STABLE_ABI = "0x020b000000000000"  # torch 2.11
-FLAGS = ["-O3", "-std=c++17", "-ffp-contract=off", "-fvisibility=hidden"]
+# They come behind the user's CFLAGS and CXXFLAGS and take back what would change bits there: -ffast-math, -Ofast, contraction.
+FLAGS = ["-O3", "-std=c++17", "-fno-fast-math", "-fno-unsafe-math-optimizations", "-ffp-contract=off", "-fvisibility=hidden"]
 # tests/compile_checks/cuda_check.py reads these too. Fused multiply-adds would round other than the CPU does.
 NVCC_FLAGS = ["-O3", "-std=c++17", "-fmad=false", "-Xcompiler=-ffp-contract=off,-fvisibility=hidden"]
 ARCHS = "8.0;9.0+PTX"
 # Python's own flags ask for debug information, which makes the module 9 MB instead of half a megabyte.
 NO_DEBUG = ["-g0"]
 STRIP = ["-Wl,-s"] if sys.platform == "linux" else []
+# With -ffast-math gcc links a file that makes the whole process flush denormals.
+LINK_FLAGS = ["-O3", "-fno-fast-math", "-fno-unsafe-math-optimizations"]
 WARNINGS = ["-Wall", "-Wextra", "-Wno-psabi", "-Wno-unused-parameter"]
 
 
@@ -159,7 +162,7 @@ def extensions() -> tuple[list, dict]:
         include_dirs=[pybind11.get_include()],
         define_macros=defines,
         extra_compile_args=flags,
-        extra_link_args=STRIP,
+        extra_link_args=LINK_FLAGS + STRIP,
         depends=[str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*.*h")],
     )
     return [extension], {"build_ext": BuildExtension.with_options(no_python_abi_suffix=False)}

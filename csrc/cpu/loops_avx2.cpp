@@ -4,10 +4,11 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
-// Everything below is inlined here, and GCC's own intrinsics set off the second warning.
+// Everything below is inlined here, and GCC's own intrinsics set off the others.
 #pragma GCC diagnostic ignored "-Wpsabi"
 #ifndef __clang__
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC diagnostic ignored "-Wuninitialized"
 #endif
 // Below come our own headers only: code of others that the linker shares between files would need this processor everywhere.
 // Also rules.h, whose templates take our vectors as arguments, which Clang passes as the target says where they are declared.
