@@ -1,4 +1,5 @@
 // count_outside: weights outside the masks that are not 0, in one pass over all layers.
+#include <algorithm>
 #include <cstring>
 #include <vector>
 

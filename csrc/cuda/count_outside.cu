@@ -1,5 +1,6 @@
 // count_outside on the GPU: weights outside the masks that are not 0, in one launch for nearly every model. Reads all weights
 // once; while the invariant holds nothing is written.
+#include <algorithm>
 #include <cstdint>
 #include <vector>
 

@@ -38,6 +38,8 @@ def why_not(op: str, device: torch.device) -> str | None:
         return "Triton has no CPU kernels; TRITON_INTERPRET=1, set before Python starts, interprets them (slow, for tests)"
     if device.type != "cpu" and interpreted():
         return f"TRITON_INTERPRET is set, and the interpreter cannot read the memory of {device.type} devices: unset it"
+    if op not in _MODULES:
+        return f"there is no Triton kernel of {op}"
     if device.type not in (*DEVICES, "cpu"):
         return f"the Triton kernels are written for {' and '.join(DEVICES)} devices, not for {device.type}"
     return missing()

@@ -25,6 +25,7 @@ OPTIMIZERS = {
     "Adagrad": lambda p, sparse: torch.optim.Adagrad(p, lr=0.1),
     "Rprop": lambda p, sparse: torch.optim.Rprop(p, lr=0.01),
 }
+FRESH = {"step_size": 0.01}  # Rprop's own start; the state of the others starts at 0
 
 
 def setup(optimizer: str = "SparseSGD", **kwargs):
@@ -118,7 +119,7 @@ def test_autocast_trains():
 @pytest.mark.parametrize("kind", [kind for kind in OPTIMIZERS if "Sparse" not in kind])
 @pytest.mark.parametrize("reset", [False, True])
 def test_other_optimizers_step_then_mask_then_update(kind, reset):
-    """By hand: torch's step, mask weights and state, drop_grow_ on the weights, zero the state of what it dropped."""
+    """By hand: torch's step, mask weights and state, drop_grow_ on the weights, fresh state for what it dropped."""
     method = dstee.DSTEE(c=0.01, reset_regrown=reset)
     model, sparse, optimizer = setup(kind, method=method)
     twin = copy.deepcopy(model)
@@ -132,10 +133,10 @@ def test_other_optimizers_step_then_mask_then_update(kind, reset):
         expected.step()
         for name, mask in masks.items():
             p = twin.get_parameter(name)
-            state = [v for v in expected.state[p].values() if isinstance(v, Tensor) and v.shape == p.shape]
+            state = [(k, v) for k, v in expected.state[p].items() if isinstance(v, Tensor) and v.shape == p.shape]
             with torch.no_grad():
-                for tensor in (p, *state):
-                    tensor.masked_fill_(~mask, 0)
+                for key, tensor in (("weight", p), *state):
+                    tensor.masked_fill_(~mask, FRESH.get(key, 0))
                 if t % 2 == 0:
                     old = p.detach().clone()
                     bits, q = ops.pack_mask(mask), t // 2 - 1
@@ -144,8 +145,8 @@ def test_other_optimizers_step_then_mask_then_update(kind, reset):
                     ops.drop_grow_([p], [p.grad], None, [bits], [counts[name]], [k], bonus=bonus, round=q, reset_regrown=reset)
                     masks[name] = ops.unpack_mask(bits, p.shape)
                     gone = ~masks[name] | ((old != 0) & (p == 0))
-                    for tensor in state:
-                        tensor.masked_fill_(gone, 0)
+                    for key, tensor in state:
+                        tensor.masked_fill_(gone, FRESH.get(key, 0))
         for name, p in model.named_parameters():
             q = twin.get_parameter(name)
             assert torch.equal(p, q), name
@@ -153,7 +154,7 @@ def test_other_optimizers_step_then_mask_then_update(kind, reset):
                 assert torch.equal(sparse.mask(name), masks[name])
             for key, value in optimizer.state[p].items():
                 assert torch.equal(torch.as_tensor(value), torch.as_tensor(expected.state[q][key])), (name, key)
-        assert_invariant(sparse, optimizer)
+        assert_invariant(sparse, None if kind == "Rprop" else optimizer)
 
 
 @pytest.mark.parametrize("kind", ["AdamW", "SGD"])
