@@ -71,7 +71,7 @@ def check_like_param(name: str, i: int, t: Tensor, p: Tensor, dtypes: tuple[torc
 
 
 def check_flat(name: str, i: int, t: Tensor, dtype: torch.dtype, numel: int, device: torch.device) -> None:
-    _dispatch.refuse_wrapper(f"{name}[{i}]", t)
+    _dispatch.refuse_no_memory(f"{name}[{i}]", t)
     if t.dtype != dtype:
         raise TypeError(f"{name}[{i}] has dtype {t.dtype}, expected {dtype}")
     if t.device != device:
@@ -129,19 +129,13 @@ def check_no_overlap(**lists: Sequence[Tensor]) -> None:
     spans = []
     for name, tensors in lists.items():
         for i, t in enumerate(tensors):
-            _check_memory(name, i, t)
+            _dispatch.refuse_no_memory(f"{name}[{i}]", t)
             if t.numel():
                 spans.append((*_span(t), name, i))
     spans.sort()
     for (_, end, name_a, a), (start, _, name_b, b) in itertools.pairwise(spans):
         if start < end:
             raise ValueError(f"{name_a}[{a}] and {name_b}[{b}] share storage: pass tensors that do not overlap")
-
-
-def _check_memory(name: str, i: int, t: Tensor) -> None:
-    _dispatch.refuse_wrapper(f"{name}[{i}]", t)
-    if t.numel() and t.data_ptr() == 0:
-        raise ValueError(f"{name}[{i}] has no memory, its storage was freed: pass the tensor while it is whole")
 
 
 def _span(t: Tensor) -> tuple[int, int]:
@@ -152,7 +146,7 @@ def _check_signals_apart(signals: dict[str, list[Tensor]], **written: Sequence[T
     """A signal may be the weight or momentum of its own layer; any other would be read half updated."""
     for name, tensors in signals.items():
         for i, t in enumerate(tensors):
-            _check_memory(name, i, t)
+            _dispatch.refuse_no_memory(f"{name}[{i}]", t)
             own = [x[i] for x in (written["params"], written["momenta"]) if x]
             if t.numel() == 0 or any(t.data_ptr() == o.data_ptr() and t.dtype == o.dtype for o in own):
                 continue
@@ -171,7 +165,7 @@ def check_scalar_tensor(name: str, t: Tensor | None, device: torch.device | None
     if not isinstance(t, Tensor) or t.numel() != 1 or not t.is_floating_point():
         got = f"{t.dtype} {list(t.shape)}" if isinstance(t, Tensor) else type(t).__name__
         raise TypeError(f"{name} must be a one-element floating-point tensor, got {got}")
-    _dispatch.refuse_wrapper(name, t)
+    _dispatch.refuse_no_memory(name, t)
     if device is not None and t.device != device:
         raise ValueError(f"{name} is on {t.device}, expected {device} as the parameters: move it first")
 
@@ -194,7 +188,7 @@ def split_round(round: int | Tensor, device: torch.device) -> tuple[int, Tensor 
         return round, None
     if round.dtype != torch.int64 or round.numel() != 1:
         raise TypeError(f"round must be an int or a one-element int64 tensor, got {round.dtype} {list(round.shape)}")
-    _dispatch.refuse_wrapper("round", round)
+    _dispatch.refuse_no_memory("round", round)
     if round.device != device:
         raise ValueError(f"round is on {round.device}, expected {device} as the parameters: move it first")
     if device.type == "cpu" and not _dispatch.is_traced():
@@ -207,7 +201,7 @@ def check_bonus(bonus: Tensor | None, round: int, device: torch.device | None) -
         return
     if not isinstance(bonus, Tensor) or bonus.dtype != torch.float32 or bonus.dim() != 1 or not bonus.is_contiguous():
         raise TypeError("bonus must be a contiguous 1-D float32 tensor: make it with dstee.bonus_table")
-    _dispatch.refuse_wrapper("bonus", bonus)
+    _dispatch.refuse_no_memory("bonus", bonus)
     if bonus.numel() < round + 2:
         raise ValueError(
             f"bonus has {bonus.numel()} entries, expected at least round + 2 = {round + 2}: "
@@ -234,7 +228,7 @@ def split_k(k: Sequence[int] | Tensor, length: int, device: torch.device) -> tup
     if isinstance(k, Tensor):
         if k.dtype != torch.int64 or k.shape != (length,) or not k.is_contiguous():
             raise TypeError(f"k must be a contiguous int64 tensor [{length}], got {k.dtype} {list(k.shape)}")
-        _dispatch.refuse_wrapper("k", k)
+        _dispatch.refuse_no_memory("k", k)
         if k.device != device:
             raise ValueError(f"k is on {k.device}, expected {device} as the parameters: move it first")
         return [], k

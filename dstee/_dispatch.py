@@ -38,6 +38,15 @@ def refuse_wrapper(where: str, t: Tensor) -> None:
         raise TypeError(f"{where} is a {kind}, which has no memory of its own here: pass the plain tensor that it stands for")
 
 
+def refuse_no_memory(where: str, t: Tensor) -> None:
+    """As :func:`refuse_wrapper`; raises ValueError for a tensor whose storage was freed, which torch itself would read."""
+    if is_traced():
+        return
+    refuse_wrapper(where, t)
+    if t.numel() and t.data_ptr() == 0 and not t.is_meta:
+        raise ValueError(f"{where} has no memory, its storage was freed: pass the tensor while it is whole")
+
+
 def refuse_script_trace(name: str, mutates: bool) -> None:
     """Raises RuntimeError where ``torch.jit.trace`` records an op that writes: TorchScript drops it, as nothing is returned."""
     if mutates and torch._C._get_tracing_state() is not None:

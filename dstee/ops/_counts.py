@@ -31,8 +31,8 @@ def encode_counts(N: Tensor, mask: Tensor, round: int) -> Tensor:
         raise TypeError(f"N must be an integer tensor, got {getattr(N, 'dtype', type(N).__name__)}")
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
         raise TypeError(f"mask must be a bool tensor, got {getattr(mask, 'dtype', type(mask).__name__)}")
-    _dispatch.refuse_wrapper("N", N)
-    _dispatch.refuse_wrapper("mask", mask)
+    _dispatch.refuse_no_memory("N", N)
+    _dispatch.refuse_no_memory("mask", mask)
     _check_count_round(round)
     if not _checks.is_dense(N):
         raise ValueError(f"N with strides {N.stride()} is not dense, non-overlapping storage: call .contiguous()")

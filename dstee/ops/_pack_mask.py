@@ -29,7 +29,7 @@ def pack_mask(mask: Tensor) -> Tensor:
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
         got = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
         raise TypeError(f"mask must be a bool tensor, got {got}")
-    _dispatch.refuse_wrapper("mask", mask)
+    _dispatch.refuse_no_memory("mask", mask)
     if not _checks.is_dense(mask):
         raise ValueError(f"mask with strides {mask.stride()} is not dense, non-overlapping storage: call .contiguous()")
     return call("pack_mask", mask.device, lambda: None, mask)

@@ -321,3 +321,20 @@ def test_raw_ops_mark_what_they_write_once(write: Callable[..., None]) -> None:
     assert (p._version, g._version, m._version) == (1, 0, 1)
     with torch.inference_mode():
         write(*inputs(0, 4))
+
+
+# --- memory that is gone -------------------------------------------------------------------------------------------------
+
+
+def freed(t: Tensor) -> Tensor:
+    """The tensor, its storage freed: torch's own operations read address 0 of it."""
+    t = t.clone()
+    t.untyped_storage().resize_(0)
+    return t
+
+
+@pytest.mark.parametrize(("op", "argument"), CALLS, ids=lambda value: value)
+def test_freed_tensors_are_refused_by_name(backend: Any, op: str, argument: str) -> None:
+    with pytest.raises(ValueError) as error:
+        CALLS[op, argument](freed)
+    assert str(error.value).startswith(f"{argument} has no memory, its storage was freed"), error.value
