@@ -43,7 +43,7 @@ def refuse_no_memory(where: str, t: Tensor) -> None:
     if is_traced():
         return
     refuse_wrapper(where, t)
-    if t.numel() and t.data_ptr() == 0 and not t.is_meta:
+    if t.layout is torch.strided and t.numel() and t.data_ptr() == 0 and not t.is_meta:
         raise ValueError(f"{where} has no memory, its storage was freed: pass the tensor while it is whole")
 
 
