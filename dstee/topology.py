@@ -20,14 +20,14 @@ from dstee.methods import Method
 from dstee.one_at_a_time import OneAtATime
 from dstee.schedule import UpdateSchedule
 from dstee.sparse_layer import SparseLayer
-from dstee.weight_watch import WeightWatch, find_outside, refuse_other_masks
+from dstee.weight_watch import CheckedWeights, WeightWatch
 
 __all__ = ["Topology"]
 
 UNCOUNTED = 20  # steps of a fusing optimizer that nobody counts, after which one warning is due
 
 
-class Topology:
+class Topology(CheckedWeights):
     """The part of :class:`dstee.SparseModel` that changes masks.
 
     A step is all or nothing: an exception in it, KeyboardInterrupt too, leaves masks, counters, ``t`` and ``round`` that
@@ -36,28 +36,33 @@ class Topology:
 
     def __init__(self, model: nn.Module, layers: dict[str, SparseLayer], method: Method, schedule: UpdateSchedule, seed: int):
         self.model = model
-        self.layers = layers
+        super().__init__(layers)
         self._method = method
         self._schedule = schedule
         self.seed = seed
         self._t = 0
         self._round = 0
         self._journal: Journal | None = None
-        self._watch = WeightWatch()
-        self._unchecked = False  # a state was loaded: check it against the weights before the next step
-        self._torn = False  # a step of another optimizer has begun and its weights are not masked yet
         self._busy: OneAtATime | None = None  # the step or update under way
         self._optimizer: weakref.ref[FusingOptimizer] | None = None
         self._pending: MaskUpdate | None = None  # for the optimizer's next step alone
         self._stepped = False  # a fusing optimizer made a step that is not counted yet
         self._updated: set[str] = set()  # layers whose update that step carried
         self._together: list[torch.optim.Optimizer] = []  # who steps now
+        self._known: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()  # whose state can be reset
         self._uncounted = 0
         self.allow_missing_gradients = False
 
     def __getstate__(self) -> dict[str, Any]:
         self._settle()
-        return self.__dict__ | {"_optimizer": None, "_busy": None, "_pending": None, "_together": [], "_watch": WeightWatch()}
+        return self.__dict__ | {
+            "_optimizer": None,
+            "_busy": None,
+            "_pending": None,
+            "_together": [],
+            "_known": weakref.WeakSet(),
+            "_watch": WeightWatch(),
+        }
 
     @property
     def t(self) -> int:
@@ -106,15 +111,16 @@ class Topology:
     # --- stepping --------------------------------------------------------------------------------------------------------
 
     def step(self, *optimizers: Stepper, closure: Closure | None = None, scaler: torch.amp.GradScaler | None = None) -> bool:
-        """The whole step: ``optimizer``'s, and a mask update when one is due. Call it after backward, before zero_grad.
+        """The whole step: the optimizer's, and a mask update when one is due. Call it after backward, before zero_grad.
 
         Any torch optimizer will do, wrapped or not, if it holds the model's sparse weights; with :class:`SparseSGD` step and
         update are one sweep, with others weights and parameter-shaped state are masked again afterwards. A step that the
         optimizer or the ``scaler`` skips (not finite gradients, accumulation in a wrapper) changes nothing and does not count.
 
         Args:
-            optimizer: its own ``step`` is called, hooks and all; not on a due step of a method with ``order="replace"``.
-            closure: as for ``optimizer.step``.
+            optimizers: one, or several that hold the sparse weights together; the ``step`` of each is called, hooks and all,
+                but for a due step of a method with ``order="replace"``.
+            closure: as for ``optimizer.step``; with one optimizer only.
             scaler: calls ``scaler.step(optimizer)``; ``scaler.update()`` stays with the caller.
 
         Returns:
@@ -122,7 +128,8 @@ class Topology:
 
         Raises:
             ValueError: the optimizer does not hold the sparse weights; loaded weights and masks do not belong together.
-            RuntimeError: an update is due and a sparse weight has no gradient (named). Nothing has changed then.
+            TypeError: its state cannot be reset for single weights. RuntimeError: an update is due and a sparse weight has no
+            gradient (named), or these gradients were stepped already. Nothing has changed then.
         """
         steppers = self._steppers(optimizers)
         if scaler is not None and not scaler.is_enabled():
@@ -146,12 +153,13 @@ class Topology:
                 self._layers_of(together, full=update is not None)
                 if update is not None:
                     closure = _optimizer_step.before_step(closure, partial(update.check_gradients, self.layers.values()))
-            first = [_optimizer_state.FirstStep(core, self.layers.values()) for core in others]
+            first = [_optimizer_state.FirstStep(core, self.layers.values()) for core in others if core not in self._known]
             self._pending, self._together, self._torn = update, together, bool(others)
             try:
                 performed = [_optimizer_step.run_step(one.optimizer, one.core, closure, scaler) for one in steppers]
                 for one in first:
                     one.check()
+                self._known.update(others)
             finally:
                 self._pending, self._together = None, []
             self._torn = self._torn and any(performed)
@@ -186,7 +194,8 @@ class Topology:
                 return False
             cores = [one.core for one in steppers]
             for core in cores:
-                _optimizer_state.refuse_codes(core, self.layers.values())
+                if core not in self._known:
+                    _optimizer_state.refuse_codes(core, self.layers.values())
             self._torn = foreign  # it has written everywhere
             update = self._due()
             self._layers_of(cores, full=update is not None, foreign=foreign)
@@ -228,50 +237,6 @@ class Topology:
                 "instead of optimizer.step(), or sparse.update() after it",
                 stacklevel=4,
             )
-
-    def check_at_next_step(self) -> None:
-        """Weights, masks and optimizer state are held against each other before the next step, as after loading a state."""
-        self._unchecked = True
-
-    # --- the invariant ---------------------------------------------------------------------------------------------------
-
-    def check_weights(self, full: bool = True) -> None:
-        """Makes sure that the weights are 0 outside the masks, whoever has written to them.
-
-        Weights that somebody wrote there (a dense state, an average copied back) become 0, with one warning that names the
-        layers. Without ``full`` only parameters are looked at that are others than after the last step, or were written to
-        through themselves (not through ``.data``).
-
-        Raises:
-            ValueError: a layer has no more weights than its mask, but elsewhere: they belong to other masks.
-        """
-        self._settle()
-        suspects = list(self.layers.values()) if full else self._watch.changed(self.layers.values())
-        outside = find_outside(suspects)
-        if outside and not self._torn:
-            refuse_other_masks(outside)
-        for layer in outside:
-            layer.clear_outside()
-        if suspects:
-            self._watch.note(self.layers.values())
-        if outside and not self._torn:
-            found = ", ".join(f"{layer.name} ({n:,})" for layer, n in outside.items())
-            warnings.warn(f"weights outside the masks were written and are 0 again: {found}", stacklevel=4)
-
-    def _check_loaded(self, optimizers: Sequence[torch.optim.Optimizer]) -> None:
-        """After a load: the weights must fit the masks; the optimizer's state is made to."""
-        wrong = find_outside(list(self.layers.values()))
-        if wrong:
-            raise ValueError(
-                f"weights outside the masks are not 0 in {', '.join(layer.name for layer in wrong)}: the model's weights and "
-                "the sparse state are not from the same checkpoint. Load both, or call sparse.apply_masks() to zero those "
-                "weights"
-            )
-        for layer in self.layers.values():
-            for optimizer in optimizers:
-                _optimizer_state.zero_state(optimizer, layer.param, layer.inactive())
-        self._unchecked = False
-        self._watch.note(self.layers.values())
 
     # --- inside a step ---------------------------------------------------------------------------------------------------
 

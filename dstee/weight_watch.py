@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import warnings
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
 
+import torch
 from torch import Tensor, nn
 
-from dstee import ops
+from dstee import _optimizer_state, ops
 from dstee.layer_batch import count_each
 from dstee.sparse_layer import SparseLayer
 
-__all__ = ["WeightWatch", "find_outside", "refuse_other_masks"]
+__all__ = ["CheckedWeights", "WeightWatch", "find_outside", "refuse_other_masks"]
 
 
 class WeightWatch:
@@ -85,3 +87,58 @@ def refuse_other_masks(outside: Mapping[SparseLayer, int]) -> None:
             "the sparse state that was saved with them, sparse.load_state_dict(...), or call sparse.apply_masks() to zero "
             "what these masks rule out"
         )
+
+
+class CheckedWeights:
+    """The layers of a :class:`dstee.SparseModel` under their invariant: weights are 0 outside the masks, whoever writes."""
+
+    def __init__(self, layers: dict[str, SparseLayer]) -> None:
+        self.layers = layers
+        self._watch = WeightWatch()
+        self._unchecked = False  # a state was loaded: check it against the weights before the next step
+        self._torn = False  # a step of another optimizer has begun and its weights are not masked yet
+
+    def _settle(self) -> None:
+        """Before anything else: what an exception has left is put in order."""
+
+    def check_at_next_step(self) -> None:
+        """Weights, masks and optimizer state are held against each other before the next step, as after loading a state."""
+        self._unchecked = True
+
+    def check_weights(self, full: bool = True) -> None:
+        """Makes sure that the weights are 0 outside the masks, whoever has written to them.
+
+        Weights that somebody wrote there (a dense state, an average copied back) become 0, with one warning that names the
+        layers. Without ``full`` only parameters are looked at that are others than after the last step, or were written to
+        through themselves (not through ``.data``).
+
+        Raises:
+            ValueError: a layer has no more weights than its mask, but elsewhere: they belong to other masks.
+        """
+        self._settle()
+        suspects = list(self.layers.values()) if full else self._watch.changed(self.layers.values())
+        outside = find_outside(suspects)
+        if outside and not self._torn:
+            refuse_other_masks(outside)
+        for layer in outside:
+            layer.clear_outside()
+        if suspects:
+            self._watch.note(self.layers.values())
+        if outside and not self._torn:
+            found = ", ".join(f"{layer.name} ({n:,})" for layer, n in outside.items())
+            warnings.warn(f"weights outside the masks were written and are 0 again: {found}", stacklevel=4)
+
+    def _check_loaded(self, optimizers: Sequence[torch.optim.Optimizer]) -> None:
+        """After a load: the weights must fit the masks; the optimizer's state is made to."""
+        wrong = find_outside(list(self.layers.values()))
+        if wrong:
+            raise ValueError(
+                f"weights outside the masks are not 0 in {', '.join(layer.name for layer in wrong)}: the model's weights and "
+                "the sparse state are not from the same checkpoint. Load both, or call sparse.apply_masks() to zero those "
+                "weights"
+            )
+        for layer in self.layers.values():
+            for optimizer in optimizers:
+                _optimizer_state.zero_state(optimizer, layer.param, layer.inactive())
+        self._unchecked = False
+        self._watch.note(self.layers.values())

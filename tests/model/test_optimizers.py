@@ -13,6 +13,7 @@ from support.small_models import EVERY_STEP, assert_invariant, differing, mlp, s
 from torch import Tensor, nn
 
 import dstee
+from dstee import _optimizer_state
 from dstee.testing import assert_same_bits
 
 LR = 0.01
@@ -374,3 +375,18 @@ def test_gradients_with_the_negative_bit_mean_what_they_say(kind: str) -> None:
             sparse.step(optimizer)
         results.append(snapshot(sparse, optimizer))
     assert not differing(*results)
+
+
+def test_only_the_first_step_is_kept_to_be_undone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An optimizer without state, as SGD without momentum, would otherwise have its parameters copied at each step."""
+    kept: list[torch.optim.Optimizer] = []
+    first_step = _optimizer_state.FirstStep
+    monkeypatch.setattr(_optimizer_state, "FirstStep", lambda one, layers: kept.append(one) or first_step(one, layers))
+    model = mlp()
+    sparse = dstee.sparsify(model, 0.7)
+    for optimizer in (torch.optim.SGD(model.parameters()), torch.optim.AdamW(model.parameters())):
+        for t in range(3):
+            set_gradients(model, t)
+            sparse.step(optimizer)
+    assert [type(one).__name__ for one in kept] == ["SGD", "AdamW"]
+    copy.deepcopy((model, sparse))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from dstee.compat.rigl_torch.layers import weights
 from dstee.compat.rigl_torch.update import Scheduler, rigl_update
+from dstee.sparse_layer import check_parameter
 
 __all__ = ["Fixed"]
 
@@ -27,6 +28,11 @@ class Fixed:
             if w is not None and w.dim() >= 2 and not isinstance(owner, nn.Embedding | nn.EmbeddingBag):
                 found.setdefault(id(w), (w, isinstance(owner, nn.Linear)))
         return list(found.values())
+
+    def check(self, sparse_weights: Mapping[str, Tensor]) -> None:
+        """Raises TypeError or ValueError for a weight that the kernels could not update, before anything is masked."""
+        for name, w in sparse_weights.items():
+            check_parameter(name, w)
 
     def masked(self, grad: Tensor, mask: Tensor) -> Tensor:
         """A gradient on its way to the optimizer; NaN and Inf outside the mask go, too."""

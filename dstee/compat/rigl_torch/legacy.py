@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import cast
 
 import torch
@@ -22,6 +22,9 @@ class Legacy(Fixed):
     methods = ("rigl",)
     distributions = ("uniform",)
     records_static = True
+
+    def check(self, sparse_weights: Mapping[str, Tensor]) -> None:
+        """The original's update takes any weight."""
 
     def layers(self, model: nn.Module) -> list[tuple[nn.Parameter, bool]]:
         """Quirk: norms other than BatchNorm2d and embeddings are made sparse, and a shared weight counts each time."""

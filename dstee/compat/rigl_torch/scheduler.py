@@ -106,6 +106,7 @@ class RigLScheduler:
             self.apply_mask_to_weights()
         else:
             self.S = self._sparsities()
+            self._variant.check({f"W[{i}]": w for i, (w, s) in enumerate(zip(self.W, self.S, strict=True)) if s > 0})
             self.random_sparsify()
         self._variant.after_step(optimizer, self._mask_step)
         self._handles = []

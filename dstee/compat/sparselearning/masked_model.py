@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dstee.compat.sparselearning.masks import Masks
+from dstee.sparse_layer import check_parameter
 
 __all__ = ["MaskedModel"]
 
@@ -88,6 +89,8 @@ class MaskedModel:
             raise ValueError(f"masks for {', '.join(again)} exist already: names of several modules must differ")
         if not names:
             raise ValueError(f"{type(module).__name__} has no weight to mask")
+        for name in names:  # all are looked at before the first is added
+            check_parameter(name, module.get_parameter(name))
         for name in names:
             self._masks.add(name, module)
             self._fired.add(name, module)
