@@ -80,9 +80,13 @@ class ParameterPlace:
     def get(self) -> nn.Parameter | None:
         """The parameter that is there now, None where there is none."""
         p = self.module._parameters.get(self.attribute)
-        if p is None or any(parent._modules.get(key) is not child for parent, key, child in self._way):
-            p = self.module._parameters.get(self.attribute) if self._find() else None
-        return p
+        if p is not None:
+            for parent, key, child in self._way:
+                if parent._modules.get(key) is not child:
+                    break
+            else:
+                return p
+        return self.module._parameters.get(self.attribute) if self._find() else None
 
     def _find(self) -> bool:
         """Walks to the module; False where the way ends before it."""

@@ -48,7 +48,7 @@ class SparseModel(Topology):
         self._register()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
+        super().__setstate__(state)
         self._register()
 
     def _register(self) -> None:

@@ -55,14 +55,17 @@ class Topology(CheckedWeights):
 
     def __getstate__(self) -> dict[str, Any]:
         self._settle()
-        return self.__dict__ | {
+        passing: dict[str, Any] = {
             "_optimizer": None,
             "_busy": None,
             "_pending": None,
             "_together": [],
-            "_known": weakref.WeakSet(),
             "_watch": WeightWatch(),
         }
+        return {name: value for name, value in (self.__dict__ | passing).items() if name != "_known"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _known=weakref.WeakSet())
 
     @property
     def t(self) -> int:
@@ -226,7 +229,7 @@ class Topology(CheckedWeights):
 
     def end_step(self, optimizer: FusingOptimizer, updated: Sequence[SparseLayer]) -> None:
         """The step was made and carried the mask update of the layers ``updated``; :meth:`update` may count it."""
-        self._watch.note(self.layers.values())
+        self._watch.note_again()
         self.attach(optimizer)
         self._updated = {layer.name for layer in updated}
         self._stepped = True
@@ -270,7 +273,9 @@ class Topology(CheckedWeights):
             )
         if self._unchecked:
             self._check_loaded(optimizers)
-        elif not foreign:
+        elif foreign:
+            self._watch.note(self.layers.values())
+        else:
             self.check_weights(full)
         return layers
 
@@ -331,7 +336,7 @@ class Topology(CheckedWeights):
             for name, layer in self.layers.items():  # in others nothing grew
                 layer.previous_bits = journal.before[name] if name in swapped else None
             round += 1
-        self._watch.note(self.layers.values())
+        self._watch.note_again()
         counted = {"_stepped": False, "_updated": set(), "_uncounted": 0} if fused else {}
         self.__dict__.update(counted, _t=self._t + 1, _round=round, _journal=None, _torn=False)
         return update is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import warnings
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,6 +28,10 @@ class WeightWatch:
     def note(self, layers: Iterable[SparseLayer]) -> None:
         """What there is now is as it should be."""
         self._params = [layer.param for layer in layers]
+        self.note_again()
+
+    def note_again(self) -> None:
+        """As :meth:`note`, for the parameters of the last one."""
         self._stamps = _stamps(self._params)
         self._gradient = next(((weakref.ref(p.grad), p.grad._version) for p in self._params if p.grad is not None), None)
 
@@ -37,7 +42,7 @@ class WeightWatch:
         if len(params) != len(self._params):
             return layers
         stamps = _stamps(params)
-        if stamps == self._stamps and all(map(_same, params, self._params)):
+        if stamps == self._stamps and all(map(operator.is_, params, self._params)):
             return []
         seen = zip(layers, params, stamps, self._params, self._stamps, strict=True)
         return [layer for layer, p, stamp, q, noted in seen if p is not q or stamp != noted]
@@ -62,10 +67,6 @@ class WeightWatch:
 
 def _stamps(params: Sequence[nn.Parameter]) -> list[tuple[int, int]]:
     return [(p._version, p.data_ptr()) for p in params]
-
-
-def _same(p: nn.Parameter, q: nn.Parameter) -> bool:
-    return p is q
 
 
 def find_outside(layers: Sequence[SparseLayer]) -> dict[SparseLayer, int]:

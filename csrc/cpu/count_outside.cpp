@@ -20,19 +20,43 @@ bool is_nonzero(const char* weights, int64_t i) {
   return static_cast<Bits>(bits << 1) != 0;
 }
 
-// Without branches over the eight weights of a byte, so that compilers vectorise it.
+// The eight weights of a byte of mask, a lane each; comparisons give 0 or -1.
+typedef uint32_t Lanes32 __attribute__((vector_size(32)));
+typedef uint16_t Lanes16 __attribute__((vector_size(16)));
+
+template <class Lanes>
+inline __attribute__((always_inline)) int64_t outside_bytes(const char* weights, const uint8_t* mask, int64_t bytes) {
+  const Lanes bit = {1, 2, 4, 8, 16, 32, 64, 128};
+  Lanes found = {};  // a piece has fewer bytes of mask than 16 bits count
+  for (int64_t byte = 0; byte < bytes; ++byte) {
+    Lanes w;
+    memcpy(&w, weights + byte * static_cast<int64_t>(sizeof w), sizeof w);
+    found -= (Lanes)((w << 1) != 0) & (Lanes)((bit & mask[byte]) == 0);
+  }
+  int64_t sum = 0;
+  for (int lane = 0; lane < 8; ++lane) sum += found[lane];
+  return sum;
+}
+
+// Which of them runs is decided by the processor when the module is loaded.
+#if DSTEE_X86 && defined(__linux__)
+#define DSTEE_CLONES __attribute__((target_clones("avx2", "default")))
+#else
+#define DSTEE_CLONES
+#endif
+DSTEE_CLONES int64_t outside_32(const char* weights, const uint8_t* mask, int64_t bytes) {
+  return outside_bytes<Lanes32>(weights, mask, bytes);
+}
+DSTEE_CLONES int64_t outside_16(const char* weights, const uint8_t* mask, int64_t bytes) {
+  return outside_bytes<Lanes16>(weights, mask, bytes);
+}
+
 template <class Bits>
 int64_t outside(const Layer& l, const Piece& piece) {
-  static constexpr Bits kBit[8] = {1, 2, 4, 8, 16, 32, 64, 128};
   const char* weights = static_cast<const char*>(l.w) + piece.begin * static_cast<int64_t>(sizeof(Bits));
   const uint8_t* mask = l.bits + piece.begin / 8;
-  Bits found[8] = {};  // a piece has fewer bytes of mask than 16 bits count
   const int64_t whole = piece.size / 8;
-  for (int64_t byte = 0; byte < whole; ++byte)
-    for (int j = 0; j < 8; ++j)
-      found[j] = static_cast<Bits>(found[j] + (is_nonzero<Bits>(weights, 8 * byte + j) & ((mask[byte] & kBit[j]) == 0)));
-  int64_t sum = 0;
-  for (Bits x : found) sum += x;
+  int64_t sum = sizeof(Bits) == 4 ? outside_32(weights, mask, whole) : outside_16(weights, mask, whole);
   for (int64_t i = 8 * whole; i < piece.size; ++i) sum += is_nonzero<Bits>(weights, i) && !is_active(mask, i);
   return sum;
 }
