@@ -1,6 +1,7 @@
 // count_outside: weights outside the masks that are not 0, in one pass over all layers.
 #include <algorithm>
 #include <cstring>
+#include <type_traits>
 #include <vector>
 
 #include "../arguments.h"
@@ -38,17 +39,20 @@ inline __attribute__((always_inline)) int64_t outside_bytes(const char* weights,
   return sum;
 }
 
-// Which of them runs is decided by the processor when the module is loaded.
-#if DSTEE_X86 && defined(__linux__)
-#define DSTEE_CLONES __attribute__((target_clones("avx2", "default")))
-#else
-#define DSTEE_CLONES
-#endif
-DSTEE_CLONES int64_t outside_32(const char* weights, const uint8_t* mask, int64_t bytes) {
-  return outside_bytes<Lanes32>(weights, mask, bytes);
+#if DSTEE_X86
+template <class Lanes>
+__attribute__((target("avx2"))) int64_t outside_bytes_avx2(const char* weights, const uint8_t* mask, int64_t bytes) {
+  return outside_bytes<Lanes>(weights, mask, bytes);
 }
-DSTEE_CLONES int64_t outside_16(const char* weights, const uint8_t* mask, int64_t bytes) {
-  return outside_bytes<Lanes16>(weights, mask, bytes);
+#endif
+
+template <class Bits>
+int64_t outside_whole_bytes(const char* weights, const uint8_t* mask, int64_t bytes) {
+  using Lanes = std::conditional_t<sizeof(Bits) == 4, Lanes32, Lanes16>;
+#if DSTEE_X86
+  if (&loops() != &kScalarLoops) return outside_bytes_avx2<Lanes>(weights, mask, bytes);
+#endif
+  return outside_bytes<Lanes>(weights, mask, bytes);
 }
 
 template <class Bits>
@@ -56,7 +60,7 @@ int64_t outside(const Layer& l, const Piece& piece) {
   const char* weights = static_cast<const char*>(l.w) + piece.begin * static_cast<int64_t>(sizeof(Bits));
   const uint8_t* mask = l.bits + piece.begin / 8;
   const int64_t whole = piece.size / 8;
-  int64_t sum = sizeof(Bits) == 4 ? outside_32(weights, mask, whole) : outside_16(weights, mask, whole);
+  int64_t sum = outside_whole_bytes<Bits>(weights, mask, whole);
   for (int64_t i = 8 * whole; i < piece.size; ++i) sum += is_nonzero<Bits>(weights, i) && !is_active(mask, i);
   return sum;
 }
