@@ -57,7 +57,7 @@ def from_export(
             raise ValueError(f"masks given, but the file {path} holds its own: leave them out")
         try:
             state, given = _export_file.read(path, lambda described: check_state(model, described))
-            state, given = _as_in(model, state), _as_in(model, given)
+            state = _as_in(model, state)
             _check_masks(model, state, given)
         except CheckpointError:
             raise
@@ -65,7 +65,6 @@ def from_export(
             raise CheckpointError(f"{path}: {error}") from None
     else:
         state, given = _from_tensors(model, source, masks)
-        state, given = _as_in(model, state), _as_in(model, given)
         check_state(model, state)
         _check_masks(model, state, given)
     sparse = from_masks(model, given, method=method, schedule=schedule, seed=seed, track_exploration=track_exploration)
@@ -77,7 +76,10 @@ def from_export(
 def _from_tensors(
     model: nn.Module, source: Mapping[str, Tensor], masks: Mapping[str, Tensor] | Literal["nonzero"] | None
 ) -> tuple[dict[str, Tensor], Mapping[str, Tensor]]:
-    """Dense state and masks."""
+    """Dense state and masks, under the model's names."""
+    if not isinstance(source, Mapping) or not all(isinstance(t, Tensor) for t in source.values()):
+        raise ValueError("source must be a path or a dict of tensors that SparseModel.export made")
+    source = _as_in(model, source)
     state, own = _densify(model, source)
     if own and masks is not None:
         raise ValueError("masks given, but the export holds its own: leave them out")
@@ -106,10 +108,7 @@ def _default_names(model: nn.Module) -> list[str]:
 
 def _densify(model: nn.Module, source: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Dense state, and the masks of CSR tensors: every stored element is active."""
-    if not isinstance(source, Mapping) or not all(isinstance(t, Tensor) for t in source.values()):
-        raise ValueError("source must be a path or a dict of tensors that SparseModel.export made")
     shapes = {name: t.shape for name, t in _plain_state(model).items()}
-    source = _as_in(model, source)
     state, masks = {}, {}
     for name, t in source.items():
         if t.layout is torch.strided:

@@ -128,6 +128,7 @@ class CheckedWeights:
         if outside and not self._torn:
             found = ", ".join(f"{layer.name} ({n:,})" for layer, n in outside.items())
             warnings.warn(f"weights outside the masks were written and are 0 again: {found}", stacklevel=4)
+        self._torn = False  # what comes next is somebody else's
 
     def _check_loaded(self, optimizers: Sequence[torch.optim.Optimizer]) -> None:
         """After a load: the weights must fit the masks; the optimizer's state is made to."""

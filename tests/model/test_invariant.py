@@ -314,3 +314,22 @@ def test_masks_of_the_largest_weights() -> None:
 def test_masks_that_are_not(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         dstee.sparsify(mlp(), **arguments)
+
+
+def test_a_failed_step_does_not_excuse_what_comes_later() -> None:
+    """What it left is masked without a word, once; weights of other masks are refused afterwards as ever."""
+    other, _, _ = trained("AdamW", steps=30)
+    model, sparse, optimizer = trained("AdamW", steps=2)
+
+    def fail(*args: object) -> None:
+        raise ZeroDivisionError
+
+    handle = optimizer.register_step_post_hook(fail)
+    set_gradients(model, 2)
+    with pytest.raises(ZeroDivisionError):
+        sparse.step(optimizer)
+    handle.remove()
+    sparse.density()
+    model.load_state_dict(other.state_dict())
+    with pytest.raises(ValueError, match="sparse, but not where the masks are"):
+        sparse.density()

@@ -107,6 +107,9 @@ def test_names_in_files_may_have_prefixes(prefix: str) -> None:
     masks = {prefix + name: mask for name, mask in sparse.masks().items()}
     again = from_masks(mlp(), masks)
     assert all(torch.equal(again.mask(name), sparse.mask(name)) for name in NAMES)
+    blocks = {prefix + name: t for name, t in sparse.export("bsr", blocksize=(1, 3)).items()}
+    from_blocks = from_export(mlp(), blocks, masks="nonzero")
+    assert all(torch.equal(from_blocks.layers[name].param, sparse.layers[name].param) for name in NAMES)
     exported = {prefix + name: t for name, t in sparse.export("csr").items()}
     assert all(torch.equal(from_export(mlp(), exported).mask(name), sparse.mask(name)) for name in NAMES)
 
