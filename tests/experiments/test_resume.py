@@ -6,25 +6,14 @@ import re
 import signal
 import subprocess
 import time
-from pathlib import Path
 
 import pytest
-from support.command_server import TINY, digests, shared_server
+from support.command_server import TINY, digests
 
 from dstee import cli
 from dstee.experiments import verify
 
-
-@pytest.fixture(scope="module")
-def server():
-    return shared_server()
-
-
-@pytest.fixture(autouse=True)
-def quiet_place(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("DSTEE_DATA", raising=False)
-    monkeypatch.setenv("PYTHONPATH", str(Path(cli.__file__).parents[1]))
+pytestmark = pytest.mark.usefixtures("quiet_place")
 
 
 @pytest.fixture(scope="module")
