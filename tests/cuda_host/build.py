@@ -67,11 +67,6 @@ def why_not() -> str:
     return ""
 
 
-def has_ops() -> bool:
-    """Whether there are CUDA kernels to run."""
-    return any(CSRC.glob("cuda/*.cu"))
-
-
 @functools.cache
 def load(variant: Variant) -> ModuleType:
     """The module of this build, compiled if need be.

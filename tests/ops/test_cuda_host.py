@@ -16,7 +16,6 @@ from dstee import encoding, ops
 from dstee.testing import assert_same_bits
 
 pytestmark = pytest.mark.skipif(bool(build.why_not()), reason=build.why_not() or "there is a compiler")
-needs_ops = pytest.mark.skipif(not build.has_ops(), reason="csrc/cuda has no kernels")
 
 SEEDS = range(8)
 
@@ -270,7 +269,6 @@ def test_large_blocks_with_much_shared_memory(harness: ModuleType, blocks: int, 
 # --- the kernels of the package ------------------------------------------------------------------------------------------
 
 
-@needs_ops
 def test_the_kernels_have_no_undefined_behaviour() -> None:
     for number in range(0, 504, 21):
         compare(random_cases.update(number), HostConfiguration(seed=number, variant=build.SANITIZED))

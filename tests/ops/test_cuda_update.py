@@ -23,7 +23,6 @@ from dstee.testing import DTYPES, FAMILIES, Case, assert_same_bits, make_case, p
 
 pytestmark = [
     pytest.mark.skipif(bool(build.why_not()), reason=build.why_not() or "there is a compiler"),
-    pytest.mark.skipif(not build.has_ops(), reason="csrc/cuda has no kernels"),
 ]
 
 RULE = ops.SGDRule(lr=0.05, momentum=0.9, weight_decay=5e-4, nesterov=True)
