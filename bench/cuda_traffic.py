@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -20,7 +20,7 @@ from .layers import Layers, runs_of
 
 __all__ = ["Bytes", "Layer", "by_kernel", "drop_grow", "masked_sgd", "of_masks", "scattered", "total"]
 
-SECTOR, GROUP = 32, 8  # bytes that memory moves; weights that a thread handles at a time
+SECTOR, GROUP = 32, 8  # bytes that memory moves; weights that a thread of the update handles at a time
 SMALL = 1 << 14  # weights of a layer that one block updates
 TILE, WARPS = 1 << 14, 8  # of the sweep: weights at a time, warps of a block
 LEAST_SAMPLED, MOST_SAMPLED, BINS, SPANS = 1 << 11, 1 << 13, 256, 4
@@ -99,11 +99,11 @@ def by_kernel(op: str, before: Layers, masks_after: Sequence[Tensor], processors
 
 
 def masked_sgd(layers: Sequence[Layer], momentum: bool = True) -> Bytes:
-    """One launch: of groups with an active weight w, gradient and momentum; w and momentum back."""
+    """One launch: of active weights w, gradient and momentum; w and momentum back."""
     out, written = Bytes(), 1 + momentum
     for layer in layers:
         out += Bytes(
-            loaded=layer.n / 8 + GROUP * layer.item * layer.groups * (1 + written),
+            loaded=layer.n / 8 + layer.item * layer.active * (1 + written),
             stored=layer.item * layer.active * written,
             moved=layer.n / 8 + SECTOR * layer.sectors * (1 + 2 * written),
         )
@@ -174,10 +174,16 @@ def drop_grow(
     return out
 
 
+def _step_alone(layer: Layer, momenta: bool) -> Bytes:
+    """The step of a layer that swaps nothing: whole groups are read."""
+    loaded = layer.n / 8 + GROUP * layer.item * layer.groups * (2 + momenta)
+    return replace(masked_sgd([layer], momenta), loaded=loaded)
+
+
 def _large(layer: Layer, step: bool, momenta: bool, counted: bool, regrow: bool, span: int) -> dict[str, Bytes]:
     n, item, k = layer.n, layer.item, layer.k
     if k == 0:
-        sweep = masked_sgd([layer], momenta) if step else Bytes(loaded=n / 8, moved=n / 8)
+        sweep = _step_alone(layer, momenta) if step else Bytes(loaded=n / 8, moved=n / 8)
         return {"sample": Bytes(stored=8 * BINS, moved=8 * BINS), "sweep": sweep, "select_drop": Bytes(), "commit": Bytes(),
                 "select_grow": Bytes()}  # fmt: skip
     drop, grow = listed(n, layer.active, k), listed(n, n - layer.active, k)
@@ -242,7 +248,7 @@ def _small(layer: Layer, step: bool, momenta: bool, counted: bool, regrow: bool)
         moved=SECTOR * layer.sectors * 2 * written,
     )
     if k == 0:
-        return masked_sgd([layer], momenta) if step else Bytes(loaded=n / 8, moved=n / 8)
+        return _step_alone(layer, momenta) if step else Bytes(loaded=n / 8, moved=n / 8)
     changed, tensors = 2 * layer.gone, 1 + momenta
     changed_groups = n / GROUP * (1 - (1 - changed / n) ** GROUP)
     dense = n / 8 + item * n + 2 * n * counted

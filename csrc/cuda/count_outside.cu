@@ -40,7 +40,8 @@ Tensor count_outside(const Tensors& params, const Tensors& mask_bits) {
     const auto begin = layers.begin() + static_cast<int64_t>(first);
     const auto count = static_cast<int64_t>(std::min<size_t>(kMaxLayers, layers.size() - first));
     for_each_launch({begin, begin + count}, params[0], guard.stream(), [&](const Table& table, const Gradients&) {
-      launch<count_outside_kernel>(grid_for(table.tiles), kThreads, 0, guard.stream(), table, totals + first);
+      launch<count_outside_kernel>(grid_for<count_outside_kernel>(table.tiles), kThreads, 0, guard.stream(), table,
+                                   totals + first);
     });
   }
   return out;

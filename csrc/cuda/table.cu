@@ -78,9 +78,4 @@ Tensor upload_rows(std::vector<Row> rows, const Tensor& like, cudaStream_t strea
   return memory;
 }
 
-int grid_for(int64_t tiles) {
-  const int64_t blocks = resident_blocks();
-  return static_cast<int>(tiles < blocks ? tiles : blocks);
-}
-
 }  // namespace dstee::cuda

@@ -68,8 +68,12 @@ void check_alignment(const std::vector<Layer>& layers);
 // launches are queued.
 Tensor upload_rows(std::vector<Row> rows, const Tensor& like, cudaStream_t stream);
 
-// Blocks of a grid that strides over so many tiles.
-int grid_for(int64_t tiles);
+// Blocks of a kernel's grid that strides over so many tiles.
+template <auto kernel>
+unsigned grid_for(int64_t tiles) {
+  const int64_t blocks = resident_blocks<kernel>();
+  return static_cast<unsigned>(tiles < blocks ? tiles : blocks);
+}
 
 // Calls body(table, gradients) for each launch, of at most kMaxLayers layers: one serves nearly every model.
 template <class Body>
