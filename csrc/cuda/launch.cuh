@@ -136,14 +136,10 @@ void launch(unsigned blocks, unsigned threads, size_t dynamic_bytes, cudaStream_
 }
 
 // True while a CUDA graph is captured from the stream.
-inline bool is_capturing([[maybe_unused]] cudaStream_t stream) {
-#if defined(DSTEE_CUDA_HOST)
-  return false;
-#else
+inline bool is_capturing(cudaStream_t stream) {
   cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
   check(cudaStreamIsCapturing(stream, &status), "cudaStreamIsCapturing");
   return status != cudaStreamCaptureStatusNone;
-#endif
 }
 
 // Queues the zeroing of memory.

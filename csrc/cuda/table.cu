@@ -1,7 +1,9 @@
 #include <cstdint>
 #include <cstring>
 #include <list>
+#include <memory>
 #include <mutex>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -14,11 +16,17 @@
 namespace dstee::cuda {
 namespace {
 
+struct DestroyEvent {
+  void operator()(cudaEvent_t event) const { cudaEventDestroy(event); }
+};
+using Event = std::unique_ptr<std::remove_pointer_t<cudaEvent_t>, DestroyEvent>;
+
 struct Uploaded {
   std::vector<Row> rows;
   int32_t device;
   cudaStream_t stream;  // whose order the memory's reuse follows
   Tensor memory;
+  Event arrived;
   bool in_graph;  // a captured graph may read it for ever
 };
 
@@ -40,6 +48,24 @@ void forget_oldest() {
   for (auto it = list.begin(); it != list.end();) it = !it->in_graph && ++kept > kKept ? list.erase(it) : std::next(it);
 }
 
+// An event behind all that the stream has to do so far.
+Event record_event(cudaStream_t stream) {
+  cudaEvent_t event = nullptr;
+  check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "cudaEventCreateWithFlags");
+  Event owner(event);
+  check(cudaEventRecord(event, stream), "cudaEventRecord");
+  return owner;
+}
+
+// Lets the host wait, which a thread that captures may do in relaxed mode only.
+void wait_for(const Event& event) {
+  cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
+  check(cudaThreadExchangeStreamCaptureMode(&mode), "cudaThreadExchangeStreamCaptureMode");
+  const cudaError_t waited = cudaEventSynchronize(event.get());
+  check(cudaThreadExchangeStreamCaptureMode(&mode), "cudaThreadExchangeStreamCaptureMode");
+  check(waited, "upload of the layer table");
+}
+
 }  // namespace
 
 void check_alignment(const std::vector<Layer>& layers) {
@@ -59,12 +85,14 @@ Tensor upload_rows(std::vector<Row> rows, const Tensor& like, cudaStream_t strea
     return u.device == device && u.rows.size() == rows.size() && memcmp(u.rows.data(), rows.data(), bytes) == 0;
   };
 
-  // A graph is captured on a stream of its own: there any stream's table serves, uploaded long before the replay.
+  // A graph is captured on a stream of its own, where any stream's table serves. It may be replayed on a stream that never
+  // waited for the upload, and a capture cannot depend on work outside of it: so the host waits, at the table's first capture.
   const bool captured = is_capturing(stream);
   const std::lock_guard<std::mutex> lock(mutex());
   auto& list = uploaded();
   for (auto it = list.begin(); it != list.end(); ++it)
     if ((captured || it->stream == stream) && same(*it)) {
+      if (captured && !it->in_graph) wait_for(it->arrived);
       it->in_graph |= captured;
       list.splice(list.begin(), list, it);
       return it->memory;
@@ -73,7 +101,7 @@ Tensor upload_rows(std::vector<Row> rows, const Tensor& like, cudaStream_t strea
   Tensor memory = device_memory(bytes, like);
   check(cudaMemcpyAsync(memory.mutable_data_ptr(), rows.data(), bytes, cudaMemcpyHostToDevice, stream),
         "upload of the layer table");
-  list.push_front({std::move(rows), device, stream, memory, false});
+  list.push_front({std::move(rows), device, stream, memory, record_event(stream), false});
   forget_oldest();
   return memory;
 }

@@ -221,6 +221,7 @@ void run(const char* kernel, dim3 grid, dim3 block, size_t dynamic_bytes, const 
     }
   } end;
   launch.kernel = kernel;
+  note_call(std::string("launch of ") + kernel);
   check_shape(grid, block, dynamic_bytes);
   if (launches_left == 0) {
     launches_left = -1;

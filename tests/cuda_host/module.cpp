@@ -3,6 +3,7 @@
 #include <pybind11/stl.h>
 
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "../../csrc/bind_test_limits.h"
@@ -67,6 +68,9 @@ PYBIND11_MODULE(CUDA_HOST_MODULE, m) {
         "Lets that many launches end well and the next one fail, once; -1: never.");
   m.def("keep_workspace", &cuda_host::keep_workspace, py::arg("keep"),
         "Whether freed workspaces are kept, and serve the next request of their size as they were left.");
+  m.def("set_capturing", [](bool capturing) { cuda_host::capturing = capturing; }, "Whether streams say that they are captured.");
+  m.def("note_calls", [](bool wanted) { cuda_host::calls_wanted = wanted; }, "Whether calls of the CUDA runtime are noted.");
+  m.def("take_calls", [] { return std::exchange(cuda_host::calls, {}); }, "What was noted, in order, which is then forgotten.");
   m.def("traffic", &traffic, "By kernel: launches, bytes loaded, stored, gathered and scattered, global atomics.");
   m.def("clear_traffic", &cuda_host::clear_traffic);
 #if defined(CUDA_HOST_PLANTED)
