@@ -8,8 +8,8 @@
 # make triton-check  compile the Triton kernels for sm_80, sm_90 and gfx942, without a GPU; fails on spills and lost vector loads
 # Each sets up .venv first (pinned dependencies, compiled kernels) where that has not been done.
 #
-# make gpu    on a machine with a GPU: build, test and time with its own Python, nothing is installed; under 9 minutes
-#             figures go to bench/results, or to OUT=folder
+# make gpu    on a machine with a GPU: build, test, time, profile with its own Python, nothing is installed; under 9 minutes
+#             figures and logs go to bench/results, or to OUT=folder; DSTEE_COMMIT=... names the commit where git cannot
 
 PYTHON ?= python3
 BIN := .venv/bin

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
-import subprocess
 import time
 from pathlib import Path
 
@@ -14,19 +13,12 @@ import torch
 import dstee
 from dstee.backends import native
 
+from .commit import commit, is_dirty
 from .results_file import Environment
 
 __all__ = ["all_cores", "describe"]
 
 PEERS = ("rigl-torch", "sparsimony")
-
-
-def _git(*args: str) -> str:
-    try:
-        result = subprocess.run(["git", *args], cwd=Path(__file__).parent, capture_output=True, text=True)
-    except OSError:
-        return ""
-    return result.stdout.strip() if result.returncode == 0 else ""
 
 
 def _cpu() -> str:
@@ -52,8 +44,7 @@ def all_cores() -> int:
 
 
 def describe(threads: int | None = None, device: str = "cpu") -> Environment:
-    """``commit`` is empty outside a checkout; results that have changed do not make the tree dirty."""
-    results = (":(top,exclude)bench/results", ":(top,exclude)README.md")
+    """``commit`` is empty where nothing says which one it is."""
     return {
         "date": time.strftime("%Y-%m-%d"),
         "cpu": _cpu(),
@@ -65,7 +56,7 @@ def describe(threads: int | None = None, device: str = "cpu") -> Environment:
         "dstee": dstee.__version__,
         "peers": {package: found for package in PEERS if (found := _version(package))},
         "build": native.build_info(),
-        "commit": _git("rev-parse", "HEAD"),
-        "dirty": bool(_git("status", "--porcelain", "--untracked-files=no", "--", ":/", *results)),
+        "commit": commit(),
+        "dirty": is_dirty(),
         "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
     }

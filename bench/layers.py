@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -70,37 +70,47 @@ class Layers:
         )
 
 
+class Random(TypedDict):
+    """Where random numbers come from."""
+
+    generator: torch.Generator
+    device: str
+
+
 def wanted(n: int, density: float) -> int:
     """Active weights of a layer of n weights: at least one, and int(n * (1 - sparsity)) as most libraries count."""
     return max(1, int(n * (1 - (1 - density))))
 
 
-def _exact_mask(n: int, active: int, generator: torch.Generator) -> Tensor:
-    mask = torch.rand(n, generator=generator) < active / n
+def _exact_mask(n: int, active: int, random: Random) -> Tensor:
+    mask = torch.rand(n, **random) < active / n
     excess = int(mask.sum()) - active
     places = mask.nonzero().view(-1) if excess > 0 else (~mask).nonzero().view(-1)
-    mask[places[torch.randperm(places.numel(), generator=generator)[: abs(excess)]]] = excess < 0
+    mask[places[torch.randperm(places.numel(), **random)[: abs(excess)]]] = excess < 0
     return mask
 
 
-def make_layers(shapes: list[Shape], density: float, swap: float, seed: int = 0, dtype: torch.dtype = torch.float32) -> Layers:
-    """Random state of every layer at one density; k is ``swap`` of its active weights.
+def make_layers(
+    shapes: list[Shape], density: float, swap: float, seed: int = 0, dtype: torch.dtype = torch.float32, device: str = "cpu"
+) -> Layers:
+    """Random state of every layer at one density, made on ``device``, whose random numbers are its own; k is ``swap`` of the
+    active weights.
 
     Counters are as :data:`ROUND` updates may leave them: most inactive weights were never active, the others are spread.
     """
-    generator = torch.Generator().manual_seed(seed)
+    random: Random = {"generator": torch.Generator(device).manual_seed(seed), "device": device}
     out = Layers([], [], [], [], [], [], [])
     for shape in shapes:
         n = math.prod(shape)
         active = wanted(n, density)
-        mask = _exact_mask(n, active, generator).view(shape)
-        seen = torch.rand(shape, generator=generator)  # below 0.8: never active; else 0..ROUND, spread evenly
+        mask = _exact_mask(n, active, random).view(shape)
+        seen = torch.rand(shape, **random)  # below 0.8: never active; else 0..ROUND, spread evenly
         N = ((seen - 0.8).clamp_(min=0) * 5 * (ROUND + 1)).to(torch.int16).clamp_(max=ROUND)
         N = torch.where(mask, N + 1, N)
         out.masks.append(mask)
-        out.params.append((torch.randn(shape, generator=generator) * mask * 0.05).to(dtype))
-        out.grads.append((torch.randn(shape, generator=generator) * 1e-3).to(dtype))
-        out.momenta.append((torch.randn(shape, generator=generator) * mask * 1e-3).to(dtype))
+        out.params.append((torch.randn(shape, **random) * mask * 0.05).to(dtype))
+        out.grads.append((torch.randn(shape, **random) * 1e-3).to(dtype))
+        out.momenta.append((torch.randn(shape, **random) * mask * 1e-3).to(dtype))
         out.mask_bits.append(ops.pack_mask(mask))
         out.counts.append(ops.encode_counts(N, mask, ROUND))
         out.k.append(int(swap * active))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TypedDict
 
@@ -95,10 +96,12 @@ class Setting:
         """Every layer after an update by ``algorithm`` of :mod:`expected`; computed once."""
         if algorithm not in self.outcomes:
             b, bonus = self.before, self.bonus.cpu().numpy()
-            layers = zip(b.masks, b.params, b.grads, self.N, b.k, strict=True)
-            self.outcomes[algorithm] = [
-                algorithm(array(mask), array(w), array(g), array(N), bonus, k) for mask, w, g, N, k in layers
-            ]
+
+            def after(mask: Tensor, w: Tensor, g: Tensor, N: Tensor, k: int) -> Expected:
+                return algorithm(array(mask), array(w), array(g), array(N), bonus, k)
+
+            with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+                self.outcomes[algorithm] = list(pool.map(after, b.masks, b.params, b.grads, self.N, b.k))
         return self.outcomes[algorithm]
 
 

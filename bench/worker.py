@@ -46,7 +46,7 @@ def main() -> None:
 def run_row(task: Task, emit: Emit) -> Row:
     emit(None, "layers")
     shapes = [tuple(shape) for shape in task["shapes"]]
-    layers = make_layers(shapes, task["density"], task["swap"], dtype=DTYPES[task["dtype"]]).to(task["device"])
+    layers = make_layers(shapes, task["density"], task["swap"], dtype=DTYPES[task["dtype"]], device=task["device"])
     setting = Setting(task["op"], layers, task["density"], task["swap"])
     clock = make_clock(task["device"], task.get("flush_bytes"))
     emit(None, setting.gate)
