@@ -251,6 +251,12 @@ std::vector<Layer> read_update(DeviceType device, const UpdateArguments& a) {
   return layers;
 }
 
+void refuse_missing_options(const UpdateArguments& a) {
+  STD_TORCH_CHECK(a.k_grow.empty() && !a.k_grow_tensor, "dstee: this kernel has no k_grow");
+  STD_TORCH_CHECK(!a.bonus_scale, "dstee: this kernel has no bonus_scale");
+  STD_TORCH_CHECK(a.where.empty(), "dstee: this kernel has no where");
+}
+
 std::vector<Layer> read_masked(DeviceType device, const Tensors& params, const Tensors& mask_bits) {
   Checks check(device, params);
   return read_layers(check, device, params, {}, {}, mask_bits, {}, {}, {});

@@ -29,11 +29,13 @@ struct StepArguments {
 struct UpdateArguments {
   const Tensors &params, &grads, &momenta, &mask_bits, &counts;
   const std::vector<int64_t>& k;
-  const std::optional<Tensor>&k_tensor, &bonus;
+  const std::optional<Tensor>& k_tensor;
+  const std::vector<int64_t>& k_grow;
+  const std::optional<Tensor>&k_grow_tensor, &bonus, &bonus_scale;
   int64_t round;
   const std::optional<Tensor>& round_tensor;
   const Tensors &drop_scores, &grow_signal;
-  const std::vector<int64_t>& grow_seeds;
+  const std::vector<int64_t>&grow_seeds, &where;
   bool regrow, reset_regrown;
   const std::vector<double>& sgd;
   const std::optional<Tensor>&lr, &found_inf;
@@ -49,18 +51,22 @@ void masked_sgd_entry(const Tensors& params, const Tensors& grads, const Tensors
 template <void (*run)(const UpdateArguments&)>
 void drop_grow_entry(const Tensors& params, const Tensors& grads, const Tensors& momenta, const Tensors& mask_bits,
                      const Tensors& counts, const std::vector<int64_t>& k, const std::optional<Tensor>& k_tensor,
-                     const std::optional<Tensor>& bonus, int64_t round, const std::optional<Tensor>& round_tensor,
-                     const Tensors& drop_scores, const Tensors& grow_signal, const std::vector<int64_t>& grow_seeds,
-                     bool regrow, bool reset_regrown, const std::vector<double>& sgd, const std::optional<Tensor>& lr,
-                     const std::optional<Tensor>& found_inf) {
-  run({params, grads, momenta, mask_bits, counts, k, k_tensor, bonus, round, round_tensor, drop_scores, grow_signal, grow_seeds,
-       regrow, reset_regrown, sgd, lr, found_inf});
+                     const std::vector<int64_t>& k_grow, const std::optional<Tensor>& k_grow_tensor,
+                     const std::optional<Tensor>& bonus, const std::optional<Tensor>& bonus_scale, int64_t round,
+                     const std::optional<Tensor>& round_tensor, const Tensors& drop_scores, const Tensors& grow_signal,
+                     const std::vector<int64_t>& grow_seeds, const std::vector<int64_t>& where, bool regrow, bool reset_regrown,
+                     const std::vector<double>& sgd, const std::optional<Tensor>& lr, const std::optional<Tensor>& found_inf) {
+  run({params,        grads,  momenta,       mask_bits, counts,       k,           k_tensor,    k_grow,
+       k_grow_tensor, bonus,  bonus_scale,   round,     round_tensor, drop_scores, grow_signal, grow_seeds,
+       where,         regrow, reset_regrown, sgd,       lr,           found_inf});
 }
 
 // These refuse, before anything is written, what the kernels could not survive: a fast mirror of the contract in dstee/ops,
 // whose checks (dstee/_checks.py) then find the words for it.
 std::vector<Layer> read_step(DeviceType device, const StepArguments& a);
 std::vector<Layer> read_update(DeviceType device, const UpdateArguments& a);
+// Refuses the options that dstee/backends/native.py lists in NO_OPTION, which direct calls of the op could bring here.
+void refuse_missing_options(const UpdateArguments& a);
 std::vector<Layer> read_masked(DeviceType device, const Tensors& params, const Tensors& mask_bits);
 
 // Refuses a tensor whose storage has been freed, or that stands for another: all that has no memory of its own.

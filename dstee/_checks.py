@@ -70,14 +70,14 @@ def check_like_param(name: str, i: int, t: Tensor, p: Tensor, dtypes: tuple[torc
         )
 
 
-def check_flat(name: str, i: int, t: Tensor, dtype: torch.dtype, numel: int, device: torch.device) -> None:
+def check_flat(name: str, i: int, t: Tensor, dtype: torch.dtype, numel: int, device: torch.device, of: str = "params") -> None:
     _dispatch.refuse_no_memory(f"{name}[{i}]", t)
     if t.dtype != dtype:
         raise TypeError(f"{name}[{i}] has dtype {t.dtype}, expected {dtype}")
     if t.device != device:
-        raise ValueError(f"{name}[{i}] is on {t.device}, expected {device} as params[{i}]: move it first")
+        raise ValueError(f"{name}[{i}] is on {t.device}, expected {device} as {of}[{i}]: move it first")
     if t.dim() != 1 or t.numel() != numel:
-        raise ValueError(f"{name}[{i}] has shape {list(t.shape)}, expected [{numel}] for params[{i}]")
+        raise ValueError(f"{name}[{i}] has shape {list(t.shape)}, expected [{numel}] for {of}[{i}]")
     if not t.is_contiguous():
         raise ValueError(f"{name}[{i}] must be contiguous, got stride {t.stride()}: call .contiguous()")
 
@@ -90,19 +90,20 @@ def check_layers(
     momenta: list[Tensor],
     counts: list[Tensor] = (),  # type: ignore[assignment]
     signals: dict[str, list[Tensor]] | None = None,
+    of: str = "params",
 ) -> None:
-    """Everything the kernels rely on; absent lists are empty."""
+    """Everything the kernels rely on; absent lists are empty. ``of``: what the op calls its ``params``."""
     traced = _dispatch.is_traced()
     for i, p in enumerate(params):
         if p.dtype not in PARAM_DTYPES:
-            raise TypeError(f"params[{i}] has dtype {p.dtype}, expected float32, bfloat16 or float16")
+            raise TypeError(f"{of}[{i}] has dtype {p.dtype}, expected float32, bfloat16 or float16")
         if p.device != params[0].device:
-            raise ValueError(f"params[{i}] is on {p.device}, expected {params[0].device}: one call takes one device")
+            raise ValueError(f"{of}[{i}] is on {p.device}, expected {params[0].device}: one call takes one device")
         if p.is_meta:
-            raise TypeError(f"params[{i}] is a meta tensor, which has no memory: pass one with values")
+            raise TypeError(f"{of}[{i}] is a meta tensor, which has no memory: pass one with values")
         if not is_dense(p):
             raise ValueError(
-                f"params[{i}] with shape {list(p.shape)} and strides {p.stride()} is not dense, non-overlapping storage: "
+                f"{of}[{i}] with shape {list(p.shape)} and strides {p.stride()} is not dense, non-overlapping storage: "
                 "pass a whole tensor, not a strided or expanded view"
             )
         for name, tensors in (("grads", grads), ("momenta", momenta)):
@@ -111,16 +112,16 @@ def check_layers(
         for name, tensors in (signals or {}).items():
             if tensors:
                 check_like_param(name, i, tensors[i], p, (p.dtype, torch.float32))
-        check_flat("mask_bits", i, mask_bits[i], torch.uint8, mask_bytes(p.numel()), p.device)
+        check_flat("mask_bits", i, mask_bits[i], torch.uint8, mask_bytes(p.numel()), p.device, of)
         if p.device.type == "cpu" and p.numel() % 8 and not traced and int(mask_bits[i][-1]) >> p.numel() % 8:
             raise ValueError(
-                f"mask_bits[{i}] has bits set behind the last weight of params[{i}]: make it with dstee.ops.pack_mask"
+                f"mask_bits[{i}] has bits set behind the last weight of {of}[{i}]: make it with dstee.ops.pack_mask"
             )
         if counts:
             check_flat("counts", i, counts[i], torch.int16, p.numel(), p.device)
     if traced:
         return
-    check_no_overlap(params=params, grads=grads, momenta=momenta, mask_bits=mask_bits, counts=counts)
+    check_no_overlap(**{of: params}, grads=grads, momenta=momenta, mask_bits=mask_bits, counts=counts)
     _check_signals_apart(signals or {}, params=params, momenta=momenta, mask_bits=mask_bits, counts=counts)
 
 
@@ -196,11 +197,21 @@ def split_round(round: int | Tensor, device: torch.device) -> tuple[int, Tensor 
     return 0, round
 
 
-def check_bonus(bonus: Tensor | None, round: int, device: torch.device | None) -> None:
+def check_bonus(
+    bonus: Tensor | None, round: int, device: torch.device | None, scale: Tensor | None = None, length: int = 0
+) -> None:
+    """``scale``: the bonus_scale of ``length`` layers, whose table is float64."""
     if bonus is None:
+        if scale is not None:
+            raise ValueError("bonus_scale given without bonus: it scales the table of dstee.bonus_table; pass both or neither")
         return
-    if not isinstance(bonus, Tensor) or bonus.dtype != torch.float32 or bonus.dim() != 1 or not bonus.is_contiguous():
-        raise TypeError("bonus must be a contiguous 1-D float32 tensor: make it with dstee.bonus_table")
+    dtype, how = (torch.float32, "") if scale is None else (torch.float64, "(..., dtype=torch.float64)")
+    if not isinstance(bonus, Tensor) or bonus.dtype != dtype or bonus.dim() != 1 or not bonus.is_contiguous():
+        also = "" if scale is None else " where bonus_scale is given"
+        raise TypeError(
+            f"bonus must be a contiguous 1-D {str(dtype).removeprefix('torch.')} tensor{also}: "
+            f"make it with dstee.bonus_table{how}"
+        )
     _dispatch.refuse_no_memory("bonus", bonus)
     if bonus.numel() < round + 2:
         raise ValueError(
@@ -211,36 +222,51 @@ def check_bonus(bonus: Tensor | None, round: int, device: torch.device | None) -
         raise ValueError(f"bonus is on {bonus.device}, expected {device} as the parameters: move it first")
     if bonus.device.type == "cpu" and not _dispatch.is_traced() and not bool((bonus >= 0).all()):
         raise ValueError("bonus must be >= 0 everywhere and not NaN: make it with dstee.bonus_table")
+    if scale is not None:
+        check_per_layer("bonus_scale", scale, torch.float32, (length,), device)
+        if scale.device.type == "cpu" and not _dispatch.is_traced() and not bool((scale >= 0).all()):
+            raise ValueError("bonus_scale must be >= 0 everywhere and not NaN: make it with dstee.ops.growth_scale")
 
 
-def check_k(k: list[int], params: list[Tensor], active: list[int] | None) -> None:
+def check_per_layer(name: str, t: Tensor, dtype: torch.dtype, shape: tuple[int, ...], device: torch.device | None) -> None:
+    """A tensor with one number, or one row, for each layer."""
+    if not isinstance(t, Tensor) or t.dtype != dtype or t.shape != shape or not t.is_contiguous():
+        got = f"{t.dtype} {list(t.shape)}" if isinstance(t, Tensor) else type(t).__name__
+        expected = f"{str(dtype).removeprefix('torch.')} tensor {list(shape)}"
+        raise TypeError(f"{name} must be a contiguous {expected}, one entry per layer, got {got}")
+    _dispatch.refuse_no_memory(name, t)
+    if device is not None and t.device != device:
+        raise ValueError(f"{name} is on {t.device}, expected {device} as the parameters: move it first")
+
+
+def check_k(k: list[int], params: list[Tensor], active: list[int] | None, name: str = "k") -> None:
     """0 <= k[i] <= active weights; without ``active`` (asking a GPU would be a sync) the bound is the layer's size."""
     for i, k_i in enumerate(k):
         if isinstance(k_i, bool) or not isinstance(k_i, int):
-            raise TypeError(f"k[{i}] must be an int, got {type(k_i).__name__}")
+            raise TypeError(f"{name}[{i}] must be an int, got {type(k_i).__name__}")
         bound = params[i].numel() if active is None else active[i]
         if not 0 <= k_i <= bound:
-            raise ValueError(f"k[{i}] must be in 0..{bound} (the active weights of params[{i}]), got {k_i}")
+            raise ValueError(f"{name}[{i}] must be in 0..{bound} (the active weights of params[{i}]), got {k_i}")
 
 
-def split_k(k: Sequence[int] | Tensor, length: int, device: torch.device) -> tuple[list[int], Tensor | None]:
-    """k as (list, None) or ([], tensor)."""
+def split_k(k: Sequence[int] | Tensor, length: int, device: torch.device, name: str = "k") -> tuple[list[int], Tensor | None]:
+    """k, or another number for each layer, as (list, None) or ([], tensor)."""
     if isinstance(k, Tensor):
         if k.dtype != torch.int64 or k.shape != (length,) or not k.is_contiguous():
-            raise TypeError(f"k must be a contiguous int64 tensor [{length}], got {k.dtype} {list(k.shape)}")
-        _dispatch.refuse_no_memory("k", k)
+            raise TypeError(f"{name} must be a contiguous int64 tensor [{length}], got {k.dtype} {list(k.shape)}")
+        _dispatch.refuse_no_memory(name, k)
         if k.device != device:
-            raise ValueError(f"k is on {k.device}, expected {device} as the parameters: move it first")
+            raise ValueError(f"{name} is on {k.device}, expected {device} as the parameters: move it first")
         return [], k
     if not isinstance(k, Sequence):
-        raise TypeError(f"k must be a list of ints or an int64 tensor, got {type(k).__name__}")
+        raise TypeError(f"{name} must be a list of ints or an int64 tensor, got {type(k).__name__}")
     if len(k) != length:
-        raise ValueError(f"k must have one number per layer: got {len(k)}, expected {length} as in params")
+        raise ValueError(f"{name} must have one number per layer: got {len(k)}, expected {length} as in params")
     for i, k_i in enumerate(k):
         if isinstance(k_i, bool) or not isinstance(k_i, int):
-            raise TypeError(f"k[{i}] must be an int, got {type(k_i).__name__}")
+            raise TypeError(f"{name}[{i}] must be an int, got {type(k_i).__name__}")
         if k_i < 0:
-            raise ValueError(f"k[{i}] must be >= 0, got {k_i}")
+            raise ValueError(f"{name}[{i}] must be >= 0, got {k_i}")
     return list(k), None
 
 

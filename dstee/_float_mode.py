@@ -5,22 +5,23 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Iterator
-from typing import Concatenate, ParamSpec
+from typing import Concatenate, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 
 P = ParamSpec("P")
+R = TypeVar("R")
 
 _GRAIN = 1 << 15  # elements from which torch shares an operation among its threads
 _DENORMAL = 71_362  # the bits of a float32
 
 
-def with_gradual_underflow(op: Callable[Concatenate[list[Tensor], P], None]) -> Callable[Concatenate[list[Tensor], P], None]:
+def with_gradual_underflow(op: Callable[Concatenate[list[Tensor], P], R]) -> Callable[Concatenate[list[Tensor], P], R]:
     """Makes ``op``, a function of a list of weights on one device, compute on the CPU under :func:`gradual_underflow`."""
 
     @functools.wraps(op)
-    def call(params: list[Tensor], /, *args: P.args, **kwargs: P.kwargs) -> None:
+    def call(params: list[Tensor], /, *args: P.args, **kwargs: P.kwargs) -> R:
         if not params or params[0].device.type != "cpu":
             return op(params, *args, **kwargs)
         with gradual_underflow(max(p.numel() for p in params)):

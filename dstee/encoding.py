@@ -56,19 +56,21 @@ def flip_counts(counts: Tensor, mask: Tensor, round: int | Tensor) -> Tensor:
     return torch.where(mask, round + 1 - counts, counts)
 
 
-def bonus_table(c: float, eps: float, t: int, rounds: int) -> Tensor:
+def bonus_table(c: float, eps: float, t: int, rounds: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """The exploration bonus of paper Eq. 1 for every value a counter can have.
 
-    ``B[j] = float32(c * ln(t) / (j + eps))``, computed in float64 and rounded once.
+    ``B[j] = float32(c * ln(t) / (j + eps))``, computed in float64 and rounded once; or not rounded, for
+    :func:`dstee.ops.drop_grow_` to multiply with a ``bonus_scale``.
 
     Args:
         c: weight of exploration, finite and >= 0.
         eps: offset that keeps the denominator positive, finite and > 0.
         t: optimizer step of the update, >= 1.
         rounds: mask updates done so far (q); counters are then at most ``rounds + 1``.
+        dtype: float32, or float64 for a table that is scaled for each layer.
 
     Returns:
-        float32 [rounds + 2] on the CPU.
+        ``dtype`` [rounds + 2] on the CPU.
 
     Raises:
         ValueError: a number is out of range, or the largest bonus is not finite in float32.
@@ -81,7 +83,9 @@ def bonus_table(c: float, eps: float, t: int, rounds: int) -> Tensor:
         raise ValueError(f"t must be >= 1 (ln t is the scale of exploration), got {t}")
     if not 0 <= rounds <= MAX_ROUNDS - 2:
         raise ValueError(f"rounds must be in 0..{MAX_ROUNDS - 2}, got {rounds}")
-    table = (c * math.log(t) / (torch.arange(rounds + 2, dtype=torch.float64) + eps)).float()
-    if not math.isfinite(float(table[0])):
+    if dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"dtype must be torch.float32 or torch.float64, got {dtype}")
+    table = (c * math.log(t) / (torch.arange(rounds + 2, dtype=torch.float64) + eps)).to(dtype)
+    if not math.isfinite(float(table[0].float())):
         raise ValueError(f"c*ln(t)/eps must be finite in float32, got {c * math.log(t) / eps:g}: use a larger eps")
     return table

@@ -12,92 +12,39 @@ from torch import Tensor
 
 from dstee._float_mode import with_gradual_underflow
 from dstee.encoding import flat, flip_counts, pack_bits, unpack_bits
+from dstee.rules import (
+    MAX_RANK,
+    clip_growth,
+    clip_swaps,
+    drop_key,
+    first_k,
+    global_index,
+    growth_score,
+    random24,
+    random_signal,
+    rank,
+    sample_positions,
+    sgd,
+    signed_rank,
+)
 from dstee.sgd_rule import SGDRule, unpack
 
 __all__ = [
-    "MAX_RANK",
-    "clip_swaps",
     "count_active",
+    "count_below",
     "count_explored",
     "count_outside",
-    "counter_of",
     "decode_counts",
     "drop_grow_",
-    "drop_key",
     "encode_counts",
-    "first_k",
+    "global_keep_",
+    "growth_scale",
+    "hashed_noise_",
+    "key_histogram",
     "masked_sgd_",
     "pack_mask",
-    "random_signal",
-    "rank",
-    "sgd",
     "unpack_mask",
 ]
-
-MAX_RANK = 0x7F80_0001  # rank(+Inf)
-
-
-def rank(x: Tensor) -> Tensor:
-    """abs(x) as an int64 that orders like the float32 it is: NaN -> 0 (after everything), 0.0 -> 1, ... +Inf -> 0x7F800001."""
-    bits = x.float().abs().view(torch.int32).to(torch.int64)
-    return torch.where(x.isnan(), 0, bits + 1)
-
-
-def drop_key(x: Tensor) -> Tensor:
-    """What the drop ranks by: the smaller abs(x), the larger the key, NaN above all."""
-    return MAX_RANK - rank(x)
-
-
-def first_k(key: Tensor, k: Tensor) -> Tensor:
-    """True at the k positions that come first in the order (key descending, index ascending); k is a 0-dim tensor."""
-    order = torch.sort(key, descending=True, stable=True).indices
-    taken = torch.arange(key.numel(), device=key.device) < k
-    return torch.zeros_like(key, dtype=torch.bool).scatter_(0, order, taken)
-
-
-def clip_swaps(k: Tensor, nnz: Tensor, n: int, regrow: bool) -> Tensor:
-    """How many of the k wanted swaps a layer of n weights with nnz active ones has room for."""
-    k = torch.minimum(nnz, k)
-    return k if regrow else torch.minimum(k, n - nnz)
-
-
-def counter_of(stored: Tensor, active: Tensor, round: int | Tensor, table_size: int) -> Tensor:
-    """The counters N, as places in a table: one that the table does not have, a negative one too, takes the last."""
-    counter = flip_counts(stored.int(), active, round)
-    return torch.where((counter < 0) | (counter >= table_size), table_size - 1, counter)
-
-
-def random_signal(seed: int, n: int, device: torch.device) -> Tensor:
-    """n float32 numbers in [0, 1), each a hash of (seed, index) alone: the growth signal of SET. seed is 64 bits."""
-
-    def mix(x: Tensor) -> Tensor:  # a 32-bit finaliser; products wrap, so keep the low half
-        x = x ^ (x >> 16)
-        x = (x * 0x7FEB352D) & 0xFFFF_FFFF
-        x = x ^ (x >> 15)
-        x = (x * 0x846CA68B) & 0xFFFF_FFFF
-        return x ^ (x >> 16)
-
-    index = torch.arange(n, dtype=torch.int64, device=device)
-    low = ((index & 0xFFFF_FFFF) + (seed & 0xFFFF_FFFF)) & 0xFFFF_FFFF
-    high = ((index >> 32) + ((seed >> 32) & 0xFFFF_FFFF)) & 0xFFFF_FFFF
-    return (mix(mix(low) ^ high) >> 8).float() * 2.0**-24
-
-
-def sgd(
-    w: Tensor, g: Tensor, m: Tensor | None, rule: SGDRule, grad_scale: Tensor | None = None
-) -> tuple[Tensor, Tensor | None]:
-    """One SGD step in float32, every operation rounded once (torch.optim.SGD's definitions). Returns the new (w, m)."""
-    lr = rule.lr.float().view(()) if isinstance(rule.lr, Tensor) else rule.lr
-    d = g if grad_scale is None else g / grad_scale.float().view(())
-    d = -d if rule.maximize else d
-    if rule.weight_decay != 0:
-        d = d + w * rule.weight_decay
-    u = d
-    if rule.momentum != 0:
-        assert m is not None
-        m = d if rule.first_step else m * rule.momentum + d * (1 - rule.dampening)
-        u = d + m * rule.momentum if rule.nesterov else m
-    return w - u * lr, m
 
 
 def _step(w: Tensor, g: Tensor, m: Tensor | None, active: Tensor, rule: SGDRule, grad_scale: Tensor | None = None) -> None:
@@ -137,12 +84,16 @@ def drop_grow_(
     counts: list[Tensor],
     k: list[int],
     k_tensor: Tensor | None,
+    k_grow: list[int],
+    k_grow_tensor: Tensor | None,
     bonus: Tensor | None,
+    bonus_scale: Tensor | None,
     round: int,
     round_tensor: Tensor | None,
     drop_scores: list[Tensor],
     grow_signal: list[Tensor],
     grow_seeds: list[int],
+    where: list[int],
     regrow: bool,
     reset_regrown: bool,
     sgd: list[float],
@@ -161,22 +112,28 @@ def drop_grow_(
             _step(w, flat(grads[i]), m if rule.momentum != 0 else None, mask & go, rule)
 
         nnz = mask.sum()
-        k_i = clip_swaps(k_tensor[i] if k_tensor is not None else nnz.new_tensor(k[i]), nnz, n, regrow) * go
+        k_i = k_tensor[i] if k_tensor is not None else nnz.new_tensor(k[i])
+        if k_grow or k_grow_tensor is not None:
+            k_i = torch.minimum(k_i.clamp(min=0), nnz)
+            grow_i = k_grow_tensor[i] if k_grow_tensor is not None else nnz.new_tensor(k_grow[i])
+            grow_i = clip_growth(grow_i, k_i, nnz, n, regrow) * go
+            k_i = k_i * go
+        else:
+            k_i = grow_i = clip_swaps(k_i, nnz, n, regrow) * go
 
         # Drop (Algorithm 1, ArgDrop): the k active weights closest to zero.
         key = drop_key(flat(drop_scores[i]) if drop_scores else w)
         dropped = first_k(torch.where(mask, key, -1), k_i)
 
-        # Grow (Eq. 1): S = |g| + c ln(t) / (N + eps), the bonus from its table; ties by |g|, then by index.
+        # Grow (Algorithm 1, ArgGrow): the best scores, ties by |g|, then by index.
         if grow_seeds:
-            g = random_signal(grow_seeds[i], n, device)
+            g = random_signal(grow_seeds[i], n, device, where[3 * i : 3 * i + 3])
         else:
             g = flat(grow_signal[i] if grow_signal else grads[i]).float().abs()
-        score = g
-        if counts and bonus is not None:
-            score = g + bonus[counter_of(counts[i], mask, q, bonus.numel())]
+        scale = None if bonus_scale is None else bonus_scale[i]
+        score = growth_score(g, counts[i] if counts else None, mask, bonus, scale, q)
         candidates = ~mask | dropped if regrow else ~mask
-        grown = first_k(torch.where(candidates, (rank(score) << 32) | rank(g), -1), k_i)
+        grown = first_k(torch.where(candidates, (rank(score) << 32) | rank(g), -1), grow_i)
 
         # Commit: M = (M minus D) plus G; N += M only moves the stored form of weights that changed state.
         changed = dropped ^ grown
@@ -187,6 +144,116 @@ def drop_grow_(
         w.masked_fill_(gone, 0)
         if m is not None:
             m.masked_fill_(gone, 0)
+
+
+@with_gradual_underflow
+def key_histogram(
+    params: list[Tensor],
+    grads: list[Tensor],
+    mask_bits: list[Tensor],
+    counts: list[Tensor],
+    bonus: Tensor | None,
+    bonus_scale: Tensor | None,
+    round: int,
+    round_tensor: Tensor | None,
+    drop_scores: list[Tensor],
+    grow_signal: list[Tensor],
+    grow_seeds: list[int],
+    where: list[int],
+    total: list[int],
+    growth: bool,
+    word: int,
+    shift: int,
+    prefix: Tensor,
+    k_drop: list[int],
+    k_drop_tensor: Tensor | None,
+    regrow: bool,
+) -> Tensor:
+    q = round if round_tensor is None else round_tensor.view(())
+    found = []
+    for i, p in enumerate(params):
+        n, device, place = p.numel(), p.device, where[3 * i : 3 * i + 3]
+        mask = unpack_bits(mask_bits[i], n)
+        key = drop_key(flat(drop_scores[i] if drop_scores else p))
+        candidates = mask
+        words = [key, torch.zeros_like(key), total[i] - 1 - global_index(n, place, device)]
+        if growth:
+            if grow_seeds:
+                g = random_signal(grow_seeds[i], n, device, place)
+            else:
+                g = flat(grow_signal[i] if grow_signal else grads[i]).float().abs()
+            scale = None if bonus_scale is None else bonus_scale[i]
+            words[:2] = rank(growth_score(g, counts[i] if counts else None, mask, bonus, scale, q)), rank(g)
+            k_i = k_drop_tensor[i] if k_drop_tensor is not None else mask.sum().new_tensor(k_drop[i])
+            dropped = first_k(torch.where(mask, key, -1), torch.minimum(k_i, mask.sum()))
+            candidates = ~mask | dropped if regrow else ~mask
+        for known, value in enumerate(words[:word]):
+            candidates = candidates & (value == prefix[i, known])
+        rest = words[word] >> shift
+        candidates = candidates & (rest >> 8 == prefix[i, word] >> shift >> 8)
+        digits = torch.where(candidates, rest & 255, 256)
+        found.append(torch.zeros(257, dtype=torch.int32, device=device).scatter_add_(0, digits, digits.new_ones(n).int())[:256])
+    return torch.stack(found)
+
+
+@with_gradual_underflow
+def global_keep_(
+    params: list[Tensor],
+    momenta: list[Tensor],
+    mask_bits: list[Tensor],
+    counts: list[Tensor],
+    scores: list[Tensor],
+    total: int,
+    total_tensor: Tensor | None,
+    round: int,
+    round_tensor: Tensor | None,
+) -> None:
+    q = round if round_tensor is None else round_tensor.view(())
+    masks = [unpack_bits(b, p.numel()) for b, p in zip(mask_bits, params, strict=True)]
+    ranks = [signed_rank(flat(s).float()) for s in scores] if scores else [rank(flat(p)) for p in params]
+    mask = torch.cat(masks)
+    wanted = mask.sum().new_tensor(total) if total_tensor is None else total_tensor.view(())
+    kept = first_k(torch.where(mask, torch.cat(ranks), -MAX_RANK - 1), torch.minimum(wanted, mask.sum()))
+    for i, stays in enumerate(kept.split([p.numel() for p in params])):
+        gone = masks[i] & ~stays
+        mask_bits[i].copy_(pack_bits(stays))
+        flat(params[i]).masked_fill_(gone, 0)
+        if momenta:
+            flat(momenta[i]).masked_fill_(gone, 0)
+        if counts:
+            counts[i].copy_(flip_counts(counts[i], gone, q))
+
+
+@with_gradual_underflow
+def growth_scale(
+    signals: list[Tensor],
+    mask_bits: list[Tensor],
+    k: list[int],
+    k_tensor: Tensor | None,
+    round: int,
+    round_tensor: Tensor | None,
+) -> Tensor:
+    q = round if round_tensor is None else round_tensor.view(())
+    found = []
+    for i, signal in enumerate(signals):
+        n, device = signal.numel(), signal.device
+        at = sample_positions(n, q, device)
+        active = (mask_bits[i][at >> 3] >> (at & 7) & 1).bool()
+        ranks = torch.where(active, -1, rank(flat(signal)[at])).sort(descending=True).values
+        count = (ranks >= 0).sum()
+        k_i = k_tensor[i].clamp(min=0) if k_tensor is not None else count.new_tensor(k[i])
+        place = torch.minimum((k_i * len(at) + n - 1) // max(n, 1), count).clamp(min=1) - 1
+        bits = torch.cat([ranks, count.new_tensor([-1])])[place] - 1  # of the value, negative where there is none
+        found.append(torch.where(bits <= 0, 0x0080_0000, bits).to(torch.int32))
+    return torch.stack(found).view(torch.float32)
+
+
+@with_gradual_underflow
+def hashed_noise_(out: list[Tensor], seeds: list[int], where: list[int]) -> None:
+    for i, x in enumerate(out):
+        index = global_index(x.numel(), where[3 * i : 3 * i + 3], x.device)
+        numbers = torch.stack([random24(seed, index) for seed in seeds[4 * i : 4 * i + 4]]).sum(0)
+        flat(x).copy_((numbers - (2**25 - 2)).float() * 2.0**-24)
 
 
 def pack_mask(mask: Tensor) -> Tensor:
@@ -213,6 +280,12 @@ def count_active(mask_bits: list[Tensor]) -> Tensor:
 def count_explored(counts: list[Tensor], mask_bits: list[Tensor]) -> Tensor:
     """An inactive weight was ever active when its stored N is not 0; an active one always was."""
     return torch.stack([((c != 0) | unpack_bits(b, c.numel())).sum() for c, b in zip(counts, mask_bits, strict=True)])
+
+
+@with_gradual_underflow
+def count_below(tensors: list[Tensor], mask_bits: list[Tensor], thresholds: Tensor) -> Tensor:
+    layers = zip(tensors, mask_bits, thresholds, strict=True)
+    return torch.stack([((flat(x).float().abs() < limit) & unpack_bits(b, x.numel())).sum() for x, b, limit in layers])
 
 
 def count_outside(params: list[Tensor], mask_bits: list[Tensor]) -> Tensor:

@@ -11,7 +11,7 @@ from typing import Literal, SupportsIndex
 import torch
 from torch import Tensor, nn
 
-from dstee import _checks, reference, sparsity_distribution
+from dstee import _checks, rules, sparsity_distribution
 from dstee.layer_batch import count_nonzero
 from dstee.methods import DSTEE, METHODS, Method
 from dstee.parameter_names import match_names
@@ -110,8 +110,8 @@ def _mask(c: Candidate, nnz: int, seed: int, largest: bool) -> Tensor:
 
 def _largest(w: Tensor, k: int) -> Tensor:
     """The mask of the ``k`` weights first in the order (abs(w) descending, NaN last, row-major index ascending)."""
-    key = reference.rank(w.reshape(-1))
-    return reference.first_k(key, torch.tensor(k, device=w.device)).view(w.shape)
+    key = rules.rank(w.reshape(-1))
+    return rules.first_k(key, torch.tensor(k, device=w.device)).view(w.shape)
 
 
 def _make(

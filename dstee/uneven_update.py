@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dstee import ops
 from dstee.layer_batch import by_device, count_active
-from dstee.reference import random_signal
+from dstee.rules import random_signal
 
 __all__ = ["LayerUpdate", "drop_grow_"]
 

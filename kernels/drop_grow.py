@@ -50,19 +50,29 @@ def drop_grow_(
     counts: Sequence[Tensor],
     k: Sequence[int],
     k_tensor: Tensor | None,
+    k_grow: Sequence[int],
+    k_grow_tensor: Tensor | None,
     bonus: Tensor | None,
+    bonus_scale: Tensor | None,
     round: int,
     round_tensor: Tensor | None,
     drop_scores: Sequence[Tensor],
     grow_signal: Sequence[Tensor],
     grow_seeds: Sequence[int],
+    where: Sequence[int],
     regrow: bool,
     reset_regrown: bool,
     sgd: Sequence[float],
     lr: Tensor | None,
     found_inf: Tensor | None,
 ) -> None:
-    """As dstee.reference.drop_grow_."""
+    """As dstee.reference.drop_grow_, without k_grow, where and bonus_scale.
+
+    Raises:
+        NotImplementedError: one of these is given.
+    """
+    if k_grow or k_grow_tensor is not None or where or bonus_scale is not None:
+        raise NotImplementedError("the Triton kernel of drop_grow_ has no k_grow, where and bonus_scale")
     if _all_same(drop_scores, params):
         drop_scores = ()
     if grow_seeds or _all_same(grow_signal, grads):

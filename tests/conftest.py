@@ -9,6 +9,7 @@ import pytest
 import torch
 from cuda_host import backend as cuda_host
 from support import on_gpu
+from support.lacking import lacks
 
 from dstee.backends import native
 from dstee.backends import triton as triton_backend
@@ -40,8 +41,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     def wanted(item: pytest.Item) -> bool:
         parameters = getattr(getattr(item, "callspec", None), "params", {})
         configuration = parameters.get("backend")
-        is_triton = isinstance(configuration, Configuration) and configuration.backend in ("triton", on_gpu.TRITON)
-        return not is_triton or item.path.stem in WITH_TRITON
+        if not isinstance(configuration, Configuration):
+            return True
+        mark = item.get_closest_marker("op")
+        if lacks(configuration, *(mark.args if mark else (parameters.get("op", ""),))):
+            return False
+        return configuration.backend not in ("triton", on_gpu.TRITON) or item.path.stem in WITH_TRITON
 
     config.hook.pytest_deselected(items=[item for item in items if not wanted(item)])
     items[:] = [item for item in items if wanted(item)]

@@ -75,9 +75,9 @@ def update_layer(w: Tensor, g: Tensor, mask_bits: Tensor, counts: Tensor, k: int
     """
     plain: Callable[..., None] = inspect.unwrap(reference.drop_grow_)
     plain(
-        params=[w], grads=[g], momenta=[], mask_bits=[mask_bits], counts=[counts], k=[k], k_tensor=None, bonus=bonus,
-        round=ROUND, round_tensor=None, drop_scores=[], grow_signal=[], grow_seeds=[], regrow=True, reset_regrown=False,
-        sgd=[], lr=None, found_inf=None,
+        params=[w], grads=[g], momenta=[], mask_bits=[mask_bits], counts=[counts], k=[k], k_tensor=None, k_grow=[],
+        k_grow_tensor=None, bonus=bonus, bonus_scale=None, round=ROUND, round_tensor=None, drop_scores=[], grow_signal=[],
+        grow_seeds=[], where=[], regrow=True, reset_regrown=False, sgd=[], lr=None, found_inf=None,
     )  # fmt: skip
 
 

@@ -59,6 +59,7 @@ void run(const Update& u) {
 }  // namespace
 
 void drop_grow_(const UpdateArguments& a) {
+  refuse_missing_options(a);
   Update u;
   u.layers = read_update(DeviceType::CPU, a);
   const auto L = static_cast<int64_t>(u.layers.size());

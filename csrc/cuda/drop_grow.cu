@@ -144,6 +144,7 @@ void launch_sweep(const Call& call) {
 }  // namespace
 
 void drop_grow_(const UpdateArguments& a) {
+  refuse_missing_options(a);
   const auto layers = read_update(kDevice, a);
   if (layers.empty()) return;
   check_alignment(layers);

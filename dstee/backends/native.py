@@ -14,13 +14,25 @@ import torch
 
 from dstee.backends import version_counters
 
-__all__ = ["OLDEST_TORCH", "build_info", "function", "load", "why_not"]
+__all__ = ["NO_KERNEL", "NO_OPTION", "OLDEST_TORCH", "build_info", "function", "load", "why_not", "why_not_option"]
 
 OLDEST_TORCH = (2, 11)
 _KEYS = {
     "cpu": torch._C.DispatchKeySet(torch._C.DispatchKey.CPU),
     "cuda": torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA),
 }
+
+
+NO_KERNEL: dict[str, frozenset[str]] = {
+    "cpu": frozenset({"count_below", "global_keep_", "growth_scale", "hashed_noise_", "key_histogram"}),
+    "cuda": frozenset({"count_below", "global_keep_", "growth_scale", "hashed_noise_", "key_histogram"}),
+}
+"""Ops that csrc/cpu and csrc/cuda have not got: the dispatcher would run the reference in their name."""
+NO_OPTION: dict[str, dict[str, frozenset[str]]] = {
+    "cpu": {"drop_grow_": frozenset({"k_grow", "where", "bonus_scale"})},
+    "cuda": {"drop_grow_": frozenset({"k_grow", "where", "bonus_scale"})},
+}
+"""Arguments of an op that its kernels there have not got. They refuse them when called directly, too."""
 
 
 @functools.cache
@@ -95,15 +107,23 @@ def why_not(op: str, device: torch.device) -> str | None:
     module, reason = load()
     if module is None:
         return reason
+    if device.type not in NO_KERNEL:
+        return f"dstee._C has no kernels for {device.type} devices"
+    if op in NO_KERNEL[device.type]:
+        return f"dstee._C has no kernel of {op} for {device.type} devices"
     if device.type == "cpu":
         return None
-    if device.type != "cuda":
-        return f"dstee._C has no kernels for {device.type} devices"
     info = module.build_info()
     if info["cuda"]:
         return None
     why = info.get("why_no_cuda") or "unknown reason"
     return f"dstee._C was built without CUDA kernels ({why}): rebuild it with DSTEE_BUILD=cuda and a CUDA toolkit"
+
+
+def why_not_option(op: str, device: torch.device, option: str) -> str | None:
+    if option in NO_OPTION.get(device.type, {}).get(op, ()):
+        return f"the kernel of {op} for {device.type} devices in dstee._C has no {option}"
+    return None
 
 
 @functools.cache

@@ -17,13 +17,15 @@ import torch
 from dstee._float_mode import with_gradual_underflow
 from dstee.backends import version_counters
 
-__all__ = ["DEVICES", "function", "interpreted", "missing", "module", "why_not"]
+__all__ = ["DEVICES", "MODULES", "NO_OPTION", "function", "interpreted", "missing", "module", "why_not", "why_not_option"]
 
-_MODULES = {
+MODULES = {
     "masked_sgd_": "masked_sgd", "drop_grow_": "drop_grow", "pack_mask": "pack_mask", "unpack_mask": "pack_mask",
     "encode_counts": "counts", "decode_counts": "counts", "count_active": "counts", "count_explored": "counts",
     "count_outside": "count_outside",
 }  # fmt: skip
+NO_OPTION: dict[str, frozenset[str]] = {"drop_grow_": frozenset({"k_grow", "where", "bonus_scale"})}
+"""Arguments of an op that its Triton kernels have not got."""
 DEVICES = ("cuda", "xpu")  # torch calls ROCm cuda
 
 
@@ -38,11 +40,15 @@ def why_not(op: str, device: torch.device) -> str | None:
         return "Triton has no CPU kernels; TRITON_INTERPRET=1, set before Python starts, interprets them (slow, for tests)"
     if device.type != "cpu" and interpreted():
         return f"TRITON_INTERPRET is set, and the interpreter cannot read the memory of {device.type} devices: unset it"
-    if op not in _MODULES:
+    if op not in MODULES:
         return f"there is no Triton kernel of {op}"
     if device.type not in (*DEVICES, "cpu"):
         return f"the Triton kernels are written for {' and '.join(DEVICES)} devices, not for {device.type}"
     return missing()
+
+
+def why_not_option(op: str, device: torch.device, option: str) -> str | None:
+    return f"the Triton kernel of {op} has no {option}" if option in NO_OPTION.get(op, ()) else None
 
 
 @functools.cache
@@ -60,7 +66,7 @@ def function(op: str) -> Callable[..., Any]:
     Raises:
         RuntimeError: the kernels cannot be imported.
     """
-    kernel, written = getattr(module(_MODULES[op]), op), version_counters.written(op)
+    kernel, written = getattr(module(MODULES[op]), op), version_counters.written(op)
     if interpreted() and op in ("masked_sgd_", "drop_grow_"):  # numpy computes as the calling thread does
         kernel = with_gradual_underflow(kernel)
 

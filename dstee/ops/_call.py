@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from dstee import _dispatch, backends, reference
 from dstee.backends import version_counters
@@ -24,8 +25,21 @@ def declare(schema: str, fake: Callable[..., Any]) -> None:
         _library.impl(name, version_counters.bumping(name), "ADInplaceOrView", with_keyset=True)
 
 
-def call(name: str, device: torch.device, check: Callable[[], None], *args: Any) -> Any:
-    """Runs op ``name`` on the backend in force. ``check`` raises the clear error for bad arguments.
+def active_where_free(mask_bits: list[Tensor]) -> list[int] | None:
+    """Active weights by layer where looking is free: on the CPU, unless somebody traces the call. None elsewhere."""
+    if not mask_bits or mask_bits[0].device.type != "cpu" or _dispatch.is_traced():
+        return None
+    return reference.count_active(mask_bits).tolist()
+
+
+def options_in_use(**options: object) -> tuple[str, ...]:
+    """The names of those that are given."""
+    return tuple(name for name, value in options.items() if value is not None)
+
+
+def call(name: str, device: torch.device, check: Callable[[], None], *args: Any, options: Sequence[str] = ()) -> Any:
+    """Runs op ``name`` on the backend in force. ``check`` raises the clear error for bad arguments. ``options``: the arguments
+    in use that not every backend has.
 
     A native kernel looks at its arguments itself before it writes (54 layers: microseconds, in Python ten times that) and
     only says that something is wrong; then ``check`` says what. Compilers, tracers and dispatch modes see the op itself,
@@ -36,7 +50,7 @@ def call(name: str, device: torch.device, check: Callable[[], None], *args: Any)
         check()
         return getattr(torch.ops.dstee, name)(*args)
     _dispatch.refuse_transforms(name, args)
-    backend = backends.resolve(name, device)
+    backend = backends.resolve(name, device, options)
     if not backend.guards_itself:
         check()
     with torch.no_grad():

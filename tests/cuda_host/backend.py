@@ -13,7 +13,7 @@ import torch
 from cuda_host import build
 
 from dstee import backends, ops
-from dstee.backends import version_counters
+from dstee.backends import native, version_counters
 from dstee.testing import Case, Configuration, assert_same_bits
 
 _CPU = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
@@ -51,6 +51,7 @@ class HostConfiguration(Configuration):
             functools.partial(_why_not, self.variant),
             functools.partial(_function, self.variant),
             guards_itself=True,
+            why_not_option=lambda op, device, option: native.why_not_option(op, torch.device("cuda"), option),
         )
         try:
             module.set_seed(self.seed)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import dstee
 from dstee import ops
-from dstee.reference import random_signal
+from dstee.rules import random_signal
 from dstee.uneven_update import LayerUpdate, drop_grow_
 
 VALUES = [0.0, -0.0, 1.0, -1.0, 2.0, 0.5, -0.5, math.inf, -math.inf, math.nan, 3.25]

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.op_calls import CALLS, UNITS, N, arguments, step
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -17,8 +18,6 @@ from torch.utils._pytree import tree_map
 import dstee
 from dstee import ops
 from dstee.testing import assert_same_bits
-
-N = 40
 
 
 class Wrapper(Tensor):
@@ -63,62 +62,10 @@ WRAPPERS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def arguments() -> dict[str, Any]:
-    mask = torch.arange(N) % 4 == 0
-    p = torch.where(mask, torch.linspace(-1, 1, N), 0.0)
-    return dict(params=[p], grads=[torch.linspace(1, 2, N)], momenta=[p * 0.5], mask_bits=[ops.pack_mask(mask)])
-
-
-def update(**changed: Any) -> None:
-    counts, bonus = [torch.zeros(N, dtype=torch.int16)], dstee.bonus_table(1e-3, 1.0, 10, 3)
-    ops.drop_grow_(**(arguments() | dict(counts=counts, k=[3], bonus=bonus, round=3) | changed))
-
-
-def step(**changed: Any) -> None:
-    ops.masked_sgd_(**(arguments() | dict(lr=0.1, momentum=0.9) | changed))
-
-
-Wrap = Callable[[Tensor], Tensor]
-MASK, BITS, COUNTS = torch.arange(N) % 4 == 0, ops.pack_mask(torch.arange(N) % 4 == 0), torch.zeros(N, dtype=torch.int16)
-FLOAT, SCALAR = torch.linspace(1, 2, N), torch.ones(1)
-# (op, argument): a call in which that argument alone is wrapped
-CALLS: dict[tuple[str, str], Callable[[Wrap], Any]] = {
-    ("drop_grow_", "params[0]"): lambda wrap: update(params=[wrap(arguments()["params"][0])]),
-    ("drop_grow_", "grads[0]"): lambda wrap: update(grads=[wrap(FLOAT)]),
-    ("drop_grow_", "momenta[0]"): lambda wrap: update(momenta=[wrap(FLOAT)]),
-    ("drop_grow_", "mask_bits[0]"): lambda wrap: update(mask_bits=[wrap(BITS)]),
-    ("drop_grow_", "counts[0]"): lambda wrap: update(counts=[wrap(COUNTS)]),
-    ("drop_grow_", "drop_scores[0]"): lambda wrap: update(drop_scores=[wrap(FLOAT)]),
-    ("drop_grow_", "grow_signal[0]"): lambda wrap: update(grow_signal=[wrap(FLOAT)]),
-    ("drop_grow_", "k"): lambda wrap: update(k=wrap(torch.tensor([3]))),
-    ("drop_grow_", "round"): lambda wrap: update(round=wrap(torch.tensor([3]))),
-    ("drop_grow_", "bonus"): lambda wrap: update(bonus=wrap(dstee.bonus_table(1e-3, 1.0, 10, 3))),
-    ("drop_grow_", "lr"): lambda wrap: update(sgd=dstee.SGDRule(wrap(SCALAR), 0.9)),
-    ("drop_grow_", "found_inf"): lambda wrap: update(found_inf=wrap(SCALAR)),
-    ("masked_sgd_", "params[0]"): lambda wrap: step(params=[wrap(arguments()["params"][0])]),
-    ("masked_sgd_", "grads[0]"): lambda wrap: step(grads=[wrap(FLOAT)]),
-    ("masked_sgd_", "momenta[0]"): lambda wrap: step(momenta=[wrap(FLOAT)]),
-    ("masked_sgd_", "mask_bits[0]"): lambda wrap: step(mask_bits=[wrap(BITS)]),
-    ("masked_sgd_", "lr"): lambda wrap: step(lr=wrap(SCALAR)),
-    ("masked_sgd_", "grad_scale"): lambda wrap: step(grad_scale=wrap(SCALAR)),
-    ("masked_sgd_", "found_inf"): lambda wrap: step(found_inf=wrap(SCALAR)),
-    ("pack_mask", "mask"): lambda wrap: ops.pack_mask(wrap(MASK)),
-    ("unpack_mask", "mask_bits[0]"): lambda wrap: ops.unpack_mask(wrap(BITS), (N,)),
-    ("encode_counts", "N"): lambda wrap: ops.encode_counts(wrap(MASK.int()), MASK, 3),
-    ("encode_counts", "mask"): lambda wrap: ops.encode_counts(MASK.int(), wrap(MASK), 3),
-    ("decode_counts", "counts[0]"): lambda wrap: ops.decode_counts(wrap(COUNTS), BITS, 3, (N,)),
-    ("decode_counts", "mask_bits[0]"): lambda wrap: ops.decode_counts(COUNTS, wrap(BITS), 3, (N,)),
-    ("count_active", "mask_bits[0]"): lambda wrap: ops.count_active([wrap(BITS)]),
-    ("count_explored", "counts[0]"): lambda wrap: ops.count_explored([wrap(COUNTS)], [BITS]),
-    ("count_explored", "mask_bits[0]"): lambda wrap: ops.count_explored([COUNTS], [wrap(BITS)]),
-    ("count_outside", "params[0]"): lambda wrap: ops.count_outside([wrap(FLOAT)], [BITS]),
-    ("count_outside", "mask_bits[0]"): lambda wrap: ops.count_outside([FLOAT], [wrap(BITS)]),
-}
-
-
 def test_every_tensor_argument_is_tried() -> None:
     """Of every op's schema; the public functions have ``lr`` and ``k`` for two arguments each."""
-    renamed = {"lr": "lr", "k_tensor": "k", "round_tensor": "round"}
+    renamed = {"k_tensor": "k", "k_grow_tensor": "k_grow", "k_drop_tensor": "k_drop", "round_tensor": "round"}
+    renamed |= {"total_tensor": "total"}
     for op in {op for op, _ in CALLS}:
         schema = getattr(torch.ops.dstee, op).default._schema.arguments
         tensors = {renamed.get(a.name, a.name) for a in schema if "Tensor" in str(a.type)}
@@ -171,6 +118,21 @@ def masks(seed: int) -> list[Tensor]:
     return [torch.rand(N, generator=torch.Generator().manual_seed(seed)) < 0.3]
 
 
+def traced_keep(p: Tensor, scores: Tensor, m: Tensor, bits: Tensor, counts: Tensor) -> Tensor:
+    ops.global_keep_([scores], [p], [m], [bits], [counts], 4, round=3)
+    return p + 0
+
+
+def traced_histogram(p: Tensor, g: Tensor, bits: Tensor, counts: Tensor, prefix: Tensor, units: Tensor) -> Tensor:
+    given: dict[str, Any] = dict(bonus_scale=torch.ones(1), bonus=units, round=3, k_drop=[3], growth=True, word=0, shift=16)
+    return ops.key_histogram([p], [g], [bits], [counts], prefix=prefix, **given)
+
+
+def histogram_inputs(seed: int) -> list[Tensor]:
+    p, g, _, bits, counts, _ = inputs(seed, 6)
+    return [p, g, bits, counts, torch.full((1, 3), 0x3F00_0000 + seed), UNITS.clone()]
+
+
 FUNCTIONS: dict[str, tuple[Callable[..., Tensor], Callable[[int], list[Tensor]]]] = {
     "drop_grow_": (traced_update, lambda seed: inputs(seed, 6)),
     "masked_sgd_": (traced_step, lambda seed: inputs(seed, 4)),
@@ -180,6 +142,10 @@ FUNCTIONS: dict[str, tuple[Callable[..., Tensor], Callable[[int], list[Tensor]]]
     "decode_counts": (lambda c, bits: ops.decode_counts(c, bits, 3, (N,)), lambda seed: inputs(seed, 5)[:2:-1]),
     "count_active": (lambda bits: ops.count_active([bits]), lambda seed: [ops.pack_mask(masks(seed)[0])]),
     "count_explored": (lambda c, bits: ops.count_explored([c], [bits]), lambda seed: inputs(seed, 5)[:2:-1]),
+    "count_below": (lambda p, bits: ops.count_below([p], [bits], torch.full((1,), 0.5)), lambda seed: inputs(seed, 4)[::3]),
+    "global_keep_": (traced_keep, lambda seed: inputs(seed, 5)),
+    "growth_scale": (lambda g, bits: ops.growth_scale([g], [bits], [5], 3), lambda seed: inputs(seed, 4)[1::2]),
+    "key_histogram": (traced_histogram, histogram_inputs),
     "count_outside": (lambda p, bits: ops.count_outside([p], [bits]), lambda seed: inputs(seed, 4)[1::2]),
 }
 
@@ -300,7 +266,8 @@ def raw_step(p: Tensor, g: Tensor, m: Tensor, bits: Tensor) -> None:
 
 
 def raw_update(p: Tensor, g: Tensor, m: Tensor, bits: Tensor) -> None:
-    torch.ops.dstee.drop_grow_([p], [g], [m], [bits], [], [3], None, None, 3, None, [], [], [], True, False, RULE, None, None)
+    options: tuple = ([3], None, [], None, None, None, 3, None, [], [], [], [], True, False, RULE, None, None)
+    torch.ops.dstee.drop_grow_([p], [g], [m], [bits], [], *options)
 
 
 @pytest.mark.parametrize("write", [raw_step, raw_update])

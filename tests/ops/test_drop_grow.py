@@ -12,7 +12,7 @@ import pytest
 import torch
 from support import oracle, random_cases
 
-from dstee import backends, encoding, ops, reference
+from dstee import backends, encoding, ops, rules
 from dstee.backends import native
 from dstee.testing import FAMILIES, Case, Configuration, assert_same_bits, make_case, values
 
@@ -126,7 +126,7 @@ def test_the_hash_counts_positions_beyond_32_bits(seed: int, start: int) -> None
         if within > 64:  # reach a high index within its 2^32 block by the low half of the seed
             shifted = (shifted // 2**32 << 32) | (shifted % 2**32 + within) % 2**32
             within = 0
-        got = float(reference.random_signal(shifted, within + 1, torch.device("cpu"))[within])
+        got = float(rules.random_signal(shifted, within + 1, torch.device("cpu"))[within])
         assert got == oracle.random_number(seed, index), f"seed {seed}, index {index}"
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from support import oracle
 
-from dstee import encoding, ops, reference
+from dstee import encoding, ops, rules
 from dstee.ops import SGDRule
 from dstee.testing import DTYPES, Configuration, assert_same_bits
 
@@ -186,7 +186,7 @@ def test_random_growth_takes_the_largest_hashes(backend: Configuration, seed: in
     """SET: with k = 3 of the candidates, those with the largest numbers of the table come; gradients play no part."""
     table = HASHES[seed]
     assert [round(2**24 * oracle.random_number(seed, i)) for i in range(8)] == table
-    assert (2**24 * reference.random_signal(seed, 8, torch.device("cpu"))).tolist() == table
+    assert (2**24 * rules.random_signal(seed, 8, torch.device("cpu"))).tolist() == table
     mask = bools("00011001")
     w = torch.tensor([0, 0, 0, 1.0, 2, 0, 0, 3])
     bits = encoding.pack_bits(mask)

@@ -107,6 +107,10 @@ def _why_not(op: str, device: torch.device) -> str | None:
     return why_no_gpu() or (None if device.type == "cpu" else f"it copies CPU tensors, not {device.type} ones")
 
 
+def _why_not_native(op: str, device: torch.device) -> str | None:
+    return _why_not(op, device) or native.why_not(op, torch.device(DEVICE))
+
+
 def _why_not_triton(op: str, device: torch.device) -> str | None:
     return _why_not(op, device) or triton_backend.why_not(op, torch.device(DEVICE))
 
@@ -116,9 +120,16 @@ def parameters() -> list:
     if not REQUIRED and why_no_gpu():
         return []
     backends.BACKENDS[NAME] = backends.Backend(
-        NAME, _why_not, lambda op: mirrored(op, native.function(op, "cuda")), guards_itself=True
+        NAME,
+        _why_not_native,
+        lambda op: mirrored(op, native.function(op, "cuda")),
+        guards_itself=True,
+        why_not_option=lambda op, device, option: native.why_not_option(op, torch.device(DEVICE), option),
     )
     backends.BACKENDS[TRITON] = backends.Backend(
-        TRITON, _why_not_triton, lambda op: mirrored(op, lambda *args: triton_backend.function(op)(*args))
+        TRITON,
+        _why_not_triton,
+        lambda op: mirrored(op, lambda *args: triton_backend.function(op)(*args)),
+        why_not_option=triton_backend.why_not_option,
     )
     return [pytest.param(Configuration(name), id=name) for name in (NAME, TRITON)]

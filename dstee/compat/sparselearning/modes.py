@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dstee.encoding import bonus_table, flat, unflat
-from dstee.reference import random_signal
+from dstee.rules import random_signal
 
 __all__ = [
     "DEATH_MODES",

@@ -14,7 +14,7 @@ from dstee import _checks, ops, uneven_update
 from dstee.compat.plain_masks import check_mask
 from dstee.distributed import ranks
 from dstee.encoding import bonus_table
-from dstee.reference import random_signal
+from dstee.rules import random_signal
 
 __all__ = [
     "UnstructuredDSTEEGrower",
