@@ -8,6 +8,7 @@
 
 #include "../rules.h"
 #include "block_select.cuh"
+#include "block_sort.cuh"
 #include "group.cuh"
 #include "launch.cuh"
 #include "layer_state.cuh"
@@ -24,9 +25,9 @@
 namespace dstee::cuda {
 
 struct SampleStorage {
-  Threshold picked[kBins];  // for splitters
-  uint32_t count[2];        // sampled weights of the growth and of the drop
-  uint32_t picked_count;
+  // [0]: of the growth, [1]: of the drop.
+  Threshold picked[2][kBins];          // for splitters
+  uint32_t picked_count[2], count[2];  // picked and sampled weights
 };
 
 // One group of neighbours per stratum, at a hashed place in it: regular steps would alias with the rows of a matrix whose
@@ -73,10 +74,11 @@ __device__ __forceinline__ void take_sample(SampleStorage& s, uint64_t* keys, co
   }
 }
 
-// From the sample to the list threshold and the splitters of one side, of which the layer selects k weights.
-__device__ __forceinline__ void set_thresholds(SelectStorage& select, SampleStorage& s, const uint64_t* keys,
-                                               const Sample& sample, const Weights& weights, SideState& side, bool is_drop,
-                                               uint32_t k) {
+// From the sample to the list threshold of one side, of which the layer selects k weights. Up to kBins - 1 of the sampled
+// weights that pass it are picked.
+__device__ __forceinline__ void set_list_threshold(SelectStorage& select, SampleStorage& s, const uint64_t* keys,
+                                                   const Sample& sample, const Weights& weights, SideState& side, bool is_drop,
+                                                   uint32_t k) {
   const uint32_t size = sample.groups * kGroup, count = s.count[is_drop];
   const uint64_t tag = is_drop ? kDropKey : 0;
   const float expected = static_cast<float>(k) * static_cast<float>(size) / static_cast<float>(weights.layer.n);
@@ -95,30 +97,16 @@ __device__ __forceinline__ void set_thresholds(SelectStorage& select, SampleStor
   } else {
     rank = count;
   }
-
-  // Up to kBins - 1 of the sampled weights that pass become splitters.
-  __syncthreads();  // the other side has been read
-  if (threadIdx.x == 0) s.picked_count = 0;
-  __syncthreads();
+  if (threadIdx.x == 0) {
+    const bool any_index = threshold.index >= size - 1;
+    store(&side.list_threshold, Threshold{threshold.key, any_index ? ~uint32_t{0} : sample.index_of(threshold.index)});
+  }
   for (uint32_t p = threadIdx.x; p < size; p += blockDim.x) {
     const uint64_t key = keys[p];
     if ((key & kDropKey) != tag || !passes(threshold, key & ~kDropKey, p)) continue;
     if (rank > kBins * 3 / 4 && __umulhi(mix(p ^ sample.salt), rank) >= kBins * 3 / 4) continue;
-    const uint32_t at = atomicAdd(&s.picked_count, 1u);
-    if (at < kBins - 1) s.picked[at] = {key & ~kDropKey, p};
-  }
-  __syncthreads();
-  const uint32_t picked = s.picked_count < kBins - 1 ? s.picked_count : kBins - 1;
-  for (uint32_t i = threadIdx.x; i < kBins; i += blockDim.x) {
-    uint32_t behind = 0;
-    for (uint32_t other = 0; other < picked && i < picked; ++other)
-      behind += other != i && passes(s.picked[other], s.picked[i].key, s.picked[i].index);
-    const Threshold splitter = i < picked ? Threshold{s.picked[i].key, sample.index_of(s.picked[i].index)} : kPassNone;
-    store(&side.splitters[i < picked ? behind : i], splitter);
-  }
-  if (threadIdx.x == 0) {
-    const bool any_index = threshold.index >= size - 1;
-    store(&side.list_threshold, Threshold{threshold.key, any_index ? ~uint32_t{0} : sample.index_of(threshold.index)});
+    const uint32_t at = atomicAdd(&s.picked_count[is_drop], 1u);
+    if (at < kBins - 1) s.picked[is_drop][at] = {key & ~kDropKey, sample.index_of(p)};
   }
 }
 
@@ -174,16 +162,23 @@ __global__ void __launch_bounds__(2 * kThreads)
       side->kth_bin = kBins;
       side->undecided_k = side->undecided_start = side->undecided_count = 0;
     }
-    storage.sample.count[0] = storage.sample.count[1] = 0;
   }
   if (k == 0) return;
+  SampleStorage& s = storage.sample;
+  for (unsigned b = threadIdx.x; b < kBins; b += blockDim.x) s.picked[0][b] = s.picked[1][b] = kPassNone;
+  if (threadIdx.x < 2) s.picked_count[threadIdx.x] = s.count[threadIdx.x] = 0;
   __syncthreads();
   auto* keys = reinterpret_cast<uint64_t*>(dynamic_shared());
   const Sample sample(n, weights.round, static_cast<uint32_t>(index));
-  take_sample(storage.sample, keys, sample, weights, gradient, with_step, rule);
+  take_sample(s, keys, sample, weights, gradient, with_step, rule);
   __syncthreads();
-  set_thresholds(storage.select, storage.sample, keys, sample, weights, state.drop, true, k);
-  set_thresholds(storage.select, storage.sample, keys, sample, weights, state.grow, false, k);
+  set_list_threshold(storage.select, s, keys, sample, weights, state.drop, true, k);
+  set_list_threshold(storage.select, s, keys, sample, weights, state.grow, false, k);
+  block_sort<2, kBins>(s.picked[0]);
+  for (unsigned b = threadIdx.x; b < kBins; b += blockDim.x) {
+    store(&state.grow.splitters[b], s.picked[0][b]);
+    store(&state.drop.splitters[b], s.picked[1][b]);
+  }
 }
 
 }  // namespace dstee::cuda
