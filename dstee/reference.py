@@ -183,7 +183,9 @@ def key_histogram(
             else:
                 g = flat(grow_signal[i] if grow_signal else grads[i]).float().abs()
             scale = None if bonus_scale is None else bonus_scale[i]
-            words[:2] = rank(growth_score(g, counts[i] if counts else None, mask, bonus, scale, q)), rank(g)
+            words[0] = rank(growth_score(g, counts[i] if counts else None, mask, bonus, scale, q))
+            if bonus is not None:
+                words[1] = rank(g)
             k_i = k_drop_tensor[i] if k_drop_tensor is not None else mask.sum().new_tensor(k_drop[i])
             dropped = first_k(torch.where(mask, key, -1), torch.minimum(k_i, mask.sum()))
             candidates = ~mask | dropped if regrow else ~mask
