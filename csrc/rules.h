@@ -88,6 +88,28 @@ DSTEE_HD U random24(U index_low, uint32_t index_high, uint64_t seed) {
 }
 constexpr float kRandomUnit = 1.0f / 16777216.0f;
 
+// The sum of four such numbers, less its mean and times 2^-24.
+DSTEE_HD float noise(uint64_t index, const int64_t* seeds) {
+  uint32_t sum = 0;
+  for (int j = 0; j < 4; ++j)
+    sum += random24(static_cast<uint32_t>(index), static_cast<uint32_t>(index >> 32), static_cast<uint64_t>(seeds[j]));
+  return static_cast<float>(static_cast<int32_t>(sum) - ((1 << 25) - 2)) * kRandomUnit;
+}
+
+// The sample that growth_scale looks at: of each stratum of a layer's weights the one at a hashed place.
+constexpr int64_t kMostStrata = 8192;
+DSTEE_HD int64_t strata_of(int64_t n) { return n < kMostStrata ? n : kMostStrata; }
+DSTEE_HD int64_t sampled_index(int64_t n, int64_t strata, uint32_t stratum, int32_t round) {
+  const int64_t start = stratum * n / strata, length = (stratum + int64_t{1}) * n / strata - start;
+  const uint64_t hash = mix(mix(stratum) ^ static_cast<uint32_t>(round));
+  return start + static_cast<int64_t>(hash * static_cast<uint64_t>(length) >> 32);
+}
+// The place in that sample, from 1, of the k-th largest of the layer.
+DSTEE_HD int64_t sampled_place(int64_t k, int64_t n, int64_t strata) {
+  const int64_t place = k <= 0 ? 0 : (k * strata + n - 1) / n;
+  return place < 1 ? 1 : place;
+}
+
 constexpr uint32_t kInfBits = 0x7F800000u;
 constexpr uint32_t kMaxRank = kInfBits + 1;  // rank of +Inf
 
@@ -115,6 +137,15 @@ DSTEE_HD uint32_t rank_of(float x) {
   const uint32_t u = bits_of(x) & 0x7FFFFFFFu;
   return u > kInfBits ? 0 : u + 1;
 }
+
+// x as an integer that orders like the float: NaN -> 0, -Inf -> 1, ..., -0.0 and 0.0 -> kMaxRank, ...
+DSTEE_HD uint32_t signed_rank_of(float x) {
+  const uint32_t rank = rank_of(x);
+  return rank == 0 ? 0 : bits_of(x) >> 31 ? kMaxRank + 1 - rank : kMaxRank - 1 + rank;
+}
+
+// What growth_scale returns for the rank that it found, 0 where it found none.
+DSTEE_HD float scale_of(uint32_t rank) { return float_of(rank <= 1 ? 0x00800000u : rank - 1); }
 
 // What the drop ranks by: the smaller |x|, the larger the key, NaN above all.
 DSTEE_HD uint32_t drop_key(float x) { return kMaxRank - rank_of(x); }
