@@ -21,26 +21,26 @@ __device__ __forceinline__ void commit_dropped(const Weights& weights, uint32_t 
   if (!regrown || weights.options.reset_regrown) weights.set_zero(index);
 }
 
-__global__ void __launch_bounds__(kThreads, 4)
+__global__ void __launch_bounds__(kThreads, 8)
     commit_kernel(const Table table, const UpdateOptions options, LayerState* states, const Pool pool) {
   for_chunks_of_warp(pool, states, [&](const Chunk& chunk, uint32_t lane) {
     LayerState& state = states[chunk.layer];
     const Weights weights(table.rows[chunk.layer].layer, options, state.gradient, state.seed);
-    for (uint32_t e = lane; e < chunk.grow + chunk.drop; e += 32) {
-      const Entry entry = load(&pool.entries[chunk.start + e]);
+    const int kth_bin = state.grow.kth_bin, undecided_bin = state.grow.undecided_bin();
+    for_entries_of_warp(pool.entries + chunk.start, chunk.grow + chunk.drop, lane, [&](uint32_t e, Entry entry) {
       const auto index = static_cast<uint32_t>(entry);
       const bool is_drop = e >= chunk.grow;
-      if (is_drop && !(entry & kDropped)) continue;
+      if (is_drop && !(entry & kDropped)) return;
       if (entry & kCannotRegrow) {
         commit_dropped(weights, index, false);
-      } else if (state.grow.undecided_k > 0 && bin_of(entry) == state.grow.kth_bin) {
+      } else if (bin_of(entry) == undecided_bin) {
         pool.add_undecided(state.grow, {weights.grow_key(index, is_drop), index, is_drop});
       } else if (is_drop) {
-        commit_dropped(weights, index, bin_of(entry) > state.grow.kth_bin);
-      } else if (bin_of(entry) > state.grow.kth_bin) {
+        commit_dropped(weights, index, bin_of(entry) > kth_bin);
+      } else if (bin_of(entry) > kth_bin) {
         weights.flip(index);
       }
-    }
+    });
   });
 }
 

@@ -141,6 +141,12 @@ void launch_sweep(const Call& call) {
                                     call.stream, call.table, call.sweep, call.states, call.pool);
 }
 
+template <auto kernel>
+void launch_over_lists(const Call& call) {
+  launch<kernel>(static_cast<unsigned>(resident_blocks<kernel>()), kThreads, 0, call.stream, call.table, call.sweep.options,
+                 call.states, call.pool);
+}
+
 }  // namespace
 
 void drop_grow_(const UpdateArguments& a) {
@@ -169,10 +175,10 @@ void drop_grow_(const UpdateArguments& a) {
     launch_sweep<true>(call);
   else
     launch_sweep<false>(call);
-  const auto grid = static_cast<unsigned>(resident_blocks<select_drop_kernel>()), count = static_cast<unsigned>(layers.size());
-  launch<select_drop_kernel>(grid, kThreads, 0, stream, table, sweep.options, space.states, space.pool);
-  launch<commit_kernel>(grid, kThreads, 0, stream, table, sweep.options, space.states, space.pool);
-  launch<select_grow_kernel>(count, 2 * kThreads, 0, stream, table, sweep.options, space.states, space.pool);
+  launch_over_lists<select_drop_kernel>(call);
+  launch_over_lists<commit_kernel>(call);
+  launch<select_grow_kernel>(static_cast<unsigned>(layers.size()), 2 * kThreads, 0, stream, table, sweep.options, space.states,
+                             space.pool);
 }
 
 DSTEE_CUDA_LIBRARY(m) { m.impl("drop_grow_", TORCH_BOX(&drop_grow_entry<drop_grow_>)); }

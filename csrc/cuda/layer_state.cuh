@@ -20,6 +20,8 @@ struct SideState {
   uint32_t undecided_k;       // how many weights of kth_bin are selected; 0: none, and no weight is undecided
   uint32_t undecided_start;   // place of the undecided in the pool
   uint32_t undecided_count;   // written so far
+
+  __device__ __forceinline__ int undecided_bin() const { return undecided_k > 0 ? kth_bin : -1; }
 };
 
 struct alignas(16) LayerState {

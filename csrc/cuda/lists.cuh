@@ -80,4 +80,15 @@ __device__ __forceinline__ void for_chunks_of_warp(const Pool& pool, const Layer
   }
 }
 
+// Calls body(place, entry) for each of the entries, 32 at a time by one warp. The next ones are on their way meanwhile.
+template <class Body>
+__device__ __forceinline__ void for_entries_of_warp(const Entry* entries, uint32_t count, uint32_t lane, Body body) {
+  Entry next = lane < count ? load(entries + lane) : 0;
+  for (uint32_t e = lane; e < count; e += 32) {
+    const Entry entry = next;
+    if (e + 32 < count) next = load(entries + e + 32);
+    body(e, entry);
+  }
+}
+
 }  // namespace dstee::cuda

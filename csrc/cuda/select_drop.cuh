@@ -74,15 +74,15 @@ __global__ void __launch_bounds__(kThreads, 4)
   for_chunks_of_warp(pool, states, [&](const Chunk& chunk, uint32_t lane) {
     LayerState& state = states[chunk.layer];
     const Weights weights(table.rows[chunk.layer].layer, options, state.gradient, state.seed);
-    for (uint32_t e = lane; e < chunk.drop; e += 32) {
-      const uint32_t at = chunk.start + chunk.grow + e;
-      const Entry entry = load(&pool.entries[at]);
+    const int kth_bin = state.drop.kth_bin, undecided_bin = state.drop.undecided_bin();
+    const uint32_t start = chunk.start + chunk.grow;
+    for_entries_of_warp(pool.entries + start, chunk.drop, lane, [&](uint32_t e, Entry entry) {
       const auto index = static_cast<uint32_t>(entry);
-      if (bin_of(entry) > state.drop.kth_bin)
-        mark_dropped(pool, state, weights, index, !(entry & kCannotRegrow), at);
-      else if (state.drop.undecided_k > 0 && bin_of(entry) == state.drop.kth_bin)
-        pool.add_undecided(state.drop, {weights.drop_key_at(index), index, at});
-    }
+      if (bin_of(entry) > kth_bin)
+        mark_dropped(pool, state, weights, index, !(entry & kCannotRegrow), start + e);
+      else if (bin_of(entry) == undecided_bin)
+        pool.add_undecided(state.drop, {weights.drop_key_at(index), index, start + e});
+    });
   });
 
   // All chunks of this block are done: report them, and decide for the layers that this completes.
