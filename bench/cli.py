@@ -10,18 +10,22 @@ from pathlib import Path
 __all__ = ["add_arguments", "main", "make_parser", "run"]
 
 OPS = ("drop_grow", "masked_sgd", "step", "scaling")
+GPUS = ("a100", "h100", "h200")
 OURS = ("native", "triton", "reference")
 EPILOG = """commands:
   bench [options]              measure; --json keeps the figures, --html draws them
   bench compare A.json B.json  is B slower than A?  exit status 0: same or faster, 1: slower, 2: cannot tell
   bench report A.json          the tables of a result file again (and --html)
+  bench model --gpu h100       how long the CUDA kernels should take, from counted instructions and bytes; nothing is measured
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EPILOG
-    parser.add_argument("words", nargs="*", metavar="COMMAND", help="nothing to measure; compare A.json B.json; report A.json")
+    parser.add_argument(
+        "words", nargs="*", metavar="COMMAND", help="nothing to measure; compare A.json B.json; report A.json; model"
+    )
     what = parser.add_argument_group("what is measured")
     what.add_argument(
         "--op",
@@ -82,6 +86,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     check.add_argument(
         "--all", action="store_true", help="every contender counts for the exit status, not dstee's backends only"
     )
+    model = parser.add_argument_group("model")
+    model.add_argument("--gpu", nargs="+", choices=GPUS, default=["h100"], help="GPUs to predict for (default: h100)")
+    model.add_argument("--measured", type=Path, metavar="FILE", help="figures of that GPU, to stand beside the predicted ones")
 
 
 def make_parser(prog: str = "python -m bench") -> argparse.ArgumentParser:
@@ -126,7 +133,11 @@ def _dispatch(args: argparse.Namespace) -> int:
         return compare.run(Path(words[1]), Path(words[2]), args.margin, args.all, sys.stdout)
     if words[0] == "report" and len(words) == 2:
         return _report(Path(words[1]), args.html)
-    raise UsageError(f"{' '.join(words)!r} is no command: expected compare A.json B.json, report A.json, or nothing to measure")
+    if words == ["model"]:
+        return _predict(args)
+    raise UsageError(
+        f"{' '.join(words)!r} is no command: expected compare A.json B.json, report A.json, model, or nothing to measure"
+    )
 
 
 def _report(path: Path, html: Path | None) -> int:
@@ -136,6 +147,14 @@ def _report(path: Path, html: Path | None) -> int:
     _print(table.document_text(document), scaling_report.text(document))
     if html:
         report.write(html, document)
+    return 0
+
+
+def _predict(args: argparse.Namespace) -> int:
+    from . import predict_report
+
+    measured = predict_report.read_measured(args.measured) if args.measured else None
+    _print(predict_report.text(args.gpu, args.shapes or predict_report.CASES, args.density, measured))
     return 0
 
 

@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from .results_file import Document, Result, Row, best_of_ours, title
 
-__all__ = ["caption", "cells", "document_text", "kernel_line", "megabytes", "milliseconds", "notes", "ratio", "row_text"]
+__all__ = [
+    "aligned",
+    "caption",
+    "cells",
+    "document_text",
+    "kernel_line",
+    "megabytes",
+    "milliseconds",
+    "notes",
+    "ratio",
+    "row_text",
+]
 
 
 def milliseconds(value: float | None) -> str:
@@ -114,10 +125,10 @@ def row_text(row: Row) -> str:
     measured = [line for line in lines if row["contenders"][line[0]]["status"] == "ok"]
     lost = [f"{line[0]}: {line[1]}: {line[-1]}" for line in lines if line not in measured]
     below = [line for line in (*lost, kernel_line(row)) if line]
-    return "\n".join(["", printable(caption(row)), *_aligned(head, measured), *map(printable, below)])
+    return "\n".join(["", printable(caption(row)), *aligned(head, measured), *map(printable, below)])
 
 
-def _aligned(head: tuple[str, ...], lines: list[tuple[str, ...]]) -> list[str]:
+def aligned(head: tuple[str, ...], lines: list[tuple[str, ...]]) -> list[str]:
     """Names and notes to the left, figures to the right."""
     rows = [head, *(tuple(map(printable, line)) for line in lines)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
