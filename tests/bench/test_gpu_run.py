@@ -182,7 +182,7 @@ def todo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Stage]:
 def test_the_most_telling_stages_come_first(todo: dict[str, Stage]) -> None:
     assert list(todo) == [
         "probe", "build", "info", "small tests", "bench", "tests", "op suite", "sanitizer", "memcheck", "racecheck",
-        "bench densities", "bench 100m", "bench 1b", "ncu",
+        "bench densities", "bench 100m", "bench 1b", "ncu", "bench triton",
     ]  # fmt: skip
     assert todo["build"].environment == {"DSTEE_BUILD": "cuda", "TORCH_CUDA_ARCH_LIST": "9.0"}
     tests = [todo[name] for name in ("small tests", "tests", "op suite", "memcheck", "racecheck")]
@@ -201,7 +201,7 @@ def test_tools_that_are_not_installed_have_no_stages(tmp_path: Path, monkeypatch
 def test_the_commands_of_the_benchmark_can_be_parsed(todo: dict[str, Stage]) -> None:
     """``python -m bench`` takes them, up to the GPU that is not here, and knows whom they name."""
     benches = [stage for stage in todo.values() if stage.figures is not None]
-    assert len(benches) == 4
+    assert len(benches) == 5
     for stage in benches:
         assert stage.command[1:3] == ["-m", "bench"]
         args = cli.make_parser().parse_args(stage.command[3:])
