@@ -1,161 +1,9 @@
 #include "arguments.h"
 
-#include <algorithm>
-#include <array>
-#include <cstring>
+#include "checks.h"
 
 namespace dstee {
 namespace {
-
-using torch::headeronly::ScalarType;
-
-constexpr int64_t kMaxDims = 16;
-
-Dtype dtype_of(const Tensor& t, const char* what) {
-  switch (t.scalar_type()) {
-    case ScalarType::Float:
-      return kF32;
-    case ScalarType::BFloat16:
-      return kBF16;
-    case ScalarType::Half:
-      return kF16;
-    default:
-      STD_TORCH_CHECK(false, "dstee: ", what, " is not float32, bfloat16 or float16");
-  }
-  return kF32;
-}
-
-// Shape and strides without the dimensions of size 1, whose strides say nothing.
-struct Layout {
-  int64_t dims = 0, n = 1;
-  std::array<int64_t, kMaxDims> size, stride;
-
-  explicit Layout(const Tensor& t) {
-    const auto sizes = t.sizes(), strides = t.strides();
-    STD_TORCH_CHECK(static_cast<int64_t>(sizes.size()) <= kMaxDims, "dstee: more than 16 dimensions");
-    for (size_t d = 0; d < sizes.size(); ++d) {
-      n *= sizes[d];
-      if (sizes[d] == 1) continue;
-      size[dims] = sizes[d];
-      stride[dims++] = strides[d];
-    }
-  }
-  bool operator==(const Layout& o) const {
-    return dims == o.dims && std::equal(size.begin(), size.begin() + dims, o.size.begin()) &&
-           (n == 0 || std::equal(stride.begin(), stride.begin() + dims, o.stride.begin()));
-  }
-  bool is_dense() const {
-    std::array<int, kMaxDims> order;
-    for (int d = 0; d < dims; ++d) order[d] = d;
-    std::sort(order.begin(), order.begin() + dims,
-              [&](int a, int b) { return stride[a] != stride[b] ? stride[a] < stride[b] : size[a] < size[b]; });
-    int64_t expected = 1;
-    for (int d = 0; d < dims; ++d) {
-      if (stride[order[d]] != expected) return false;
-      expected *= size[order[d]];
-    }
-    return true;
-  }
-};
-
-struct Span {
-  const char *begin, *end;
-  bool written;
-};
-
-// The checks, named as those in dstee/_checks.py.
-class Checks {
- public:
-  Checks(DeviceType device, const Tensors& params)
-      : device_(device), index_(params.empty() ? 0 : params[0].get_device_index()), layers_(params.size()) {}
-
-  void tensor_list(const Tensors& list, const char* name) const {
-    STD_TORCH_CHECK(list.empty() || list.size() == layers_, "dstee: ", name, " has another length than params");
-  }
-  void like_param(const Tensor& t, const Layout& layout, const char* name) const {
-    place(t, name);
-    STD_TORCH_CHECK(Layout(t) == layout, "dstee: ", name, " has another shape or memory order than its parameter");
-    check_memory(t, name);
-  }
-  void flat(const Tensor& t, ScalarType dtype, int64_t n, const char* name) const {
-    place(t, name);
-    STD_TORCH_CHECK(t.scalar_type() == dtype && t.dim() == 1 && t.numel() == n && t.is_contiguous(), "dstee: ", name,
-                    " has another dtype or size than its parameter needs");
-    check_memory(t, name);
-  }
-  // For no_overlap and signals_apart.
-  void note(const void* p, int64_t bytes, bool written) {
-    if (bytes) spans_.push_back({static_cast<const char*>(p), static_cast<const char*>(p) + bytes, written});
-  }
-  // What is ranked in place of the weight or gradient: the weight or momentum of its own layer, or nothing that is written.
-  void note_signal(const void* p, Dtype dtype, const Layer& l) {
-    if (l.n == 0 || ((p == l.w || p == l.m) && dtype == l.dtype)) return;
-    const char* begin = static_cast<const char*>(p);
-    signals_.push_back({begin, begin + l.n * element_size(dtype), false});
-  }
-  void no_overlap() {
-    std::sort(spans_.begin(), spans_.end(), [](const Span& a, const Span& b) { return a.begin < b.begin; });
-    for (size_t i = 1; i < spans_.size(); ++i)
-      STD_TORCH_CHECK(spans_[i - 1].end <= spans_[i].begin, "dstee: two arguments share storage");
-  }
-  void signals_apart() const {  // once no_overlap has sorted
-    for (const Span& s : signals_) {
-      auto other =
-          std::upper_bound(spans_.begin(), spans_.end(), s.begin, [](const char* p, const Span& x) { return p < x.end; });
-      for (; other != spans_.end() && other->begin < s.end; ++other)
-        STD_TORCH_CHECK(!other->written, "dstee: drop_scores or grow_signal share storage with what is written");
-    }
-  }
-  void scalar_tensor(const std::optional<Tensor>& t, const char* name) const {
-    if (!t) return;
-    const ScalarType dtype = t->scalar_type();
-    STD_TORCH_CHECK(t->device().type() == device_ && t->numel() == 1, "dstee: ", name,
-                    " is not one element where the kernels run");
-    STD_TORCH_CHECK(
-        dtype == ScalarType::Float || dtype == ScalarType::Double || dtype == ScalarType::BFloat16 || dtype == ScalarType::Half,
-        "dstee: ", name, " is not float32, float64, bfloat16 or float16");
-    check_memory(*t, name);
-  }
-  void rule(const std::vector<double>& sgd, const Tensors& grads, const Tensors& momenta) const {
-    STD_TORCH_CHECK(sgd.size() == 7, "dstee: sgd does not have the seven numbers of a step");
-    STD_TORCH_CHECK(layers_ == 0 || !grads.empty(), "dstee: the step needs grads");
-    STD_TORCH_CHECK(layers_ == 0 || sgd[1] == 0 || !momenta.empty(), "dstee: momentum needs momenta");
-  }
-  void round(int64_t round, const std::optional<Tensor>& tensor) const {
-    STD_TORCH_CHECK(
-        tensor ? tensor->device().type() == device_ && tensor->numel() == 1 && tensor->scalar_type() == ScalarType::Long
-               : round >= 0 && round <= kMaxRound,
-        "dstee: round is not in 0..", kMaxRound, " or not one int64");
-    if (tensor) check_memory(*tensor, "round");
-  }
-  void k(const std::vector<int64_t>& k, const std::optional<Tensor>& tensor) const {
-    STD_TORCH_CHECK(tensor ? tensor->device().type() == device_ && tensor->numel() == static_cast<int64_t>(layers_) &&
-                                 tensor->is_contiguous() && tensor->scalar_type() == ScalarType::Long
-                           : k.size() == layers_,
-                    "dstee: k does not have one int64 per layer");
-    if (tensor) check_memory(*tensor, "k");
-  }
-  void seeds(const std::vector<int64_t>& grow_seeds) const {
-    STD_TORCH_CHECK(grow_seeds.empty() || grow_seeds.size() == layers_, "dstee: grow_seeds has another length");
-  }
-  void bonus(const std::optional<Tensor>& bonus, int64_t round) const {
-    STD_TORCH_CHECK(!bonus || (bonus->device().type() == device_ && bonus->scalar_type() == ScalarType::Float &&
-                               bonus->dim() == 1 && bonus->is_contiguous() && bonus->numel() >= round + 2),
-                    "dstee: bonus is not a float32 table of round + 2 entries");
-    if (bonus) check_memory(*bonus, "bonus");
-  }
-
- private:
-  void place(const Tensor& t, const char* name) const {
-    STD_TORCH_CHECK(t.device().type() == device_ && t.layout() == torch::headeronly::Layout::Strided, "dstee: ", name,
-                    " is not a strided tensor where the kernels run");
-    STD_TORCH_CHECK(t.get_device_index() == index_, "dstee: ", name, " is on another device than the first parameter");
-  }
-  DeviceType device_;
-  int32_t index_;
-  size_t layers_;
-  std::vector<Span> spans_, signals_;
-};
 
 std::vector<Layer> read_layers(Checks& check, DeviceType device, const Tensors& params, const Tensors& grads,
                                const Tensors& momenta, const Tensors& mask_bits, const Tensors& counts,
@@ -240,11 +88,13 @@ std::vector<Layer> read_update(DeviceType device, const UpdateArguments& a) {
   auto layers = read_layers(check, device, a.params, a.grads, a.momenta, a.mask_bits, a.counts, a.drop_scores, a.grow_signal);
   if (layers.empty()) return layers;
   check.round(a.round, a.round_tensor);
-  check.k(a.k, a.k_tensor);
-  check.seeds(a.grow_seeds);
+  check.numbers(a.k, a.k_tensor, "k");
+  if (a.k_grow_tensor || !a.k_grow.empty()) check.numbers(a.k_grow, a.k_grow_tensor, "k_grow");
+  check.seeds(a.grow_seeds, 1);
+  check.where(a.where);
   STD_TORCH_CHECK(!a.grow_seeds.empty() || !a.grow_signal.empty() || !a.grads.empty(), "dstee: no growth signal");
   if (!a.sgd.empty()) check.rule(a.sgd, a.grads, a.momenta);
-  check.bonus(a.bonus, a.round);
+  check.bonus(a.bonus, a.bonus_scale, a.round);
   STD_TORCH_CHECK(!a.bonus || !a.counts.empty(), "dstee: a bonus needs counts");
   check.scalar_tensor(a.lr, "lr");
   check.scalar_tensor(a.found_inf, "found_inf");
@@ -257,9 +107,77 @@ void refuse_missing_options(const UpdateArguments& a) {
   STD_TORCH_CHECK(a.where.empty(), "dstee: this kernel has no where");
 }
 
+std::vector<Layer> read_histogram(DeviceType device, const HistogramArguments& a) {
+  Checks check(device, a.params);
+  auto layers = read_layers(check, device, a.params, a.grads, {}, a.mask_bits, a.counts, a.drop_scores, a.grow_signal);
+  check.round(a.round, a.round_tensor);
+  check.numbers(a.k_drop, a.k_drop_tensor, "k_drop");
+  check.seeds(a.grow_seeds, 1);
+  check.where(a.where);
+  STD_TORCH_CHECK(a.total.size() == layers.size(), "dstee: total does not have one number per layer");
+  STD_TORCH_CHECK(!a.growth || !a.grow_seeds.empty() || !a.grow_signal.empty() || !a.grads.empty(), "dstee: no growth signal");
+  STD_TORCH_CHECK(a.word >= 0 && a.word <= 2 && a.shift % 8 == 0 && a.shift >= 0 && a.shift <= (a.word == 2 ? 56 : 24),
+                  "dstee: word and shift are not a byte of a key");
+  check.per_layer(a.prefix, ScalarType::Long, 3, "prefix");
+  check.bonus(a.bonus, a.bonus_scale, a.round);
+  STD_TORCH_CHECK(!a.bonus || !a.counts.empty(), "dstee: a bonus needs counts");
+  return layers;
+}
+
+std::vector<Layer> read_keep(DeviceType device, const KeepArguments& a) {
+  Checks check(device, a.params);
+  auto layers = read_layers(check, device, a.params, {}, a.momenta, a.mask_bits, a.counts, a.scores, {});
+  STD_TORCH_CHECK(a.total >= 0, "dstee: total is negative");
+  check.one_int64(a.total_tensor, "total");
+  check.round(a.round, a.round_tensor);
+  return layers;
+}
+
+std::vector<Layer> read_scale(DeviceType device, const ScaleArguments& a) {
+  auto layers = read_masked(device, a.signals, a.mask_bits);
+  const Checks check(device, a.signals);
+  check.numbers(a.k, a.k_tensor, "k");
+  check.round(a.round, a.round_tensor);
+  return layers;
+}
+
 std::vector<Layer> read_masked(DeviceType device, const Tensors& params, const Tensors& mask_bits) {
   Checks check(device, params);
   return read_layers(check, device, params, {}, {}, mask_bits, {}, {}, {});
+}
+
+std::vector<Layer> read_thresholds(DeviceType device, const Tensors& tensors, const Tensors& mask_bits,
+                                   const Tensor& thresholds) {
+  Checks(device, tensors).per_layer(thresholds, ScalarType::Float, 1, "thresholds");
+  return read_masked(device, tensors, mask_bits);
+}
+
+std::vector<Layer> read_noise(DeviceType device, const Tensors& out, const std::vector<int64_t>& seeds,
+                              const std::vector<int64_t>& where) {
+  Checks check(device, out);
+  STD_TORCH_CHECK(out.empty() || !seeds.empty(), "dstee: no seeds");
+  check.seeds(seeds, 4);
+  check.where(where);
+  std::vector<Layer> layers(out.size());
+  for (size_t i = 0; i < out.size(); ++i) {
+    const Layout layout(out[i]);
+    STD_TORCH_CHECK(out[i].scalar_type() == ScalarType::Float, "dstee: out is not float32");
+    STD_TORCH_CHECK(layout.n == 0 || layout.is_dense(), "dstee: out is not dense, non-overlapping storage");
+    check.like_param(out[i], layout, "out");
+    layers[i].n = layout.n;
+    layers[i].w = out[i].mutable_data_ptr();
+    check.note(layers[i].w, 4 * layout.n, true);
+  }
+  check.no_overlap();
+  return layers;
+}
+
+std::vector<Place> places_of(const std::vector<int64_t>& where) {
+  std::vector<Place> places(where.size() / 3);
+  for (size_t i = 0; i < places.size(); ++i)
+    places[i] = {static_cast<uint64_t>(where[3 * i]), static_cast<uint64_t>(where[3 * i + 1]),
+                 static_cast<uint64_t>(where[3 * i + 2])};
+  return places;
 }
 
 void check_memory(const Tensor& t, const char* name) {
@@ -278,6 +196,12 @@ double read_scalar(const Tensor& t) {
     default:
       return read<float>(p);
   }
+}
+
+int32_t read_round(int64_t round, const std::optional<Tensor>& tensor) {
+  if (tensor) round = read<int64_t>(tensor->const_data_ptr());
+  STD_TORCH_CHECK(round >= 0 && round <= kMaxRound, "dstee: round is not in 0..", kMaxRound);
+  return static_cast<int32_t>(round);
 }
 
 SgdRule rule_of(const std::vector<double>& sgd, bool scaled) {

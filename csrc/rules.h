@@ -48,6 +48,9 @@ DSTEE_HD V score(V abs_g, V bonus) {
   return abs_g + bonus;
 }
 
+// An entry of the table of one layer, from a table of units and what they are worth there.
+DSTEE_HD float scaled_bonus(float scale, double unit) { return static_cast<float>(static_cast<double>(scale) * unit); }
+
 // The stored counter <-> N, by the parity of the mask: an inactive weight stores N, an active one round + 1 - N. A weight
 // that changes state is mapped the same way (see dstee/state.py).
 template <class I>
@@ -70,6 +73,18 @@ DSTEE_HD int64_t clip_swaps(int64_t k, int64_t nnz, int64_t n, bool regrow) {
   return k < 0 ? 0 : k < most ? k : most;
 }
 
+// How many of the k_grow wanted weights there are candidates for, where `dropped` of the nnz active ones go.
+DSTEE_HD int64_t clip_growth(int64_t k_grow, int64_t dropped, int64_t nnz, int64_t n, bool regrow) {
+  const int64_t most = n - nnz + (regrow ? dropped : 0);
+  return k_grow < 0 ? 0 : k_grow < most ? k_grow : most;
+}
+
+// Where the weights of a part of a layer lie in the whole; their order stays.
+struct Place {
+  uint64_t base, run, pitch;
+};
+DSTEE_HD uint64_t global_index(const Place& p, uint64_t i) { return p.base + i / p.run * p.pitch + i % p.run; }
+
 // A 32-bit finaliser with full avalanche.
 template <class U>
 DSTEE_HD U mix(U x) {
@@ -81,9 +96,9 @@ DSTEE_HD U mix(U x) {
 }
 
 // The top 24 bits of a hash of (seed, index): times 2^-24 it is the random growth signal in [0, 1).
-template <class U>
-DSTEE_HD U random24(U index_low, uint32_t index_high, uint64_t seed) {
-  const uint32_t high = index_high + static_cast<uint32_t>(seed >> 32);
+template <class U, class H>
+DSTEE_HD U random24(U index_low, H index_high, uint64_t seed) {
+  const H high = index_high + static_cast<uint32_t>(seed >> 32);
   return mix(mix(index_low + static_cast<uint32_t>(seed)) ^ high) >> 8;
 }
 constexpr float kRandomUnit = 1.0f / 16777216.0f;

@@ -26,12 +26,11 @@ void tighten(std::vector<Bounds>& bounds) {
 }
 
 void run(const Update& u) {
-  const StrictFloat strict;  // for what is scored outside the workers
   const TestLimits limits = test_limits();
   const auto count = static_cast<int64_t>(u.layers.size()), pieces = static_cast<int64_t>(u.pieces.size());
   std::vector<Bounds> bounds(u.layers.size());
   for_tickets(u.workers, count, [&](int, int64_t i) {
-    if (u.k[i]) bounds[i] = sample(u, static_cast<int>(i));
+    if (u.moves(static_cast<size_t>(i))) bounds[i] = sample(u, static_cast<int>(i));
   });
   std::vector<char> selected(u.layers.size());
   Lists lists(u, std::move(bounds), limits.list_share);
@@ -40,11 +39,11 @@ void run(const Update& u) {
   for_tickets(u.workers, pieces, [&](int worker, int64_t p) { sweep(u, lists, p, worker); });
   for_tickets(u.workers, count, [&](int, int64_t i) {
     const auto layer = static_cast<int>(i);
-    selected[i] = u.k[i] == 0 || (select_drop(u, lists, layer) && select_grow(u, lists, layer));
+    selected[i] = !u.moves(static_cast<size_t>(i)) || (select_drop(u, lists, layer) && select_grow(u, lists, layer));
   });
   for_tickets(u.workers, pieces, [&](int, int64_t p) {
     const int layer = u.pieces[p].layer;
-    if (u.k[layer] && selected[layer]) commit(u, lists, p);
+    if (u.moves(static_cast<size_t>(layer)) && selected[layer]) commit(u, lists, p);
   });
   int64_t scanned = 0;
   for (int64_t i = 0; i < count; ++i)
@@ -56,39 +55,47 @@ void run(const Update& u) {
   fallback_layers = scanned;
 }
 
+void read_moves(const UpdateArguments& a, Update& u) {
+  const bool uneven = a.k_grow_tensor || !a.k_grow.empty();
+  const void* drops = a.k_tensor ? a.k_tensor->const_data_ptr() : a.k.data();
+  const void* grows = a.k_grow_tensor ? a.k_grow_tensor->const_data_ptr() : a.k_grow.data();
+  for (size_t i = 0; i < u.layers.size(); ++i) {
+    const auto k = read<int64_t>(drops, static_cast<int64_t>(i));
+    const int64_t n = u.layers[i].n, nnz = u.nnz[i];
+    STD_TORCH_CHECK(a.k_tensor || (k >= 0 && k <= nnz), "dstee: k is larger than what is there");
+    u.k_drop.push_back(clip_swaps(k, nnz, n, u.regrow || uneven));
+    u.k_grow.push_back(u.k_drop[i]);
+    if (!uneven) continue;
+    const auto k_grow = read<int64_t>(grows, static_cast<int64_t>(i));
+    u.k_grow[i] = clip_growth(k_grow, u.k_drop[i], nnz, n, u.regrow);
+    STD_TORCH_CHECK(a.k_grow_tensor || u.k_grow[i] == k_grow, "dstee: k_grow is larger than what is there");
+  }
+}
+
 }  // namespace
 
 void drop_grow_(const UpdateArguments& a) {
-  refuse_missing_options(a);
+  const StrictFloat strict;  // for what is computed outside the workers
   Update u;
   u.layers = read_update(DeviceType::CPU, a);
   const auto L = static_cast<int64_t>(u.layers.size());
   if (L == 0) return;
-  if (a.bonus) {
-    u.bonus = static_cast<const float*>(a.bonus->const_data_ptr());
-    u.bonus_size = static_cast<uint32_t>(a.bonus->numel());
-  }
-  const int64_t round = a.round_tensor ? read<int64_t>(a.round_tensor->const_data_ptr()) : a.round;
-  STD_TORCH_CHECK(round >= 0 && round <= kMaxRound, "dstee: round is not in 0..", kMaxRound);
-  u.round = static_cast<int32_t>(round);
+  if (a.bonus)
+    u.set_bonus(a.bonus->const_data_ptr(), a.bonus_scale ? a.bonus_scale->const_data_ptr() : nullptr, a.bonus->numel());
+  u.round = read_round(a.round, a.round_tensor);
   u.regrow = a.regrow;
   u.reset_regrown = a.reset_regrown;
   u.sgd = !a.sgd.empty();
   u.rule = rule_of(a.sgd, false);
   if (a.lr) u.rule.lr = static_cast<float>(read_scalar(*a.lr));
   u.seeds.assign(a.grow_seeds.begin(), a.grow_seeds.end());
+  u.where = places_of(a.where);
   u.pieces = cut_pieces(u.layers);
   u.workers = worker_count(total_weights(u.layers));
 
   u.nnz.resize(static_cast<size_t>(L));
-  u.k.resize(static_cast<size_t>(L));
   for_tickets(u.workers, L, [&](int, int64_t i) { u.nnz[i] = loops().count_bits(u.layers[i].bits, (u.layers[i].n + 7) / 8); });
-  const void* k_of_layers = a.k_tensor ? a.k_tensor->const_data_ptr() : a.k.data();
-  for (int64_t i = 0; i < L; ++i) {
-    const auto k = read<int64_t>(k_of_layers, i);
-    STD_TORCH_CHECK(a.k_tensor || (k >= 0 && k <= u.nnz[i]), "dstee: k is larger than what is there");
-    u.k[i] = clip_swaps(k, u.nnz[i], u.layers[i].n, a.regrow);
-  }
+  read_moves(a, u);
   if (a.found_inf && read_scalar(*a.found_inf) != 0) return;
   run(u);
 }

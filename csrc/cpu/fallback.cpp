@@ -51,14 +51,15 @@ Last select(const Update& u, int64_t n, int64_t k, int key_bits, const KeyOf& ke
 }  // namespace
 
 void fallback(const Update& u, int layer) {
-  const int64_t n = u.layers[static_cast<size_t>(layer)].n, k = u.k[static_cast<size_t>(layer)];
+  const auto at = static_cast<size_t>(layer);
+  const int64_t n = u.layers[at].n;
   auto drop_key_of = [&](int64_t i, uint64_t& key) {
     const Weight w(u, layer, i);
     if (!w.active()) return false;
     key = w.drop_key();
     return true;
   };
-  const Last drop = select(u, n, k, 31, drop_key_of);
+  const Last drop = select(u, n, u.k_drop[at], 31, drop_key_of);
   auto dropped = [&](int64_t i) {
     uint64_t key;
     return drop_key_of(i, key) && passes(drop, key, i);
@@ -69,7 +70,7 @@ void fallback(const Update& u, int layer) {
     key = w.grow_key();
     return true;
   };
-  const Last grow = select(u, n, k, 63, grow_key_of);
+  const Last grow = select(u, n, u.k_grow[at], 63, grow_key_of);
 
   for_ranges(u.workers, n, [&](int64_t first, int64_t last) {
     for (int64_t i = first; i < last; ++i) {

@@ -25,8 +25,9 @@ struct GrowScan {
   const int16_t* counts = nullptr;  // null: no bonus
   const float* bonus = nullptr;
   uint32_t bonus_size = 0;
-  uint64_t seed = 0;         // kRandom
-  uint64_t first_index = 0;  // of the block in its layer, kRandom
+  uint64_t seed = 0;             // kRandom
+  uint64_t first_index = 0;      // of the block in its layer, kRandom
+  const Place* place = nullptr;  // of the layer in its whole, kRandom; null: it is the whole
   uint32_t low_score = 1, low_signal = 0;
   // Weights and momenta (or null) that the loop after this one reads: their active groups are prefetched on the way, which
   // hides the latency of what is too sparse to stream.

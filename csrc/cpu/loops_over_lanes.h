@@ -111,7 +111,8 @@ size_t scan_drop(const void* pointer, const uint8_t* bits, int64_t n, uint32_t l
   return count;
 }
 
-struct Random {};  // the signal type of kRandom
+struct Random {};        // the signal type of kRandom
+struct RandomOfPart {};  // the same of a layer with a place
 
 template <class T>
 DSTEE_INLINE V signal_at(const GrowScan& scan, int64_t j) {
@@ -121,6 +122,26 @@ template <>
 DSTEE_INLINE V signal_at<Random>(const GrowScan& scan, int64_t j) {
   const uint64_t first = scan.first_index + static_cast<uint64_t>(j);
   return to_unit(random24(iota(static_cast<uint32_t>(first)), static_cast<uint32_t>(first >> 32), scan.seed));
+}
+
+// W indices in one run of the whole, and in one block of 2^32, follow each other.
+template <>
+DSTEE_INLINE V signal_at<RandomOfPart>(const GrowScan& scan, int64_t j) {
+  const Place& place = *scan.place;
+  const uint64_t i = scan.first_index + static_cast<uint64_t>(j), within = i % place.run, first = global_index(place, i);
+  const uint64_t last = first + (W - 1);
+  if (within + (W - 1) < place.run && first >> 32 == last >> 32)
+    return to_unit(random24(iota(static_cast<uint32_t>(first)), static_cast<uint32_t>(first >> 32), scan.seed));
+  uint32_t low[W], high[W];
+  uint64_t at = first, left = place.run - within;
+  for (int lane = 0; lane < W; ++lane) {
+    low[lane] = static_cast<uint32_t>(at);
+    high[lane] = static_cast<uint32_t>(at >> 32);
+    const bool next_run = --left == 0;
+    at += next_run ? place.pitch - place.run + 1 : 1;
+    left = next_run ? place.run : left;
+  }
+  return to_unit(random24(load_keys(low), load_keys(high), scan.seed));
 }
 
 // The inner loop of the update: every weight of the model passes here. Free of branches on the data. kFewCounts: no counter
@@ -191,6 +212,12 @@ size_t scan_grow_any(const GrowScan& scan, const uint8_t* bits, int64_t n, uint3
   return run(scan, bits, n, index, score_out, where);
 }
 
+size_t scan_grow_random(const GrowScan& scan, const uint8_t* bits, int64_t n, uint32_t index, uint32_t* score,
+                        uint32_t* where) {
+  auto run = scan.place ? scan_grow_any<RandomOfPart> : scan_grow_any<Random>;
+  return run(scan, bits, n, index, score, where);
+}
+
 DSTEE_INLINE Mask lanes_between(const uint32_t* key, U low, U span) { return less_equal(load_keys(key) - low, span); }
 
 // The last entries go one by one: a whole store would run into the list behind.
@@ -251,12 +278,12 @@ void min_max(const uint32_t* key, size_t count, uint32_t* low, uint32_t* high) {
 }  // namespace
 }  // namespace dstee::cpu
 
-#define DSTEE_LOOPS(name)                                                                  \
-  {name,                                                                                   \
-   {step_any<float>, step_any<bf16>, step_any<f16>},                                       \
-   {scan_grow_any<float>, scan_grow_any<bf16>, scan_grow_any<f16>, scan_grow_any<Random>}, \
-   {scan_drop<float>, scan_drop<bf16>, scan_drop<f16>},                                    \
-   keep_between,                                                                           \
-   copy_between,                                                                           \
-   min_max,                                                                                \
+#define DSTEE_LOOPS(name)                                                             \
+  {name,                                                                              \
+   {step_any<float>, step_any<bf16>, step_any<f16>},                                  \
+   {scan_grow_any<float>, scan_grow_any<bf16>, scan_grow_any<f16>, scan_grow_random}, \
+   {scan_drop<float>, scan_drop<bf16>, scan_drop<f16>},                               \
+   keep_between,                                                                      \
+   copy_between,                                                                      \
+   min_max,                                                                           \
    count_bits}

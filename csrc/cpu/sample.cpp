@@ -42,9 +42,10 @@ void take_sample(const Update& u, int layer, Sample& grow, Sample& drop, int64_t
     Weight(u, layer, first[s]).prefetch();  // every one is a miss: let them overlap
   }
   GrowScan scan;
-  scan.bonus = u.bonus;
+  scan.bonus = u.bonus_of(static_cast<size_t>(layer));
   scan.bonus_size = u.bonus_size;
   scan.seed = random ? u.seeds[layer] : 0;
+  scan.place = u.place_of(static_cast<size_t>(layer));
   for (int64_t s = 0; s < strata; ++s) {
     const int64_t i = first[s];
     const uint8_t* bits = l.bits + i / 8;
@@ -76,7 +77,7 @@ int64_t expect(int64_t listed, int64_t sampled, int64_t population) { return (li
 
 Bounds sample(const Update& u, int layer) {
   const Layer& l = u.layers[layer];
-  const int64_t nnz = u.nnz[layer], inactive = l.n - nnz, k = u.k[layer];
+  const int64_t nnz = u.nnz[layer], inactive = l.n - nnz;
   Bounds b;
   b.expected_grow = inactive;
   b.expected_drop = nnz;
@@ -87,7 +88,7 @@ Bounds sample(const Update& u, int layer) {
   int64_t first[kMaxSample / kNeighbours];
   take_sample(u, layer, grow, drop, first, strata);
 
-  const int64_t grow_rank = grow.count ? safe_rank(k, inactive, grow.count) : 0;
+  const int64_t grow_rank = grow.count ? safe_rank(u.k_grow[layer], inactive, grow.count) : 0;
   if (grow_rank < grow.count) {
     uint32_t sorted[kMaxSample];
     std::copy(grow.key, grow.key + grow.count, sorted);
@@ -115,7 +116,7 @@ Bounds sample(const Update& u, int layer) {
     }
     b.expected_grow = expect(listed, grow.count, inactive);
   }
-  const int64_t drop_rank = drop.count ? safe_rank(k, nnz, drop.count) : 0;
+  const int64_t drop_rank = drop.count ? safe_rank(u.k_drop[layer], nnz, drop.count) : 0;
   if (drop_rank < drop.count) {
     std::nth_element(drop.key, drop.key + drop_rank, drop.key + drop.count, std::greater<uint32_t>());
     b.low_drop = drop.key[drop_rank];

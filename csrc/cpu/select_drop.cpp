@@ -5,7 +5,7 @@
 namespace dstee::cpu {
 
 bool select_drop(const Update& u, Lists& lists, int layer) {
-  const int64_t k = u.k[static_cast<size_t>(layer)];
+  const int64_t k = u.k_drop[static_cast<size_t>(layer)];
   Keys* const keys = lists.scratch(layer);
   size_t arrays = 0;
   int64_t listed = 0;
@@ -15,6 +15,10 @@ bool select_drop(const Update& u, Lists& lists, int layer) {
     listed += static_cast<int64_t>(l.drop_count);
   }
   if (listed < k || listed > int64_t{UINT32_MAX}) return false;
+  if (k == 0) {
+    for (PieceLists& l : lists.of_layer(layer)) l.drop_count = 0;
+    return true;
+  }
 
   const KthLargest last = kth_largest(keys, arrays, k);
   int64_t ties = k - last.above;

@@ -12,7 +12,7 @@ KthLargest last_candidate(const Update& u, Lists& lists, int layer) {
     keys[arrays++] = {l.grow_key, l.grow_count};
     if (u.regrow) keys[arrays++] = {l.regrow_key, l.drop_count};
   }
-  return kth_largest(keys, arrays, u.k[static_cast<size_t>(layer)]);
+  return kth_largest(keys, arrays, u.k_grow[static_cast<size_t>(layer)]);
 }
 
 // Keeps the candidates at `score` and above. Their key becomes what orders them further: the rank of |signal| for those at
@@ -55,12 +55,14 @@ int64_t index_of_tie(const Update& u, Lists& lists, int layer, uint32_t key, int
 bool select_grow(const Update& u, Lists& lists, int layer) {
   const auto i = static_cast<size_t>(layer);
   const Bounds& bounds = lists.bounds[i];
-  const int64_t k = u.k[i];
-  int64_t listed = u.regrow ? k : 0;
+  const int64_t k = u.k_grow[i];
+  int64_t listed = u.regrow ? u.k_drop[i] : 0;
   for (const PieceLists& l : lists.of_layer(layer)) listed += static_cast<int64_t>(l.grow_count);
   // NaN gradients are never listed, so even a list of everything can be short.
   if (listed < k || listed > int64_t{UINT32_MAX}) return false;
 
+  lists.grow[i] = {kMaxRank + 1, u.layers[i].n};  // before all candidates
+  if (k == 0) return true;
   KthLargest last = last_candidate(u, lists, layer);
   if (last.key < bounds.low_score) return false;
   int64_t known = INT64_MAX;  // of weights as good as the last grown one those up to here are listed

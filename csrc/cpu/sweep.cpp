@@ -17,7 +17,7 @@ void sweep(const Update& u, Lists& lists, int64_t p, int worker) {
   const Bounds& bounds = lists.bounds[static_cast<size_t>(piece.layer)];
   PieceLists& out = lists.pieces[static_cast<size_t>(p)];
   const bool random = !u.seeds.empty();
-  const bool listed = u.k[static_cast<size_t>(piece.layer)] > 0;
+  const bool listed = u.moves(static_cast<size_t>(piece.layer));
   out.begin = piece.begin;
   out.overflow = listed && (a.grow_left < kReserve || a.drop_left < kReserve);
   out.grow_key = a.grow_key;
@@ -27,9 +27,10 @@ void sweep(const Update& u, Lists& lists, int64_t p, int worker) {
   out.regrow_key = a.regrow_key;
 
   GrowScan scan;
-  scan.bonus = u.bonus;
+  scan.bonus = u.bonus_of(static_cast<size_t>(piece.layer));
   scan.bonus_size = u.bonus_size;
   scan.seed = random ? u.seeds[static_cast<size_t>(piece.layer)] : 0;
+  scan.place = u.place_of(static_cast<size_t>(piece.layer));
   scan.low_score = bounds.low_score;
   scan.low_signal = bounds.low_signal;
   scan.next_size = element_size(l.drop_dtype);

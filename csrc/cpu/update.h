@@ -9,18 +9,38 @@
 
 namespace dstee::cpu {
 
-// One call: its layers and options, k clipped to what each layer can swap.
+// One call: its layers and options, numbers of weights clipped to what each layer has.
 struct Update {
   std::vector<Layer> layers;
   std::vector<Piece> pieces;
-  std::vector<int64_t> nnz, k;
+  std::vector<int64_t> nnz, k_drop, k_grow;
   std::vector<uint64_t> seeds;   // one per layer, or empty: growth by a hash
+  std::vector<Place> where;      // one per layer, or empty: wholes
   const float* bonus = nullptr;  // null: the counters do not enter the score
+  size_t bonus_stride = 0;       // from the table of a layer to that of the next
+  std::vector<float> scaled;     // the tables, where they are not the caller's
   uint32_t bonus_size = 0;       // see counter_of
   int32_t round = 0;
   bool regrow = true, reset_regrown = false, sgd = false;
   SgdRule rule{};
   int workers = 1;
+
+  // One table for all layers; or, with `scales`, one of float64 units that are worth as much as they say.
+  void set_bonus(const void* table, const void* scales, int64_t size) {
+    bonus = static_cast<const float*>(table);
+    bonus_size = static_cast<uint32_t>(size);
+    if (!scales) return;
+    bonus_stride = bonus_size;
+    scaled.resize(layers.size() * bonus_stride);
+    for (size_t i = 0; i < layers.size(); ++i)
+      for (size_t j = 0; j < bonus_stride; ++j)
+        scaled[i * bonus_stride + j] =
+            scaled_bonus(read<float>(scales, static_cast<int64_t>(i)), read<double>(table, static_cast<int64_t>(j)));
+    bonus = scaled.data();
+  }
+  const float* bonus_of(size_t layer) const { return bonus ? bonus + layer * bonus_stride : nullptr; }
+  const Place* place_of(size_t layer) const { return where.empty() ? nullptr : &where[layer]; }
+  bool moves(size_t layer) const { return (k_drop[layer] | k_grow[layer]) != 0; }
 };
 
 // First in the order (score, |signal|) descending, then index ascending. As one number, larger first: score << 32 | signal.
@@ -29,21 +49,22 @@ using GrowKey = uint64_t;
 // One weight: the plain form of what the loops do, for samples, ties and the exact fallback.
 class Weight {
  public:
-  Weight(const Update& u, int layer, int64_t i) : u_(u), l_(u.layers[layer]), layer_(layer), i_(i) {}
+  Weight(const Update& u, int layer, int64_t i) : u_(u), l_(u.layers[layer]), layer_(static_cast<size_t>(layer)), i_(i) {}
 
   bool active() const { return is_active(l_.bits, i_); }
   uint32_t drop_key() const { return dstee::drop_key(value(l_.drop, l_.drop_dtype)); }
 
   float signal() const {
     if (u_.seeds.empty()) return std::fabs(value(l_.grow, l_.grow_dtype));
-    const uint64_t i = static_cast<uint64_t>(i_);
+    const Place* place = u_.place_of(layer_);
+    const uint64_t i = place ? global_index(*place, static_cast<uint64_t>(i_)) : static_cast<uint64_t>(i_);
     return static_cast<float>(random24(static_cast<uint32_t>(i), static_cast<uint32_t>(i >> 32), u_.seeds[layer_])) *
            kRandomUnit;
   }
   uint32_t signal_rank() const { return rank_of(signal()); }
   float total_score() const {
     if (!u_.bonus) return signal();
-    return score(signal(), read<float>(u_.bonus, counter_of(stored(), active(), u_.round, u_.bonus_size)));
+    return score(signal(), read<float>(u_.bonus_of(layer_), counter_of(stored(), active(), u_.round, u_.bonus_size)));
   }
   uint32_t score_rank() const { return rank_of(total_score()); }
   GrowKey grow_key() const { return static_cast<GrowKey>(score_rank()) << 32 | signal_rank(); }
@@ -91,7 +112,7 @@ class Weight {
 
   const Update& u_;
   const Layer& l_;
-  int layer_;
+  size_t layer_;
   int64_t i_;
 };
 

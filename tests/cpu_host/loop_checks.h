@@ -104,7 +104,10 @@ class LoopChecks {
       scan.bonus_size = static_cast<uint32_t>(size);
     }
     scan.seed = random_.next();
-    scan.first_index = random_.next() >> random_.below(40);
+    scan.first_index = random_.next() >> (24 + random_.below(40));
+    const auto run = static_cast<uint64_t>(random_.one_of({1, 7, 15, 16, 300, 1 << 20}));
+    const dstee::Place place{random_.next() >> 2, run, run + static_cast<uint64_t>(random_.below(3))};
+    if (random_.chance(50)) scan.place = &place;
     scan.low_score = random_.one_of({1u, dstee::rank_of(0.25f), dstee::rank_of(0.5f), dstee::kMaxRank});
     if (scan.bonus) scan.low_signal = random_.one_of({0u, dstee::rank_of(0.1f), dstee::rank_of(0.25f)});
     List score(n_), where(n_), score2(n_), where2(n_);

@@ -104,8 +104,8 @@ inline void fill(Random& random, const Tensor& t, int equal_percent) {
 // The arguments of one update, k of one layer after another at most what its mask has.
 struct Case {
   Tensors params, grads, momenta, mask_bits, counts, drop_scores, grow_signal;
-  std::vector<int64_t> k, grow_seeds;
-  std::optional<Tensor> k_tensor, bonus, round_tensor, lr, grad_scale, found_inf;
+  std::vector<int64_t> k, k_grow, grow_seeds, where;
+  std::optional<Tensor> k_tensor, k_grow_tensor, bonus, bonus_scale, round_tensor, lr, grad_scale, found_inf;
   std::vector<double> sgd;
   int64_t round = 0;
   bool regrow = true, reset_regrown = false;
@@ -115,8 +115,10 @@ struct Case {
     const auto dtype = random.one_of({ScalarType::Float, ScalarType::BFloat16, ScalarType::Half});
     const bool counted = random.chance(70), stepped = random.chance(60), with_momentum = random.chance(50);
     const bool by_hash = random.chance(20), own_signal = random.chance(25), own_score = random.chance(25);
+    const bool uneven = random.chance(40), placed = random.chance(30), scaled = random.chance(30);
     const int equal = random.one_of({0, 0, 60, 99}), density = random.one_of({0, 2, 10, 50, 97, 100});
     round = random.below(6);
+    regrow = random.chance(60);
     for (int64_t layers = 1 + random.below(3); layers > 0; --layers) {
       const int64_t n = large ? random.one_of({40009, 70001, 140009}) : random.one_of({0, 1, 7, 8, 17, 64, 1000, 4097, 8200});
       const auto like = [&](ScalarType type) { return Tensor({n}, type, random.chance(20)); };
@@ -142,13 +144,20 @@ struct Case {
       if (own_signal) filled(grow_signal, random.one_of({ScalarType::Float, dtype}));
       if (by_hash) grow_seeds.push_back(static_cast<int64_t>(random.next()));
       k.push_back(random.chance(30) ? nnz : random.below(nnz + 1) / 3);
+      const int64_t most = n - nnz + (regrow ? k.back() : 0);
+      if (uneven) k_grow.push_back(random.chance(30) ? most : random.below(most / random.one_of({1, 4, 40}) + 1));
+      const int64_t run = random.one_of({1, 5, 16, 1000, 1 << 20});
+      if (placed) where.insert(where.end(), {random.one_of<int64_t>({0, 3, 0xFFFFFFFF, 1LL << 40}), run, run + random.below(9)});
     }
-    regrow = random.chance(60);
     reset_regrown = random.chance(50);
     if (counted && random.chance(80)) {
       const int64_t size = round + 2 + random.one_of({0, 0, 40});
-      bonus = Tensor({size}, ScalarType::Float, random.chance(20));
+      bonus = Tensor({size}, scaled ? ScalarType::Double : ScalarType::Float, random.chance(20));
       for (int64_t i = 0; i < size; ++i) put(*bonus, i, 1e-3 / (static_cast<double>(i) + 0.5));
+    }
+    if (bonus && scaled) {
+      bonus_scale = Tensor({static_cast<int64_t>(k.size())}, ScalarType::Float, random.chance(20));
+      for (int64_t i = 0; i < bonus_scale->numel(); ++i) put(*bonus_scale, i, random.one_of({0.0, 1e-3, 1.0, 1e6, HUGE_VAL}));
     }
     if (stepped) {
       const double momentum = with_momentum && random.chance(80) ? 0.9 : 0.0;
@@ -163,10 +172,13 @@ struct Case {
     maybe(grad_scale, 8);
     maybe(found_inf, random.chance(10));
     if (random.chance(30)) round_tensor = scalar(static_cast<double>(round), ScalarType::Long, random.chance(50));
-    if (random.chance(30)) {
-      k_tensor = Tensor({static_cast<int64_t>(k.size())}, ScalarType::Long, random.chance(50));
-      for (size_t i = 0; i < k.size(); ++i) put(*k_tensor, static_cast<int64_t>(i), static_cast<double>(k[i]));
-    }
+    const auto in_tensor = [&](std::optional<Tensor>& t, const std::vector<int64_t>& list) {
+      if (list.empty() || !random.chance(30)) return;
+      t = Tensor({static_cast<int64_t>(list.size())}, ScalarType::Long, random.chance(50));
+      for (size_t i = 0; i < list.size(); ++i) put(*t, static_cast<int64_t>(i), static_cast<double>(list[i]));
+    };
+    in_tensor(k_tensor, k);
+    in_tensor(k_grow_tensor, k_grow);
   }
 
   // Copies that share no memory would take more code than making the case anew.
@@ -174,8 +186,9 @@ struct Case {
 
   dstee::StepArguments step() const { return {params, grads, momenta, mask_bits, sgd, lr, grad_scale, found_inf}; }
   dstee::UpdateArguments update() const {
-    return {params,      grads,       momenta,    mask_bits, counts,        k,   k_tensor, bonus,    round, round_tensor,
-            drop_scores, grow_signal, grow_seeds, regrow,    reset_regrown, sgd, lr,       found_inf};
+    return {params,        grads,  momenta,       mask_bits, counts,       k,           k_tensor,    k_grow,
+            k_grow_tensor, bonus,  bonus_scale,   round,     round_tensor, drop_scores, grow_signal, grow_seeds,
+            where,         regrow, reset_regrown, sgd,       lr,           found_inf};
   }
   uint64_t digest() const {
     Digest digest;
