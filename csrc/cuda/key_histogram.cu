@@ -1,0 +1,249 @@
+// key_histogram on the GPU: candidates counted by one byte of their keys, in one launch over all layers. What grows again after
+// a drop is a candidate too: where that matters, the k_drop-th active weight is found before, a byte at a time.
+//
+// Traffic: mask, signal and counter of each weight; in sectors with an active one what the drop ranks, once for each byte that
+// its search needs.
+#include <algorithm>
+#include <cstdint>
+#include <utility>
+#include <vector>
+
+#include "../arguments.h"
+#include "../layers.h"
+#include "../rules.h"
+#include "digit_search.cuh"
+#include "flat.cuh"
+#include "group.cuh"
+#include "launch.cuh"
+#include "table.cuh"
+
+namespace dstee::cuda {
+namespace {
+
+// What comes with a call, for each layer.
+struct CountedLayer {
+  const void* gradient;
+  int64_t k_drop, total;
+  uint64_t seed;
+  Place place;
+};
+constexpr size_t kCountedAtOnce = 64;  // that fit the 4 KB of kernel arguments
+struct CountedLayers {
+  CountedLayer of[kCountedAtOnce];
+};
+
+struct CountOptions {
+  const void* bonus;  // float32, or with scales float64; or null
+  const float* scale;
+  uint32_t bonus_size;
+  int32_t round;
+  const int64_t* round_pointer;
+  const int64_t* prefix;  // [layers, 3]
+  bool random, has_places, growth;
+  int word, shift;
+
+  __device__ __forceinline__ float bonus_of(int layer, uint32_t counter) const {
+    return scale ? scaled_bonus(scale[layer], static_cast<const double*>(bonus)[counter])
+                 : static_cast<const float*>(bonus)[counter];
+  }
+};
+
+__global__ void __launch_bounds__(kBytes)
+    start_count_kernel(const __grid_constant__ CountedLayers given, int first, const int64_t* k_on_device, CountedLayer* layers,
+                       DigitSearch* searches) {
+  const int index = first + static_cast<int>(blockIdx.x);
+  const CountedLayer& layer = given.of[blockIdx.x];
+  if (threadIdx.x == 0) layers[index] = layer;
+  if (searches) start_search(searches[index], k_on_device ? k_on_device[index] : layer.k_drop);
+}
+
+// Of a drop search the place: among equal keys smaller indices come first.
+__device__ __forceinline__ uint64_t drop_place(const Row& row, int64_t i) { return static_cast<uint64_t>(row.layer.n - 1 - i); }
+
+struct DigitStorage {
+  uint32_t histogram[kBytes];
+};
+
+// Calls body(index, row, first weight, weights in it) for each group of each tile of this block, and end_of_tile(index) in all
+// its threads.
+template <class Body, class End>
+__device__ __forceinline__ void for_tiles(const Table& table, Body body, End end_of_tile) {
+  for (int64_t tile = blockIdx.x; tile < table.tiles; tile += gridDim.x) {
+    const int index = layer_of_tile(table, tile);
+    const Row& row = table.rows[index];
+    const int64_t first = (tile - row.first_tile) * kTile;
+    for (int64_t i = first + threadIdx.x * kGroup; i < first + kTile && i < row.layer.n; i += blockDim.x * kGroup) {
+      const int64_t left = row.layer.n - i;
+      body(index, row, i, left < kGroup ? static_cast<int>(left) : kGroup);
+    }
+    end_of_tile(index);
+  }
+}
+
+__global__ void __launch_bounds__(kThreads, 4) count_drop_digits_kernel(const Table table, DigitSearch* searches, Digit digit) {
+  auto& s = shared<DigitStorage>();
+  s.histogram[threadIdx.x] = 0;
+  __syncthreads();
+  for_tiles(
+      table,
+      [&](int index, const Row& row, int64_t i, int count) {
+        const DigitSearch& search = searches[index];
+        const uint32_t active = search.decided ? 0 : active_lanes(row.layer, i, count);
+        if (active == 0) return;
+        float x[kGroup];
+        load_group(row.layer.drop, row.layer.drop_dtype, i, count, x);
+#pragma unroll
+        for (int j = 0; j < kGroup; ++j) {
+          const uint64_t key = drop_key(x[j]), place = drop_place(row, i + j);
+          if (active >> j & 1 && agrees(search, digit, key, place)) atomicAdd(&s.histogram[byte_of(digit, key, place)], 1u);
+        }
+      },
+      [&](int index) {
+        __syncthreads();
+        const uint32_t found = s.histogram[threadIdx.x];
+        if (found) atomicAdd(&searches[index].histogram[threadIdx.x], static_cast<unsigned long long>(found));
+        s.histogram[threadIdx.x] = 0;
+        __syncthreads();
+      });
+}
+
+struct Key {
+  uint64_t first, second, place;
+};
+
+// The byte of a candidate that agrees with the prefix, or kBytes.
+__device__ __forceinline__ uint32_t counted_byte(const CountOptions& options, const int64_t* prefix, const Key& key) {
+  const uint64_t word = options.word == 0 ? key.first : options.word == 1 ? key.second : key.place;
+  if (options.word > 0 && key.first != static_cast<uint64_t>(prefix[0])) return kBytes;
+  if (options.word > 1 && key.second != static_cast<uint64_t>(prefix[1])) return kBytes;
+  if ((word ^ static_cast<uint64_t>(prefix[options.word])) >> options.shift >> 8) return kBytes;
+  return static_cast<uint32_t>(word >> options.shift) & (kBytes - 1);
+}
+
+__global__ void __launch_bounds__(kThreads, 4)
+    key_histogram_kernel(const Table table, const CountedLayer* layers, const DigitSearch* searches, const CountOptions options,
+                         int32_t* out) {
+  auto& s = shared<DigitStorage>();
+  const int32_t round = options.round_pointer ? static_cast<int32_t>(*options.round_pointer) : options.round;
+  s.histogram[threadIdx.x] = 0;
+  __syncthreads();
+  for_tiles(
+      table,
+      [&](int index, const Row& row, int64_t i, int count) {
+        const Layer& l = row.layer;
+        const CountedLayer& given = layers[index];
+        const uint32_t active = active_lanes(l, i, count);
+        uint32_t lanes = active;
+        float drop[kGroup] = {}, signal[kGroup] = {};
+        if (active && (!options.growth || searches)) load_group(l.drop, l.drop_dtype, i, count, drop);
+        if (options.growth) {
+          lanes = ~active & ((1u << count) - 1);
+          if (searches)
+#pragma unroll
+            for (int j = 0; j < kGroup; ++j)
+              lanes |= static_cast<uint32_t>(active >> j & 1 &&
+                                             is_selected(searches[index], drop_key(drop[j]), drop_place(row, i + j)))
+                       << j;
+          if (lanes && !options.random)
+            load_group(l.grow ? l.grow : given.gradient, l.grow ? l.grow_dtype : l.dtype, i, count, signal);
+        }
+#pragma unroll
+        for (int j = 0; j < kGroup; ++j) {
+          if (!(lanes >> j & 1)) continue;
+          const auto local = static_cast<uint64_t>(i + j),
+                     global = options.has_places ? global_index(given.place, local) : local;
+          Key key{drop_key(drop[j]), 0, static_cast<uint64_t>(given.total) - 1 - global};
+          if (options.growth) {
+            float x = float_of(bits_of(signal[j]) & 0x7FFFFFFFu);
+            if (options.random)
+              x = static_cast<float>(random24(static_cast<uint32_t>(global), static_cast<uint32_t>(global >> 32), given.seed)) *
+                  kRandomUnit;
+            key.first = key.second = rank_of(x);
+            if (options.bonus)
+              key.first = rank_of(score(
+                  x, options.bonus_of(index, counter_of(load(l.counts + i + j), active >> j & 1, round, options.bonus_size))));
+          }
+          const uint32_t byte = counted_byte(options, options.prefix + 3 * index, key);
+          if (byte < kBytes) atomicAdd(&s.histogram[byte], 1u);
+        }
+      },
+      [&](int index) {
+        __syncthreads();
+        const uint32_t found = s.histogram[threadIdx.x];
+        if (found) atomicAdd(&out[index * kBytes + static_cast<int>(threadIdx.x)], static_cast<int32_t>(found));
+        s.histogram[threadIdx.x] = 0;
+        __syncthreads();
+      });
+}
+
+CountOptions options_of(const HistogramArguments& a) {
+  CountOptions options{};
+  options.bonus = a.bonus ? a.bonus->const_data_ptr() : nullptr;
+  options.scale = a.bonus_scale ? static_cast<const float*>(a.bonus_scale->const_data_ptr()) : nullptr;
+  options.bonus_size = a.bonus ? static_cast<uint32_t>(a.bonus->numel()) : 0;
+  options.round = static_cast<int32_t>(a.round);
+  options.round_pointer = a.round_tensor ? static_cast<const int64_t*>(a.round_tensor->const_data_ptr()) : nullptr;
+  options.prefix = static_cast<const int64_t*>(a.prefix.const_data_ptr());
+  options.random = !a.grow_seeds.empty();
+  options.has_places = !a.where.empty();
+  options.growth = a.growth;
+  options.word = static_cast<int>(a.word);
+  options.shift = static_cast<int>(a.shift);
+  return options;
+}
+
+}  // namespace
+
+Tensor key_histogram(const HistogramArguments& a) {
+  const std::vector<Layer> layers = read_histogram(kDevice, a);
+  STD_TORCH_CHECK(!layers.empty(), "dstee: no layers");
+  check_alignment(layers);
+  const DeviceGuard guard(a.params[0]);
+  const cudaStream_t stream = guard.stream();
+  const size_t count = layers.size();
+  Tensor out = make({static_cast<int64_t>(count), kBytes}, torch::headeronly::ScalarType::Int, a.params[0]);
+  auto* const histogram = static_cast<int32_t*>(out.mutable_data_ptr());
+  clear(histogram, sizeof(int32_t) * kBytes * count, stream);
+
+  std::vector<Row> rows;
+  int64_t tiles = 0, largest = 1;
+  for (const Layer& layer : layers) {
+    rows.push_back(row_of(layer, tiles));
+    tiles += tiles_of(layer.n);
+    largest = std::max(largest, layer.n);
+  }
+  if (tiles == 0) return out;
+  const Tensor uploaded = upload_rows(std::move(rows), a.params[0], stream);
+  const Table table{static_cast<const Row*>(uploaded.const_data_ptr()), static_cast<int>(count), tiles};
+  const size_t bytes = sizeof(CountedLayer) * count;  // a multiple of 8, as the searches need
+  const bool regrows = a.growth && a.regrow;
+  const Tensor memory = device_memory(bytes + (regrows ? sizeof(DigitSearch) * count : 0), a.params[0]);
+  auto* const counted = static_cast<CountedLayer*>(memory.mutable_data_ptr());
+  auto* const searches = regrows ? reinterpret_cast<DigitSearch*>(counted + count) : nullptr;
+
+  const std::vector<Place> places = places_of(a.where);
+  const auto* k = a.k_drop_tensor ? static_cast<const int64_t*>(a.k_drop_tensor->const_data_ptr()) : nullptr;
+  for (size_t first = 0; first < count; first += kCountedAtOnce) {
+    CountedLayers given{};
+    const size_t some = std::min(kCountedAtOnce, count - first);
+    for (size_t j = 0; j < some; ++j) {
+      const size_t i = first + j;
+      given.of[j] = {layers[i].g, k ? 0 : a.k_drop[i], a.total[i],
+                     a.grow_seeds.empty() ? 0 : static_cast<uint64_t>(a.grow_seeds[i]), places.empty() ? Place{} : places[i]};
+    }
+    launch<start_count_kernel>(static_cast<unsigned>(some), kBytes, 0, stream, given, static_cast<int>(first), k, counted,
+                               searches);
+  }
+  if (regrows)
+    for_digits(largest, [&](Digit digit, bool first) {
+      launch<count_drop_digits_kernel>(grid_for<count_drop_digits_kernel>(tiles), kThreads, 0, stream, table, searches, digit);
+      launch<take_digit_kernel>(static_cast<unsigned>(count), kBytes, 0, stream, searches, digit, first);
+    });
+  launch<key_histogram_kernel>(grid_for<key_histogram_kernel>(tiles), kThreads, 0, stream, table, counted,
+                               static_cast<const DigitSearch*>(searches), options_of(a), histogram);
+  return out;
+}
+
+DSTEE_CUDA_LIBRARY(m) { m.impl("key_histogram", TORCH_BOX(&key_histogram_entry<key_histogram>)); }
+
+}  // namespace dstee::cuda
