@@ -3,6 +3,7 @@
 from dstee import metrics as metrics
 from dstee import ops as ops
 from dstee._files import CheckpointError as CheckpointError
+from dstee.allocation import allocate as allocate
 from dstee.backends import use_backend as use_backend
 from dstee.encoding import bonus_table as bonus_table
 from dstee.methods import DSTEE as DSTEE
@@ -15,6 +16,7 @@ from dstee.schedule import ConstantDrop as ConstantDrop
 from dstee.schedule import CosineDrop as CosineDrop
 from dstee.schedule import LinearDrop as LinearDrop
 from dstee.schedule import UpdateSchedule as UpdateSchedule
+from dstee.score_masks import masks_from_scores as masks_from_scores
 from dstee.sparse_model import SparseModel as SparseModel
 from dstee.sparsification import sparsify as sparsify
 
@@ -32,7 +34,9 @@ __all__ = [
     "Static",
     "UpdateSchedule",
     "__version__",
+    "allocate",
     "bonus_table",
+    "masks_from_scores",
     "metrics",
     "ops",
     "sparsify",

@@ -85,7 +85,8 @@ def bonus_table(c: float, eps: float, t: int, rounds: int, dtype: torch.dtype = 
         raise ValueError(f"rounds must be in 0..{MAX_ROUNDS - 2}, got {rounds}")
     if dtype not in (torch.float32, torch.float64):
         raise ValueError(f"dtype must be torch.float32 or torch.float64, got {dtype}")
-    table = (c * math.log(t) / (torch.arange(rounds + 2, dtype=torch.float64) + eps)).to(dtype)
+    scale = torch.tensor(c * math.log(t), dtype=torch.float64)  # a number over a tensor would be two operations, each rounded
+    table = (scale / (torch.arange(rounds + 2, dtype=torch.float64) + eps)).to(dtype)
     if not math.isfinite(float(table[0].float())):
         raise ValueError(f"c*ln(t)/eps must be finite in float32, got {c * math.log(t) / eps:g}: use a larger eps")
     return table

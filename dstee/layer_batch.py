@@ -64,6 +64,11 @@ class LayerBatch:
         return self.params[0].device
 
     @property
+    def nnz(self) -> Tensor:
+        """Active weights by layer: int64 [L] on the device, no host sync."""
+        return ops.count_active(self.mask_bits)
+
+    @property
     def mask_bits(self) -> list[Tensor]:
         return [layer.mask_bits for layer in self.layers]
 

@@ -81,14 +81,17 @@ class MaskUpdate:
 
     def apply(self, batch: LayerBatch) -> None:
         """Swaps weights in the layers of ``batch``, after its step where it has one. Nothing has changed when it raises."""
+        k = [self.swaps(layer) for layer in batch.layers]
+        scale = ops.growth_scale(batch.grads, batch.mask_bits, k, self.round) if self.method.scaled_bonus else None
         ops.drop_grow_(
             batch.params,
             batch.grads or None,
             batch.momenta or None,
             batch.mask_bits,
             batch.counts or None,
-            [self.swaps(layer) for layer in batch.layers],
+            k,
             bonus=None if self.bonus is None else self.bonus.to(batch.device, non_blocking=True),
+            bonus_scale=scale,
             round=self.round if batch.counts else 0,  # only counters limit it
             grow_seeds=self.method.grow_seeds(self.seed, [layer.name for layer in batch.layers], self.round),
             regrow=self.method.regrow,

@@ -110,19 +110,31 @@ def reorder_bits(bits: Tensor, shape: Sequence[int], old: Strides, new: Strides)
 class SparseLayer:
     """A weight of the model, found by name each time it is used, with its mask and counters in the weight's memory order.
 
-    ``nnz``: active weights. ``mask_bits``: uint8 [ceil(n/8)]. ``counts``: int16 [n] in lazy form, None without counters.
-    ``previous_bits``: the mask before the last update, None before the first.
+    ``count``: active weights, an int, or an int64 tensor of one element; ``nnz`` reads it. ``mask_bits``: uint8 [ceil(n/8)].
+    ``counts``: int16 [n] in lazy form, None without counters. ``previous_bits``: the mask before the last update, None before
+    the first.
     """
 
     name: str
     place: ParameterPlace
-    nnz: int
+    count: int | Tensor
     mask_bits: Tensor
     counts: Tensor | None
     shape: torch.Size
     strides: Strides
     dtype: torch.dtype
     previous_bits: Tensor | None = None
+
+    @property
+    def nnz(self) -> int:
+        """Active weights. Where an update took its numbers from the device, the first look costs a host sync."""
+        if isinstance(self.count, Tensor):
+            self.count = int(self.count)
+        return self.count
+
+    @nnz.setter
+    def nnz(self, count: int | Tensor) -> None:
+        self.count = count
 
     @property
     def numel(self) -> int:

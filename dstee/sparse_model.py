@@ -214,7 +214,7 @@ class SparseModel(Topology):
         for name, layer in self.layers.items():
             bits, counts, previous = _state_dict.restore_layer(layer, restored)
             layers[name] = dataclasses.replace(
-                layer, mask_bits=bits, counts=counts, previous_bits=previous, nnz=restored.nnz.get(name, layer.nnz)
+                layer, mask_bits=bits, counts=counts, previous_bits=previous, count=restored.nnz.get(name, layer.nnz)
             )
         self.__dict__.update(  # one call: no signal comes in between
             layers=layers, _t=restored.t, _round=restored.round, seed=restored.seed, _method=restored.method,

@@ -34,7 +34,10 @@ def _triton_parameters() -> list:
 
 # Interpreted Triton kernels are slow, and on a GPU each new set of options is compiled: test_triton.py has cases of its own,
 # these modules have small ones.
-WITH_TRITON = ("test_drop_grow_tables", "test_errors", "test_pack_mask", "test_counts", "test_count_outside")
+WITH_TRITON = (
+    "test_drop_grow_tables", "test_budget_tables", "test_budget_errors", "test_errors", "test_pack_mask", "test_counts",
+    "test_count_outside",
+)  # fmt: skip
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

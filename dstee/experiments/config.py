@@ -99,6 +99,7 @@ class Config:
     # On digits RigL grows gradients of 1e-4 to 2e-2, the median inactive one is 1e-5. With c = 1e-3 a weight that was never
     # active gets c * ln(t) = 3e-3 to 7e-3: it competes with the gradients instead of drowning in them or drowning them.
     c: float = _field("method", "DST-EE: weight of exploration (paper, Eq. 1)", 1e-3, _at_least(0))
+    c_rel: float = _field("method", "DST-EE: the same in units of the gradient, instead of c; 0: by c", 0.0, _at_least(0))
     eps: float = _field("method", "DST-EE: offset of the counters (paper, Eq. 1)", 1.0, _POSITIVE)
     every: int = _field("method", "optimizer steps from one mask update to the next", 20, _at_least(1))
     drop_fraction: float = _field("method", "share of a layer's active weights that an update swaps, at first", 0.3, _SHARE)
@@ -148,6 +149,8 @@ class Config:
                 wrong.append(str(error))
         if not wrong and values.get("nesterov", True) and values.get("momentum", 0.9) == 0:
             wrong.append("nesterov needs a momentum > 0: pass --no-nesterov or a momentum")
+        if not wrong and values.get("c_rel") and "c" in given and given["c"] != Config.c:
+            wrong.append("c and c_rel are both given: c_rel is c in units of the gradient; pass one")
         if wrong:
             raise UsageError("; ".join(wrong))
         return Config(**values)  # type: ignore[arg-type]  # just checked
@@ -160,6 +163,7 @@ class Config:
     def identity(self) -> dict[str, object]:
         """The settings that decide the result; the others may change when a run is resumed."""
         free = {f.name for f in dataclasses.fields(self) if setting(f).free}
+        free |= {"c" if self.c_rel else "c_rel"}  # runs by c are as they were before there was a c_rel
         return {name: value for name, value in self.to_dict().items() if name not in free}
 
     def of_training(self) -> dict[str, object]:

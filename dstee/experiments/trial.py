@@ -64,6 +64,7 @@ def _method(config: Config, key: str) -> Method:
     said = {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if setting(f).group == "method"}
     if config.order == "default":
         del said["order"]
+    del said["c" if config.c_rel else "c_rel"]
     return kind(**{f.name: said[f.name] for f in dataclasses.fields(kind) if f.init and f.name in said})
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
@@ -44,6 +44,11 @@ class Method:
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}")
 
+    @property
+    def scaled_bonus(self) -> bool:
+        """Whether :meth:`bonus` is in units of the gradient, a float64 table for :func:`dstee.ops.growth_scale` to scale."""
+        return False
+
     def bonus(self, t: int, round: int) -> Tensor | None:
         """Exploration bonus by counter for the update at step ``t`` after ``round`` others: float32 [round + 2], or None."""
         return None
@@ -55,3 +60,12 @@ class Method:
     def to_dict(self) -> dict[str, str | float | bool]:
         """Plain values for a checkpoint; :func:`dstee.methods.method_from_dict` is the inverse."""
         return {"method": self.key, **asdict(self)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Method:
+        """The method with these fields, as :meth:`to_dict` has them but for "method".
+
+        Raises:
+            ValueError, TypeError: a value is missing, unknown or out of range.
+        """
+        return cls(**values)

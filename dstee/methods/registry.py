@@ -43,9 +43,10 @@ def method_from_dict(values: Mapping[str, str | float | bool]) -> Method:
     if not isinstance(key, str) or key not in METHODS:
         raise ValueError(f"unknown method {key!r}, expected one of {', '.join(METHODS)}")
     for field in dataclasses.fields(METHODS[key]):
-        if type(field.default) is float and type(rest.get(field.name, 0.0)) not in (int, float):
+        number = type(field.default) is float or field.default is None
+        if number and type(rest.get(field.name, 0.0)) not in (int, float):
             raise ValueError(f"{field.name} of the method must be a number, got {rest[field.name]!r}")
     try:
-        return METHODS[key](**rest)  # type: ignore[arg-type]
+        return METHODS[key].from_dict(rest)
     except (TypeError, OverflowError) as error:
         raise ValueError(f"not a {key} method: {dict(values)} ({error})") from None

@@ -51,7 +51,7 @@ def key_histogram(
     2      total - 1 - global index          the same     64
     ====== ================================= ============ ===================
 
-    rank(x) is 0 for NaN, else the bits of the float32 abs(x), plus 1; word 1 is 0 without a bonus, where signal and score are the
+    rank(x) is 0 for NaN, else the bits of the float32 abs(x), plus 1. Word 1 is 0 without a bonus: signal and score are the
     same. Candidates of the drop are the active weights, those of the growth the inactive ones and, with ``regrow``, the
     k_drop active ones that the drop puts first. Counted are those whose words before ``word`` equal ``prefix`` and whose
     ``word`` equals it above the byte at ``shift``. Layers that are cut in parts add up the counts of these; then the byte in

@@ -41,8 +41,15 @@ def test_bonus_is_equation_1():
 
 
 def test_paper_preset_replaces_the_step():
-    assert DSTEE.paper() == DSTEE(order="replace")
+    assert DSTEE.paper() == DSTEE(c=1e-3, order="replace")
     assert DSTEE.paper(0.01, 0.1) == DSTEE(0.01, 0.1, order="replace") == DSTEE.paper(c=0.01, eps=0.1)
+
+
+def test_exploration_in_units_of_the_gradient_is_the_default():
+    assert (DSTEE().c, DSTEE().c_rel) == (None, 0.1) and DSTEE() == DSTEE(c_rel=0.1) != DSTEE(c=0.1)
+    assert DSTEE().scaled_bonus and not DSTEE(c=0.1).scaled_bonus and not RigL().scaled_bonus
+    units = DSTEE(c_rel=0.25, eps=2.0).bonus(t=300, round=3)
+    assert units.dtype == torch.float64 and units.tolist() == [0.25 * math.log(300) / (n + 2.0) for n in range(5)]
 
 
 def test_grow_seeds_depend_on_seed_name_and_round_only():
@@ -58,6 +65,7 @@ def test_grow_seeds_depend_on_seed_name_and_round_only():
 
 METHODS_SEEN = [
     DSTEE(),
+    DSTEE(c_rel=0.5, eps=2.0),
     DSTEE.paper(0.5, 1e-3),
     DSTEE(1e-4, 2.0, regrow=False, reset_regrown=True),
     RigL(),
@@ -77,7 +85,8 @@ def test_round_trip(method):
 
 def test_the_checkpoint_form_is_stable():
     common = {"regrow": True, "reset_regrown": False}
-    assert DSTEE().to_dict() == {"method": "dst-ee", "order": "after", "c": 1e-3, "eps": 1.0, **common}
+    assert DSTEE(c=1e-3).to_dict() == {"method": "dst-ee", "order": "after", "c": 1e-3, "eps": 1.0, **common}
+    assert DSTEE().to_dict() == {"method": "dst-ee", "order": "after", "c_rel": 0.1, "eps": 1.0, **common}
     assert RigL().to_dict() == {"method": "rigl", "order": "replace", **common}
 
 
@@ -95,7 +104,11 @@ def test_methods_are_frozen_and_compare_by_class():
         {"method": ["set"]},
         {"method": "set", "c": 1.0},
         {"method": "dst-ee", "c": "large"},
-        {"method": "dst-ee", "eps": None},
+        {"method": "dst-ee", "c_rel": True},
+        {"method": "dst-ee", "c": 1e-3, "c_rel": 0.1},
+        {"method": "dst-ee", "c": None},
+        {"method": "dst-ee"},
+        {"method": "dst-ee", "c": 1e-3, "eps": None},
         {"method": "rigl", "order": "sometimes"},
         {"method": "rigl", "regrow": 1},
     ],
@@ -111,6 +124,9 @@ def test_from_dict_refuses(values):
         (lambda: DSTEE(c=-1e-3), "c must be a finite number >= 0"),
         (lambda: DSTEE(c=math.inf), "c must be a finite number >= 0"),
         (lambda: DSTEE(c=math.nan), "c must be a finite number >= 0"),
+        (lambda: DSTEE(c_rel=-0.1), "c_rel must be a finite number >= 0"),
+        (lambda: DSTEE(c_rel=math.inf), "c_rel must be a finite number >= 0"),
+        (lambda: DSTEE(1e-3, c_rel=0.1), "c and c_rel are both given"),
         (lambda: DSTEE(eps=0.0), "eps must be a finite number > 0"),
         (lambda: DSTEE(eps=math.nan), "eps must be a finite number > 0"),
         (lambda: RigL(order="before"), "order must be 'after' or 'replace'"),

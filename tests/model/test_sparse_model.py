@@ -50,9 +50,12 @@ class ByHand:
                 method, nnz = self.sparse.method, int(ops.count_active(bits)[0])
                 k = 0 if nnz == w.numel() else math.ceil(0.4 * nnz)
                 m = [self.momenta[name]] if name in self.momenta else None
-                bonus = dstee.bonus_table(method.c, method.eps, t, self.round) if isinstance(method, dstee.DSTEE) else None
+                bonus = scale = None
+                if isinstance(method, dstee.DSTEE):
+                    bonus = dstee.bonus_table(method.c_rel, method.eps, t, self.round, dtype=torch.float64)
+                    scale = ops.growth_scale([g], bits, [k], self.round)
                 ops.drop_grow_(
-                    [w], [g], m, bits, [self.counts[name]], [k], bonus=bonus, round=self.round,
+                    [w], [g], m, bits, [self.counts[name]], [k], bonus=bonus, bonus_scale=scale, round=self.round,
                     grow_seeds=method.grow_seeds(seed, [name], self.round), reset_regrown=method.reset_regrown,
                 )  # fmt: skip
         self.round += due

@@ -188,21 +188,25 @@ def _update(case: Case, i: int, layer: Layer) -> None:
         return to_float32(bits_of(t), t.dtype)
 
     active = np.flatnonzero(layer.mask).tolist()
-    k = max(0, min(int(case.k[i]), len(active)))
-    if not regrow:
-        k = min(k, n - len(active))
+    k = grow = max(0, min(int(case.k[i]), len(active)))
+    if options.get("k_grow") is not None:
+        grow = max(0, min(int(options["k_grow"][i]), n - len(active) + k * regrow))
+    elif not regrow:
+        k = grow = min(k, n - len(active))
 
     closeness = orderable(read((options.get("drop_scores") or case.params)[i]))
     dropped = {key & LAST for key in sorted(closeness[j] << 32 | j for j in active)[:k]}
 
     if options.get("grow_seeds"):
-        g = np.array([random_number(options["grow_seeds"][i], j) for j in range(n)], dtype=np.float32)
+        base, run, pitch = options["where"][i] if options.get("where") else (0, max(n, 1), max(n, 1))
+        places = [base + j // run * pitch + j % run for j in range(n)]
+        g = np.array([random_number(options["grow_seeds"][i], j) for j in places], dtype=np.float32)
     else:
         signal = options.get("grow_signal") or case.grads
         assert signal is not None
         g = np.abs(read(signal[i]))
     with np.errstate(over="ignore"):
-        score = g if case.bonus is None else g + case.bonus.numpy()[layer.N]
+        score = g if case.bonus is None else g + bonuses(case, i)[layer.N]
     first, second, is_active = orderable(score), orderable(g), layer.mask.tolist()
     keys = [
         first[j] << 64 | second[j] << 32 | LAST - j
@@ -210,7 +214,7 @@ def _update(case: Case, i: int, layer: Layer) -> None:
         if not is_active[j] or (regrow and j in dropped)
     ]  # fmt: skip
     keys.sort(reverse=True)
-    grown = {LAST - (key & LAST) for key in keys[:k]}
+    grown = {LAST - (key & LAST) for key in keys[:grow]}
 
     layer.mask = layer.mask.copy()
     layer.mask[list(dropped)] = False
@@ -220,6 +224,16 @@ def _update(case: Case, i: int, layer: Layer) -> None:
     if layer.m is not None:
         layer.m[zeroed] = 0
     layer.N = layer.N + layer.mask
+
+
+def bonuses(case: Case, i: int) -> F32:
+    """The bonus of layer i by counter."""
+    assert case.bonus is not None
+    table, scale = case.bonus.numpy(), case.options.get("bonus_scale")
+    if scale is None:
+        return table
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.array([np.float32(float(scale[i]) * float(unit)) for unit in table], dtype=np.float32)
 
 
 def stored(case: Case, layers: list[Layer], updates: int) -> Case:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dstee import _checks, ops, uneven_update
+from dstee import _checks, layer_update, ops
 from dstee.compat.plain_masks import check_mask
 from dstee.distributed import ranks
 from dstee.encoding import bonus_table
@@ -162,10 +162,10 @@ def _select(
             raise TypeError(f"{name} has dtype {t.dtype}, expected float32, bfloat16 or float16: convert it first")
     work = torch.zeros(mask.numel(), device=mask.device) if weights is None else weights.detach().reshape(-1).clone()
     signal = None if grads is None else grads.detach().to(torch.float32).reshape(-1)
-    layer = uneven_update.LayerUpdate(
+    layer = layer_update.LayerUpdate(
         work, ops.pack_mask((mask != 0).reshape(-1).contiguous()), drop, grow, signal, seed,
         None if counts is None else counts.reshape(-1).clone(),
     )  # fmt: skip
     with torch.no_grad():
-        uneven_update.drop_grow_([layer], bonus=bonus, round=round)
+        layer_update.drop_grow_([layer], bonus=bonus, round=round)
     return layer.bools().view(mask.shape).to(mask.dtype)

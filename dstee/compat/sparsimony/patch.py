@@ -9,7 +9,7 @@ from typing import Any, Protocol, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from dstee import ops, uneven_update
+from dstee import layer_update, ops
 from dstee.compat.sparsimony.masks import draw_seed
 from dstee.distributed import ranks
 from dstee.layer_batch import count_active
@@ -168,7 +168,7 @@ def _update(self: _Sparsifier, groups: list[Group], grow_by_gradient: bool) -> N
     originals = [getattr(g["module"].parametrizations, g["tensor_name"]).original for g in groups]
     inactive = [~mask.bool() for mask in masks]  # four times as fast as mask == 0
     layers = [
-        uneven_update.LayerUpdate(
+        layer_update.LayerUpdate(
             (o if o.is_contiguous() else o.contiguous()).detach().view(-1), ops.pack_mask(~off.contiguous()), 0, 0
         )
         for o, off in zip(originals, inactive, strict=True)
@@ -181,7 +181,7 @@ def _update(self: _Sparsifier, groups: list[Group], grow_by_gradient: bool) -> N
     bonus = None if self._dstee is None else self._dstee.bonus(max(self._step_count, 1), round)
     for layer, off, original in zip(layers, inactive, originals, strict=True):
         layer.weight.view(original.shape).masked_fill_(off, 0)
-    zeroed = uneven_update.drop_grow_(
+    zeroed = layer_update.drop_grow_(
         layers, bonus=bonus, round=round, reset_regrown=True, report_zeroed=self.grown_weights_init != 0
     )
     for i, (group, layer, mask, original) in enumerate(zip(groups, layers, masks, originals, strict=True)):
@@ -195,7 +195,7 @@ def _update(self: _Sparsifier, groups: list[Group], grow_by_gradient: bool) -> N
             _parametrization(group).rounds += 1
 
 
-def _decide(self: _Sparsifier, groups: list[Group], layers: list[uneven_update.LayerUpdate], grow_by_gradient: bool) -> None:
+def _decide(self: _Sparsifier, groups: list[Group], layers: list[layer_update.LayerUpdate], grow_by_gradient: bool) -> None:
     """How many weights each layer drops and grows, and by what.
 
     Raises:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.ao.pruning import BaseSparsifier
 from torch.nn.utils import parametrize
 
-from dstee import _checks, ops, uneven_update
+from dstee import _checks, layer_update, ops
 from dstee._optimizer_state import zero_state
 from dstee._optimizer_step import core_optimizer
 from dstee.compat.torch_ao import state_dict as saved_state
@@ -129,8 +129,8 @@ class DSTEESparsifier(BaseSparsifier):
         elif self.init == "magnitude":
             n = weight.numel()
             bits = ops.pack_mask(torch.ones(n, dtype=torch.bool, device=weight.device))
-            layer = uneven_update.LayerUpdate(weight.reshape(-1).clone(), bits, n - nnz, 0)
-            uneven_update.drop_grow_([layer], bonus=None, round=0)
+            layer = layer_update.LayerUpdate(weight.reshape(-1).clone(), bits, n - nnz, 0)
+            layer_update.drop_grow_([layer], bonus=None, round=0)
             mask = layer.bools()
         else:
             mask = torch.ones(weight.numel(), device=weight.device)
@@ -208,7 +208,7 @@ class DSTEESparsifier(BaseSparsifier):
             layer.seed = seeds[0] if seeds else None
             rounds.setdefault(round, []).append(i)
         for round, indices in rounds.items():  # one, unless update_mask was called for some layers alone
-            zeroed = uneven_update.drop_grow_(
+            zeroed = layer_update.drop_grow_(
                 [layers[i] for i in indices],
                 bonus=self.method.bonus(self.t + 1, round),
                 round=round,
@@ -247,7 +247,7 @@ class DSTEESparsifier(BaseSparsifier):
                 return None
         return ranks.mean(grads)
 
-    def _layer(self, group: Group) -> uneven_update.LayerUpdate:
+    def _layer(self, group: Group) -> layer_update.LayerUpdate:
         original, module = self._original(group), self._mask_module(group)
         mask, state = module.mask, self.state[group["tensor_fqn"]]
         off = ~mask.bool()  # four times as fast as mask == 0
@@ -256,9 +256,9 @@ class DSTEESparsifier(BaseSparsifier):
         counts = state.get("counts")
         if counts is not None and counts.device != original.device:
             counts = state["counts"] = counts.to(original.device)
-        return uneven_update.LayerUpdate(original.detach().contiguous().view(-1), bits, 0, 0, counts=counts)
+        return layer_update.LayerUpdate(original.detach().contiguous().view(-1), bits, 0, 0, counts=counts)
 
-    def _commit(self, group: Group, layer: uneven_update.LayerUpdate, zeroed: Tensor | None) -> None:
+    def _commit(self, group: Group, layer: layer_update.LayerUpdate, zeroed: Tensor | None) -> None:
         """Writes mask and weights back where they were copies, and zeroes the optimizer's state with the weights."""
         original, module, state = self._original(group), self._mask_module(group), self.state[group["tensor_fqn"]]
         if layer.weight.data_ptr() != original.data_ptr():
