@@ -121,7 +121,7 @@ DSTEE_HD int64_t sampled_index(int64_t n, int64_t strata, uint32_t stratum, int3
 }
 // The place in that sample, from 1, of the k-th largest of the layer.
 DSTEE_HD int64_t sampled_place(int64_t k, int64_t n, int64_t strata) {
-  const int64_t place = k <= 0 ? 0 : (k * strata + n - 1) / n;
+  const int64_t place = k <= 0 ? 0 : ((k < n ? k : n) * strata + n - 1) / n;  // a k in a tensor may be any number
   return place < 1 ? 1 : place;
 }
 

@@ -243,7 +243,7 @@ def growth_scale(
         active = (mask_bits[i][at >> 3] >> (at & 7) & 1).bool()
         ranks = torch.where(active, -1, rank(flat(signal)[at])).sort(descending=True).values
         count = (ranks >= 0).sum()
-        k_i = k_tensor[i].clamp(min=0) if k_tensor is not None else count.new_tensor(k[i])
+        k_i = k_tensor[i].clamp(0, n) if k_tensor is not None else count.new_tensor(k[i])
         place = torch.minimum((k_i * len(at) + n - 1) // max(n, 1), count).clamp(min=1) - 1
         bits = torch.cat([ranks, count.new_tensor([-1])])[place] - 1  # of the value, negative where there is none
         found.append(torch.where(bits <= 0, 0x0080_0000, bits).to(torch.int32))

@@ -43,7 +43,7 @@ WITH_TRITON = (
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     def wanted(item: pytest.Item) -> bool:
         parameters = getattr(getattr(item, "callspec", None), "params", {})
-        configuration = parameters.get("backend")
+        configuration = parameters.get("backend") or parameters.get("detour")
         if not isinstance(configuration, Configuration):
             return True
         mark = item.get_closest_marker("op")

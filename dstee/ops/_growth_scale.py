@@ -32,7 +32,7 @@ def growth_scale(
     Args:
         signals: what growth ranks, gradients as a rule; float32, bfloat16 or float16, dense storage; all on one device.
         mask_bits: uint8 [ceil(n/8)] each, the masks before the update.
-        k: weights to grow per layer: a list of ints, or an int64 tensor [L] on the device; a negative one counts as 0.
+        k: weights to grow per layer: a list of ints, or an int64 tensor [L] on the device, clipped to 0..n.
         round: mask updates done before this one, as in :func:`drop_grow_`.
 
     Returns:
@@ -51,7 +51,9 @@ def growth_scale(
 
     def check() -> None:
         _checks.check_layers(signals, mask_bits, grads=[], momenta=[], of="signals")
-        _checks.check_k(k_list, signals, None)
+        for i, k_i in enumerate(k_list):
+            if k_i > signals[i].numel():
+                raise ValueError(f"k[{i}] must be in 0..{signals[i].numel()} (the weights of signals[{i}]), got {k_i}")
 
     return call(
         "growth_scale", device, check,

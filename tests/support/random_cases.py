@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from dstee.encoding import bonus_table
 from dstee.ops import SGDRule
 from dstee.testing import DTYPES, FAMILIES, LARGE_SIZES, ROUNDS, SIZES, Case, make_case, place, values
 
@@ -108,6 +109,36 @@ def update(seed: int) -> Case:
         case = replace(case, bonus=None)
     case = _with_signals(case, rng, family)
     return replace(case, k=_swap_counts(case, rng))
+
+
+@functools.cache
+def uneven(seed: int) -> Case:
+    """As :func:`update`, with a k_grow of its own; parts of larger layers, scaled bonuses. Clone before use."""
+    rng = np.random.default_rng([seed, 3])
+    case = update(seed)
+    options = dict(case.options)
+    drop, grow = [], []
+    for mask in case.masks():
+        active, inactive = int(mask.sum()), int((~mask).sum())
+        drop.append(int(rng.choice([0, min(1, active), active // 3, active, rng.integers(0, active + 1)])))
+        room = inactive + (drop[-1] if options["regrow"] else 0)
+        grow.append(int(rng.choice([0, min(1, room), room // 3, room, rng.integers(0, room + 1)])))
+    k: list[int] | torch.Tensor = drop
+    options["k_grow"] = grow
+    kind = rng.random()
+    if kind < 0.3:  # tensors are clipped where they lie
+        options["k_grow"] = torch.tensor([x + int(rng.choice([0, 0, 2**40, -(2**40)])) for x in grow])
+        if kind < 0.2:
+            k = torch.tensor([x + int(rng.choice([0, 0, 2**40, -(2**40)])) for x in drop])
+    if rng.random() < 0.5:
+        runs = [int(rng.integers(1, p.numel() + 2)) for p in case.params]
+        options["where"] = [(int(rng.integers(0, 2**34)), run, run + int(rng.integers(0, 2**20))) for run in runs]
+    bonus = case.bonus
+    if bonus is not None and rng.random() < 0.5:
+        bonus = bonus_table(0.1, 1.0, 1000, case.round, dtype=torch.float64)
+        scales = rng.choice([0.0, 2.0**-126, 1e-6, 1e-3, 0.037, 1.0, np.inf], len(case.params))
+        options["bonus_scale"] = torch.from_numpy(scales.astype(np.float32))
+    return replace(case, k=k, options=options, bonus=bonus)
 
 
 @functools.cache
