@@ -18,6 +18,7 @@ struct SelectStorage {
 
 // The threshold that `count` of the weights pass. All threads of the block call it with the same arguments and the same
 // weights, each thread with its own share: each(visit) calls visit(upper half of the key, function for the lower half, index).
+// What it visits of other threads was written before a barrier.
 //
 //   count       at least 1, at most the number of weights
 //   lower_half  false: the lower half is 0 in all keys
@@ -41,7 +42,7 @@ __device__ Threshold block_select(SelectStorage& s, uint32_t count, bool lower_h
     else
       shift = (level < 3 ? 52 : 50) - 10 * level;
 
-    __syncthreads();  // whoever wrote what is visited, or still reads the digits, is done
+    // Nobody reads the digits any more: the level before, and an earlier call, ended behind their last reader.
     for (unsigned d = threadIdx.x; d < kDigits; d += blockDim.x) s.digits[d] = 0;
     __syncthreads();
     each([&](uint32_t upper, auto lower, uint32_t index) {
@@ -80,7 +81,6 @@ __device__ Threshold block_select(SelectStorage& s, uint32_t count, bool lower_h
       key_floor |= static_cast<uint64_t>(s.digit) << shift;
     if (s.found - left <= slack) break;  // all that have this digit pass
   }
-  __syncthreads();
   return {key_floor, last_index - index_floor};
 }
 

@@ -65,7 +65,6 @@ __device__ __forceinline__ void select_undecided(SelectDropStorage& s, const Poo
     __syncthreads();
     select_bin(s.select.scan, pool, state, state.grow, state.k);
   }
-  __syncthreads();
 }
 
 __global__ void __launch_bounds__(kThreads, 4)
@@ -87,11 +86,10 @@ __global__ void __launch_bounds__(kThreads, 4)
 
   // All chunks of this block are done: report them, and decide for the layers that this completes.
   __threadfence();
-  __syncthreads();
   const uint32_t chunks = pool.chunk_count(), warps = blockDim.x / 32, mine = gridDim.x * warps;
   for (uint32_t turn = 0; turn / warps * mine < chunks; turn += blockDim.x) {
     if (threadIdx.x == 0) s.finished_count = 0;
-    __syncthreads();
+    __syncthreads();  // of the first turn: all warps' chunks are done
     const uint32_t own = turn + threadIdx.x, c = own / warps * mine + blockIdx.x * warps + own % warps;
     if (c < chunks) {
       const Chunk chunk = pool.chunks[chunks - 1 - c];
