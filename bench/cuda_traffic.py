@@ -25,7 +25,7 @@ SMALL = 1 << 14  # weights of a layer that one block updates
 TILE, WARPS = 1 << 14, 8  # of the sweep: weights at a time, warps of a block
 LEAST_SAMPLED, MOST_SAMPLED, BINS, SPANS = 1 << 11, 1 << 13, 256, 4
 ENTRY, CHUNK, UNDECIDED, STATE = 8, 16, 16, 10_272  # bytes
-STAGED = 128  # entries that a warp has when it writes them out
+STAGED = 96  # entries that a warp has when it writes them out
 
 
 @dataclass(frozen=True)
@@ -128,6 +128,12 @@ def listed(n: int, candidates: float, k: float) -> float:
     return min(candidates, sample_rank(n, k) * n / sampled(n))
 
 
+def sectors_of(n: int, scattered: float, item: int) -> float:
+    """Sectors that hold one of so many scattered elements."""
+    size = SECTOR // item
+    return n / size * (1 - (1 - scattered / n) ** size)
+
+
 def undecided(n: int, entries: float, k: float) -> float:
     """Those of the k-th key's bin. A bin that is met by a point is twice as wide as one that is drawn."""
     return 2 * entries / min(sample_rank(n, k), BINS * 3 // 4)
@@ -183,7 +189,8 @@ def _step_alone(layer: Layer, momenta: bool) -> Bytes:
 def _large(layer: Layer, step: bool, momenta: bool, counted: bool, regrow: bool, span: int) -> dict[str, Bytes]:
     n, item, k = layer.n, layer.item, layer.k
     if k == 0:
-        sweep = _step_alone(layer, momenta) if step else Bytes(loaded=n / 8, moved=n / 8)
+        touched, moved = SECTOR * layer.active, masked_sgd([layer], momenta).moved
+        sweep = Bytes(n / 8, 0, touched * (2 + momenta), touched * (1 + momenta), moved) if step else Bytes()
         return {"sample": Bytes(stored=8 * BINS, moved=8 * BINS), "sweep": sweep, "select_drop": Bytes(), "commit": Bytes(),
                 "select_grow": Bytes()}  # fmt: skip
     drop, grow = listed(n, layer.active, k), listed(n, n - layer.active, k)
@@ -193,11 +200,17 @@ def _large(layer: Layer, step: bool, momenta: bool, counted: bool, regrow: bool,
     written = (1 + momenta) * step
 
     lists = ENTRY * (drop + grow) + CHUNK * pieces
-    dense = n / 8 + item * n + 2 * n * counted
+    dense = n / 8 + item * n
+    # Of candidates of the growth, signal and counter once more; of active weights those, if they may grow again, and w, with a
+    # step gradient, w and momentum. Signals and gradients are in the cache. A bonus that is large against the signals makes
+    # the growth look at more weights than it lists.
+    looked = grow + layer.active * regrow
     sweep = Bytes(
-        loaded=dense + GROUP * item * layer.groups * max(written, 1),
-        stored=item * layer.active * written + lists,
-        moved=dense + SECTOR * layer.sectors * max(2 * written, 1) + lists,
+        loaded=dense,
+        stored=lists,
+        gathered=(SECTOR + counters) * looked + SECTOR * layer.active * (1 + written),
+        scattered=SECTOR * layer.active * written,
+        moved=dense + sectors_of(n, looked, 2) * counters + SECTOR * layer.sectors * max(2 * written, 1) + lists,
     )
 
     again = k * grow / (n - layer.active) + undecided_drop / 2 if regrow else 0.0  # dropped, and looked at for the growth

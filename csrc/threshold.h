@@ -15,11 +15,7 @@ struct Threshold {
 // The weight comes before the threshold or is the one that it names.
 template <class Key, class Index>
 DSTEE_HD bool passes(const Threshold<Key, Index>& threshold, Key key, Index index) {
-#if defined(__CUDA_ARCH__)  // the key alone decides nearly always
-  return key > threshold.key || (key == threshold.key && index <= threshold.index);
-#else  // without branches
-  return (key > threshold.key) | ((key == threshold.key) & (index <= threshold.index));
-#endif
+  return (key > threshold.key) | ((key == threshold.key) & (index <= threshold.index));  // without branches
 }
 
 }  // namespace dstee

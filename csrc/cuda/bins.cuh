@@ -22,6 +22,16 @@ __device__ __forceinline__ int find_bin(const Threshold* splitters, uint64_t key
   return bin;
 }
 
+// The same by the upper halves of the keys, which nearly always tell. `upper`: those of the splitters.
+__device__ __forceinline__ int find_bin(const uint32_t* upper, const Threshold* splitters, uint64_t key, uint32_t index) {
+  const auto own = static_cast<uint32_t>(key >> 32);
+  int bin = 0;
+#pragma unroll
+  for (int step = kBins / 2; step > 0; step /= 2)
+    if (own > upper[bin + step - 1]) bin += step;
+  return own == upper[bin] ? find_bin(splitters, key, index) : bin;
+}
+
 // Finds the bin of the k-th of the listed weights. One block of kBins threads.
 __device__ __forceinline__ void select_bin(ScanStorage& s, const Pool& pool, LayerState& state, SideState& side, uint32_t k) {
   static_assert(kBins == kThreads);

@@ -50,7 +50,6 @@ struct UpdatePlan {
   std::vector<Row> rows;
   int64_t tiles = 0, largest = 0;
   double entries = 1024;
-  bool by_gradient = true;  // no layer grows by another tensor
 };
 
 UpdatePlan plan_update(const std::vector<Layer>& layers, const std::vector<int64_t>& k, bool k_on_device) {
@@ -58,7 +57,6 @@ UpdatePlan plan_update(const std::vector<Layer>& layers, const std::vector<int64
   for (size_t i = 0; i < layers.size(); ++i) {
     const int64_t n = layers[i].n;
     plan.rows.push_back(row_of(layers[i], plan.tiles));
-    plan.by_gradient &= plan.rows.back().layer.grow == nullptr;
     STD_TORCH_CHECK(n < (int64_t{1} << 32) - 2 * kTile, "dstee: a layer of 2^32 weights; split it");
     plan.largest = n > plan.largest ? n : plan.largest;
     if (n <= kSmallLayer) continue;
@@ -93,7 +91,7 @@ struct Workspace {
 Workspace make_workspace(const UpdatePlan& plan, size_t layers, const Tensor& like) {
   Pool pool;
   pool.capacity = static_cast<uint32_t>(std::fmin(plan.entries * test_limits().list_share, (1u << 31) - 2.0));
-  pool.chunk_capacity = pool.capacity / (kStaged - kWarpWeights) + static_cast<uint32_t>(plan.tiles) + 1;
+  pool.chunk_capacity = pool.capacity / kChunk + static_cast<uint32_t>(plan.tiles) + 1;
   const size_t state_bytes = plan.tiles ? sizeof(LayerState) * layers : 0, chunk_bytes = sizeof(Chunk) * pool.chunk_capacity;
   const Tensor memory = device_memory(state_bytes + 16 + (plan.tiles ? chunk_bytes + sizeof(Entry) * pool.capacity : 0), like);
   auto* const base = static_cast<char*>(memory.mutable_data_ptr());
@@ -134,13 +132,6 @@ void launch_sample(const Call& call, int64_t largest) {
   }
 }
 
-template <bool by_gradient>
-void launch_sweep(const Call& call) {
-  const int64_t grid = resident_blocks<sweep_kernel<by_gradient>>();
-  launch<sweep_kernel<by_gradient>>(static_cast<unsigned>(call.table.tiles < grid ? call.table.tiles : grid), kThreads, 0,
-                                    call.stream, call.table, call.sweep, call.states, call.pool);
-}
-
 template <auto kernel>
 void launch_over_lists(const Call& call) {
   launch<kernel>(static_cast<unsigned>(resident_blocks<kernel>()), kThreads, 0, call.stream, call.table, call.sweep.options,
@@ -171,10 +162,7 @@ void drop_grow_(const UpdateArguments& a) {
   else
     launch_sample<kManyLayers>(call, plan.largest);
   if (plan.tiles == 0) return;
-  if (plan.by_gradient && !sweep.options.random)
-    launch_sweep<true>(call);
-  else
-    launch_sweep<false>(call);
+  launch<sweep_kernel>(grid_for<sweep_kernel>(plan.tiles), kThreads, 0, stream, table, sweep, space.states, space.pool);
   launch_over_lists<select_drop_kernel>(call);
   launch_over_lists<commit_kernel>(call);
   launch<select_grow_kernel>(static_cast<unsigned>(layers.size()), 2 * kThreads, 0, stream, table, sweep.options, space.states,

@@ -15,19 +15,25 @@ struct alignas(16) Quad {
   uint32_t x[4];
 };
 
+// 8 values from p on, which is aligned.
+template <class T>
+__device__ __forceinline__ void load_aligned_group(const T* p, float* out) {
+  constexpr int kPerQuad = 16 / sizeof(T);
+#pragma unroll
+  for (int q = 0; q < kGroup / kPerQuad; ++q) {
+    const Quad raw = load(reinterpret_cast<const Quad*>(p + q * kPerQuad));
+    T values[kPerQuad];
+    memcpy(values, &raw, sizeof raw);
+#pragma unroll
+    for (int j = 0; j < kPerQuad; ++j) out[q * kPerQuad + j] = to_float(values[j]);
+  }
+}
+
 // count (at most 8) values at element i of p. Whole groups of aligned tensors move 16 bytes at a time.
 template <class T>
 __device__ __forceinline__ void load_group(const T* p, int64_t i, int count, float* out) {
   if (count == kGroup && reinterpret_cast<uintptr_t>(p + i) % 16 == 0) {
-    constexpr int kPerQuad = 16 / sizeof(T);
-#pragma unroll
-    for (int q = 0; q < kGroup / kPerQuad; ++q) {
-      const Quad raw = load(reinterpret_cast<const Quad*>(p + i + q * kPerQuad));
-      T values[kPerQuad];
-      memcpy(values, &raw, sizeof raw);
-#pragma unroll
-      for (int j = 0; j < kPerQuad; ++j) out[q * kPerQuad + j] = to_float(values[j]);
-    }
+    load_aligned_group(p + i, out);
   } else {
 #pragma unroll
     for (int j = 0; j < kGroup; ++j) out[j] = j < count ? to_float(load(p + i + j)) : 0.0f;

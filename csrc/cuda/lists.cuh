@@ -16,7 +16,8 @@ struct alignas(16) Chunk {
 // An entry is index | bin << 32. That of an active weight is written anew once its drop is decided: with kDropped and the
 // growth's bin, or kCannotRegrow if it does not pass the growth's list threshold.
 using Entry = uint64_t;
-constexpr Entry kCannotRegrow = Entry{1} << 63, kDropped = Entry{1} << 62;
+constexpr uint32_t kCannotRegrowMark = 1 << 15;  // in the upper half of an entry
+constexpr Entry kCannotRegrow = static_cast<Entry>(kCannotRegrowMark) << 32, kDropped = Entry{1} << 46;
 __device__ __forceinline__ Entry entry_of(uint32_t index, int bin) { return index | static_cast<Entry>(bin) << 32; }
 __device__ __forceinline__ int bin_of(Entry entry) { return static_cast<int>(entry >> 32 & (kBins - 1)); }
 

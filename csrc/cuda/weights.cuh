@@ -11,6 +11,8 @@
 
 namespace dstee::cuda {
 
+constexpr uint32_t kNoSignal = 1u << 31;  // bits above those of any absolute value
+
 // The stored counters of a group.
 struct StoredCounts {
   Quad pair;
@@ -65,6 +67,17 @@ struct Weights {
   __device__ __forceinline__ uint64_t grow_key_of(uint32_t rank, float signal_value) const {
     return static_cast<uint64_t>(rank) << 32 | (options.bonus ? rank_of(signal_value) : 0);
   }
+  // No signal whose absolute value has smaller bits reaches a score of rank `least`; others may. largest_bonus: bits of the
+  // largest value of the bonus table.
+  __device__ __forceinline__ uint32_t least_signal(uint32_t least, uint32_t largest_bonus) const {
+    if (least <= 1) return 0;  // so does NaN
+    if (least > kMaxRank) return kNoSignal;
+    if (!options.bonus) return least - 1;
+    if (largest_bonus >= kInfBits) return 0;  // Inf, NaN, or something negative
+    const float wanted = float_of(least - 1);
+    const float bound = wanted - float_of(largest_bonus) - wanted * 0x1p-22f;  // more than what rounding may add to the score
+    return bound > 0 ? bits_of(bound) : 0;
+  }
   // The keys of the lanes; other keys are undefined.
   __device__ __forceinline__ void grow_keys(int64_t i, int count, uint32_t active, uint32_t lanes, uint64_t* keys) const {
     float signals[kGroup];
@@ -84,12 +97,26 @@ struct Weights {
   }
 
   // One weight.
+  __device__ __forceinline__ float signal_at(int64_t i) const {
+    return options.random ? random_signal(i) : read(signal, signal_dtype, i);
+  }
+  __device__ __forceinline__ uint32_t score_rank_at(int64_t i, float signal_value, bool active) const {
+    return score_rank(signal_value, options.bonus ? gather(layer.counts + i) : 0, active);
+  }
   __device__ __forceinline__ uint64_t grow_key(int64_t i, bool active) const {
-    const float value = options.random ? random_signal(i) : read(signal, signal_dtype, i);
-    return grow_key_of(score_rank(value, options.bonus ? gather(layer.counts + i) : 0, active), value);
+    const float value = signal_at(i);
+    return grow_key_of(score_rank_at(i, value, active), value);
   }
   __device__ __forceinline__ uint64_t drop_key_at(int64_t i) const {
     return wide_drop_key(read(layer.drop, layer.drop_dtype, i));
+  }
+  // The SGD step of an active weight; its new value as it is stored.
+  __device__ __forceinline__ float step(int64_t i, const SgdRule& rule) const {
+    float w = read(layer.w, layer.dtype, i), m = rule.has_momentum ? read(layer.m, layer.dtype, i) : 0.0f;
+    sgd(w, read(layer.g, layer.dtype, i), m, rule);
+    write(layer.w, i, w);
+    if (rule.has_momentum) write(layer.m, i, m);
+    return rounded(w, layer.dtype);
   }
   // Active becomes inactive and the other way round; the bit's neighbours may flip at the same time.
   __device__ __forceinline__ void flip(int64_t i) const {
@@ -98,8 +125,8 @@ struct Weights {
     if (layer.counts) scatter(layer.counts + i, static_cast<int16_t>(flip_count<int32_t>(gather(layer.counts + i), round)));
   }
   __device__ __forceinline__ void set_zero(int64_t i) const {
-    write_zero(layer.w, i);
-    if (layer.m) write_zero(layer.m, i);
+    write(layer.w, i, 0.0f);
+    if (layer.m) write(layer.m, i, 0.0f);
   }
 
   // The outcome for one group that no other block touches.
@@ -129,11 +156,20 @@ struct Weights {
     return dtype == kBF16 ? to_float(gather(static_cast<const bf16*>(p) + i))
                           : to_float(gather(static_cast<const f16*>(p) + i));
   }
-  __device__ __forceinline__ void write_zero(void* p, int64_t i) const {
+  // Element i of a tensor of the layer's dtype.
+  __device__ __forceinline__ void write(void* p, int64_t i, float x) const {
     if (layer.dtype == kF32)
-      scatter(static_cast<float*>(p) + i, 0.0f);
+      scatter(static_cast<float*>(p) + i, x);
+    else if (layer.dtype == kBF16)
+      scatter_as<bf16>(p, i, x);
     else
-      scatter(static_cast<uint16_t*>(p) + i, 0);
+      scatter_as<f16>(p, i, x);
+  }
+  template <class T>
+  __device__ __forceinline__ static void scatter_as(void* p, int64_t i, float x) {
+    T raw;
+    from_float(x, raw);
+    scatter(static_cast<T*>(p) + i, raw);
   }
 };
 

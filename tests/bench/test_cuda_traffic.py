@@ -36,7 +36,7 @@ def scattered_case(seed: int, sizes: list[int], density: float, step: bool, dtyp
         N = random_counters(mask, 5, rng)
         case.counts.append(torch.where(mask, 6 - N, N).to(torch.int16))
         case.k.append(math.ceil(0.3 * int(mask.sum())))
-    case.bonus = bonus_table(1e-3, 1.0, 1000, 5)
+    case.bonus = bonus_table(1e-6, 1.0, 1000, 5)  # small: the growth looks at hardly more weights than it lists
     return case
 
 
@@ -136,4 +136,4 @@ def test_extremes_of_the_model_nothing_swapped_and_a_dense_layer() -> None:
     assert dense.moved == dense.requested == n * (20 + 1 / 8)
     update = cuda_traffic.drop_grow([cuda_traffic.scattered(n, 1.0, swap=0.0)], step=True)["sweep"]
     assert update.moved == dense.moved
-    assert cuda_traffic.drop_grow([cuda_traffic.scattered(n, 0.05, swap=0.0)], step=False)["sweep"].moved == n / 8
+    assert cuda_traffic.drop_grow([cuda_traffic.scattered(n, 0.05, swap=0.0)], step=False)["sweep"].moved == 0

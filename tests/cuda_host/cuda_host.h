@@ -144,6 +144,9 @@ inline unsigned __brev(unsigned x) {
   for (int i = 0; i < 32; ++i) y |= ((x >> i) & 1u) << (31 - i);
   return y;
 }
+inline unsigned __funnelshift_l(unsigned low, unsigned high, unsigned shift) {
+  return static_cast<unsigned>(((static_cast<uint64_t>(high) << 32 | low) << (shift & 31)) >> 32);
+}
 inline unsigned __umulhi(unsigned a, unsigned b) { return static_cast<unsigned>((static_cast<uint64_t>(a) * b) >> 32); }
 
 inline unsigned __float_as_uint(float x) {
