@@ -16,12 +16,12 @@
 namespace dstee::cuda {
 
 // A dropped weight, once it is known whether it grows again.
-__device__ __forceinline__ void commit_dropped(const Weights& weights, uint32_t index, bool regrown) {
-  if (!regrown) weights.flip(index);
+__device__ __forceinline__ void commit_dropped(const Weights& weights, LayerState& state, uint32_t index, bool regrown) {
+  if (!regrown) weights.flip(index, state.end_flips);
   if (!regrown || weights.options.reset_regrown) weights.set_zero(index);
 }
 
-__global__ void __launch_bounds__(kThreads, 8)
+__global__ void __launch_bounds__(kThreads, 6)
     commit_kernel(const Table table, const UpdateOptions options, LayerState* states, const Pool pool) {
   for_chunks_of_warp(pool, states, [&](const Chunk& chunk, uint32_t lane) {
     LayerState& state = states[chunk.layer];
@@ -32,13 +32,13 @@ __global__ void __launch_bounds__(kThreads, 8)
       const bool is_drop = e >= chunk.grow;
       if (is_drop && !(entry & kDropped)) return;
       if (entry & kCannotRegrow) {
-        commit_dropped(weights, index, false);
+        commit_dropped(weights, state, index, false);
       } else if (bin_of(entry) == undecided_bin) {
         pool.add_undecided(state.grow, {weights.grow_key(index, is_drop), index, is_drop});
       } else if (is_drop) {
-        commit_dropped(weights, index, bin_of(entry) > kth_bin);
+        commit_dropped(weights, state, index, bin_of(entry) > kth_bin);
       } else if (bin_of(entry) > kth_bin) {
-        weights.flip(index);
+        weights.flip(index, state.end_flips);
       }
     });
   });

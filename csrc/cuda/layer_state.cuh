@@ -30,6 +30,7 @@ struct alignas(16) LayerState {
   uint32_t k, nnz;
   uint32_t tiles_done, chunks, chunks_done;
   uint32_t needs_fallback;  // the sample misled, or a list was full
+  uint32_t end_flips[2];    // of mask bits in the words at its start and end that are not the mask's alone
   SideState drop, grow;
 };
 static_assert(sizeof(LayerState) % 16 == 0, "what lies behind the states moves 16 bytes at a time");

@@ -157,6 +157,7 @@ __global__ void __launch_bounds__(2 * kThreads)
     state.seed = weights.seed;
     state.k = k;
     state.nnz = state.tiles_done = state.chunks = state.chunks_done = state.needs_fallback = 0;
+    state.end_flips[0] = state.end_flips[1] = 0;
     for (SideState* side : {&state.drop, &state.grow}) {
       side->list_threshold = kPassNone;
       side->kth_bin = kBins;

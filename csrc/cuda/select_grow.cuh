@@ -19,21 +19,10 @@
 
 namespace dstee::cuda {
 
-__global__ void __launch_bounds__(2 * kThreads)
-    select_grow_kernel(const Table table, const UpdateOptions options, LayerState* states, const Pool pool) {
-  auto& s = shared<SelectStorage>();
-  const Row& row = table.rows[blockIdx.x];
-  if (row.layer.n <= kSmallLayer) return;
-  LayerState& state = states[blockIdx.x];
-  if (state.k == 0 || !(state.needs_fallback || state.grow.undecided_k)) return;
-  const Weights weights(row.layer, options, state.gradient, state.seed);
-  if (state.needs_fallback) {
-    update_by_scans(s, weights, state.k);
-    return;
-  }
+__device__ __forceinline__ void grow_undecided(SelectStorage& s, const Pool& pool, LayerState& state, const Weights& weights) {
   const uint32_t count = state.grow.undecided_count;
   const Undecided* undecided = pool.undecided(state.grow);
-  const Threshold threshold = block_select(s, state.grow.undecided_k, options.bonus != nullptr, 32, 0, [&](auto visit) {
+  const Threshold threshold = block_select(s, state.grow.undecided_k, weights.options.bonus != nullptr, 32, 0, [&](auto visit) {
     for (uint32_t u = threadIdx.x; u < count; u += blockDim.x) {
       const Undecided entry = load(&undecided[u]);
       visit(static_cast<uint32_t>(entry.key >> 32), [&] { return static_cast<uint32_t>(entry.key); }, entry.index);
@@ -43,10 +32,27 @@ __global__ void __launch_bounds__(2 * kThreads)
     const Undecided entry = load(&undecided[u]);
     const bool grows = passes(threshold, entry.key, entry.index);
     if (entry.tag)
-      commit_dropped(weights, entry.index, grows);
+      commit_dropped(weights, state, entry.index, grows);
     else if (grows)
-      weights.flip(entry.index);
+      weights.flip(entry.index, state.end_flips);
   }
+}
+
+__global__ void __launch_bounds__(2 * kThreads)
+    select_grow_kernel(const Table table, const UpdateOptions options, LayerState* states, const Pool pool) {
+  auto& s = shared<SelectStorage>();
+  const Row& row = table.rows[blockIdx.x];
+  if (row.layer.n <= kSmallLayer) return;
+  LayerState& state = states[blockIdx.x];
+  if (state.k == 0) return;
+  const Weights weights(row.layer, options, state.gradient, state.seed);
+  if (state.needs_fallback) {
+    update_by_scans(s, weights, state.k);
+    return;
+  }
+  if (state.grow.undecided_k) grow_undecided(s, pool, state, weights);
+  __syncthreads();
+  if (threadIdx.x == 0) weights.flip_ends(state.end_flips);
 }
 
 }  // namespace dstee::cuda

@@ -5,6 +5,7 @@
 
 #include "../rules.h"
 #include "group.cuh"
+#include "last_block.cuh"
 #include "options.cuh"
 #include "table.cuh"
 #include "threshold.cuh"
@@ -118,11 +119,23 @@ struct Weights {
     if (rule.has_momentum) write(layer.m, i, m);
     return rounded(w, layer.dtype);
   }
-  // Active becomes inactive and the other way round; the bit's neighbours may flip at the same time.
-  __device__ __forceinline__ void flip(int64_t i) const {
-    const auto address = reinterpret_cast<uintptr_t>(layer.bits + i / 8);
-    atomicXor(reinterpret_cast<unsigned*>(address & ~uintptr_t{3}), 1u << (8 * (address & 3) + i % 8));
+  // Active becomes inactive and the other way round. Atomics change words of four bytes: of a word that is not the mask's alone
+  // the bit goes to `ends`, for flip_ends.
+  __device__ __forceinline__ void flip(int64_t i, uint32_t* ends) const {
+    const uint32_t lead = lead_bytes(), byte = lead + static_cast<uint32_t>(i / 8);  // from the start of the first word on
+    const bool whole = byte / 4 * 4 >= lead && (byte | 3) < end_byte();
+    uint32_t* const target = whole ? reinterpret_cast<uint32_t*>(layer.bits - lead) + byte / 4 : ends + (byte >= 4);
+    atomicXor(target, 1u << (8 * (byte & 3) + i % 8));
     if (layer.counts) scatter(layer.counts + i, static_cast<int16_t>(flip_count<int32_t>(gather(layer.counts + i), round)));
+  }
+  // By one thread, once all flips are done.
+  __device__ __forceinline__ void flip_ends(const uint32_t* ends) const {
+    for (int end = 0; end < 2; ++end) {
+      const uint32_t flips = load_volatile(&ends[end]);
+      uint8_t* const word = layer.bits - lead_bytes() + (end == 0 ? 0 : (end_byte() - 1) / 4 * 4);
+      for (int b = 0; b < 4; ++b)
+        if (const uint32_t byte = flips >> 8 * b & 0xFF) store(word + b, static_cast<uint8_t>(load(word + b) ^ byte));
+    }
   }
   __device__ __forceinline__ void set_zero(int64_t i) const {
     write(layer.w, i, 0.0f);
@@ -147,6 +160,9 @@ struct Weights {
   }
 
  private:
+  // Of the mask's first word, those before the mask; and where the mask ends, from the start of that word on.
+  __device__ __forceinline__ uint32_t lead_bytes() const { return reinterpret_cast<uintptr_t>(layer.bits) & 3; }
+  __device__ __forceinline__ uint32_t end_byte() const { return lead_bytes() + static_cast<uint32_t>((layer.n + 7) / 8); }
   __device__ __forceinline__ float random_signal(int64_t i) const {
     const auto at = static_cast<uint64_t>(i);
     return static_cast<float>(random24(static_cast<uint32_t>(at), static_cast<uint32_t>(at >> 32), seed)) * kRandomUnit;

@@ -188,6 +188,24 @@ def test_grids_of_any_size_give_the_same_bits() -> None:
                     assert_same_bits(actual.lists()[name], tensors, f"{name}, {processors} processors, seed {seed}")
 
 
+@pytest.mark.parametrize("offset", range(4))
+def test_masks_that_start_and_end_within_a_word(offset: int) -> None:
+    """Atomics change whole words; here the first and last bits flip, which may share their word with other bytes."""
+    for n in range(SMALL + 1, SMALL + 34, 11):
+        case = make_case(offset, [n], density=0.3, round=4, regrow=False)
+        for i in (*range(40), *range(n - 40, n)):
+            case.params[0][i], case.grads[0][i] = 1e-20, 1e3 + i
+        case.params[0].mul_(case.masks()[0])
+        bits = case.mask_bits[0].clone()
+        case = replace(case, mask_bits=[place(bits, odd=offset)], k=[2000])
+        compare(case, HostConfiguration(seed=offset))
+        run = case.clone()
+        with HostConfiguration(seed=offset).active():
+            run.drop_grow_()
+        changed = run.mask_bits[0] ^ bits
+        assert bool((changed[:4] == 0xFF).all()) and bool((changed[-5:-1] == 0xFF).all())
+
+
 @pytest.mark.parametrize(
     ("sizes", "expected"),
     [
