@@ -122,7 +122,7 @@ template <auto kernel, class... Args>
 void launch(unsigned blocks, unsigned threads, size_t dynamic_bytes, cudaStream_t stream, Args... args) {
 #if defined(DSTEE_CUDA_HOST)
   static const std::string name = kernel_name<kernel>();
-  cuda_host::run(name.c_str(), blocks, threads, dynamic_bytes, [&] { kernel(args...); });
+  cuda_host::call<kernel>(name.c_str(), blocks, threads, dynamic_bytes, args...);
 #else
   if (dynamic_bytes > 16 << 10)  // with the static memory it may be more than the default limit
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kMostDynamicBytes),

@@ -23,6 +23,7 @@ import torch
 
 HERE = Path(__file__).resolve().parent
 CSRC = HERE.parents[1] / "csrc"
+EXECUTOR = HERE.parent / "cuda_ptx"
 STORE = HERE / ".build"
 MODULE = "dstee_cuda_host"  # of all builds, so that they share objects
 STABLE_ABI = "0x020b000000000000"  # as setup.py
@@ -45,12 +46,14 @@ class Variant:
     name: str
     space: str = "dstee_host"
     planted: bool = False
+    ptx: bool = False  # with the executor of tests/cuda_ptx, which can take over the launches
     kernel_flags: tuple[str, ...] = ()
     harness_flags: tuple[str, ...] = ()
 
 
 PLAIN = Variant("plain")
 SANITIZED = Variant("sanitized", space="dstee_host_sanitized", kernel_flags=SANITIZE)
+PTX = Variant("ptx", space="dstee_ptx", ptx=True)
 PLANTED = Variant("planted", planted=True)
 PLANTED_SANITIZED = Variant("planted_sanitized", planted=True, kernel_flags=SANITIZE)
 PLANTED_UCONTEXT = Variant("planted_ucontext", planted=True, harness_flags=("-DCUDA_HOST_UCONTEXT",))
@@ -88,6 +91,7 @@ def build(variant: Variant) -> Path:
     """Compiles and links; returns the shared library."""
     harness = [HERE / name for name in ("cuda_host.cpp", "blocks.cpp", "memory.cpp", "fiber.cpp", "ubsan.cpp", "module.cpp")]
     kernels = [HERE / "planted.cu"] if variant.planted else [*sorted(CSRC.glob("cuda/*.cu")), CSRC / "arguments.cpp"]
+    harness += sorted(EXECUTOR.glob("*.cpp")) if variant.ptx else []
     STORE.mkdir(exist_ok=True)
     (STORE / ".gitignore").write_text("*\n")
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -104,10 +108,13 @@ def _compile(source: Path, variant: Variant) -> Path:
 
     include = _torch() / "include"
     flags = [*FLAGS, f"-DTORCH_TARGET_VERSION={STABLE_ABI}"]
-    if source.parent == HERE and source.name != "planted.cu":
+    if source.parent == EXECUTOR:
+        flags.append("-O2")  # it interprets
+    elif source.parent == HERE and source.name != "planted.cu":
         flags += variant.harness_flags
         if source.name == "module.cpp":
-            flags += [f"-DCUDA_HOST_MODULE={MODULE}", *(["-DCUDA_HOST_PLANTED"] if variant.planted else [])]
+            parts = {"-DCUDA_HOST_PLANTED": variant.planted, "-DCUDA_HOST_PTX": variant.ptx}
+            flags += [f"-DCUDA_HOST_MODULE={MODULE}", *(flag for flag, wanted in parts.items() if wanted)]
     else:
         flags += [f"-DDSTEE_CUDA_HOST={variant.space}", *variant.kernel_flags]
     # Headers of others: their warnings are theirs.
@@ -146,7 +153,7 @@ def _version() -> bytes:
 
 @functools.cache
 def _headers() -> bytes:
-    found = sorted(p for root in (CSRC, HERE) for ending in ("h", "cuh") for p in root.rglob(f"*.{ending}"))
+    found = sorted(p for root in (CSRC, HERE, EXECUTOR) for ending in ("h", "cuh") for p in root.rglob(f"*.{ending}"))
     return b"".join(p.name.encode() + p.read_bytes() for p in found)
 
 

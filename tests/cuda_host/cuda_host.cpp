@@ -146,12 +146,20 @@ void run_warp(Warp& w) {
   throw Fault(failure);
 }
 
-void check_shape(const dim3& grid, const dim3& block, size_t dynamic_bytes) {
-  if (grid.y != 1 || grid.z != 1 || block.y != 1 || block.z != 1)
-    throw Fault("only one-dimensional grids and blocks are simulated");
-  if (grid.x == 0 || block.x == 0 || block.x > 1024 || dynamic_bytes > kMostShared)
-    throw Fault("kernel " + std::string(launch.kernel) + ": invalid configuration: " + std::to_string(grid.x) + " blocks of " +
-                std::to_string(block.x) + " threads with " + std::to_string(dynamic_bytes) + " bytes");
+void check_shape(const Call& call) {
+  if (call.blocks == 0 || call.threads == 0 || call.threads > 1024 || call.dynamic_bytes > kMostShared)
+    throw Fault("kernel " + std::string(call.kernel) + ": invalid configuration: " + std::to_string(call.blocks) +
+                " blocks of " + std::to_string(call.threads) + " threads with " + std::to_string(call.dynamic_bytes) + " bytes");
+}
+
+void execute(const Call& call) {
+  counted.blocks += call.blocks;
+  try {
+    executor(call, launch.schedule.random.next());
+  } catch (const Fault& fault) {
+    kept_report = fault.what();
+    throw;
+  }
 }
 
 uint64_t poison() { return 0x0101010101010101u * ("\xA5\xFF\x5C\xC3"[launch.schedule.random.below(4)] & 0xFFu); }
@@ -209,7 +217,7 @@ void run_blocks(unsigned blocks, unsigned threads, size_t dynamic_bytes) {
 
 // --- declared in scheduler.h ---------------------------------------------------------------------------------------------
 
-void run(const char* kernel, dim3 grid, dim3 block, size_t dynamic_bytes, const std::function<void()>& body) {
+void run(const Call& call, const std::function<void()>& body) {
   const std::lock_guard<std::mutex> lock(one_launch);
   struct End {
     ~End() {
@@ -220,24 +228,28 @@ void run(const char* kernel, dim3 grid, dim3 block, size_t dynamic_bytes, const 
       credit = 1 << 30;
     }
   } end;
-  launch.kernel = kernel;
-  note_call(std::string("launch of ") + kernel);
-  check_shape(grid, block, dynamic_bytes);
+  launch.kernel = call.kernel;
+  note_call(std::string("launch of ") + call.kernel);
+  check_shape(call);
   if (launches_left == 0) {
     launches_left = -1;
-    throw Fault("kernel " + std::string(kernel) + ": aborted by the test");
+    throw Fault("kernel " + std::string(call.kernel) + ": aborted by the test");
   }
   launch.body = &body;
   launch.running = true;
   launch.schedule.draw(seed, counted.launches++);
-  start_traffic(kernel);
-  gridDim = grid;
-  blockDim = block;
-  set_credit();
-  run_blocks(grid.x, block.x, dynamic_bytes);
+  start_traffic(call.kernel);
+  gridDim = call.blocks;
+  blockDim = call.threads;
+  if (executor != nullptr) {
+    execute(call);
+  } else {
+    set_credit();
+    run_blocks(call.blocks, call.threads, call.dynamic_bytes);
+  }
   failure = broken_workspace();
   if (!failure.empty()) {
-    failure = "kernel " + std::string(kernel) + ": " + failure;
+    failure = "kernel " + std::string(call.kernel) + ": " + failure;
     stop();
   }
   if (launches_left > 0) --launches_left;

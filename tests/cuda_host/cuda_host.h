@@ -11,6 +11,7 @@
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
+#include <typeinfo>
 
 #include "fake_runtime.h"
 #include "scheduler.h"
@@ -28,6 +29,28 @@ struct uint3 {
 };
 inline uint3 threadIdx, blockIdx;
 inline dim3 blockDim, gridDim;
+
+// --- launches ------------------------------------------------------------------------------------------------------------
+
+namespace cuda_host {
+
+template <auto kernel>
+struct KernelTag {};
+
+template <class... Parameters>
+void call(void (*kernel)(Parameters...), const char* tag, const char* name, unsigned blocks, unsigned threads,
+            size_t dynamic_bytes, std::common_type_t<Parameters>... arguments) {
+  const Argument list[] = {{&arguments, sizeof arguments, alignof(Parameters)}..., {}};
+  run({name, tag, blocks, threads, dynamic_bytes, list, sizeof...(Parameters)}, [&] { kernel(arguments...); });
+}
+
+// The same of kernels that are known as they are compiled.
+template <auto kernel, class... Arguments>
+void call(const char* name, unsigned blocks, unsigned threads, size_t dynamic_bytes, const Arguments&... arguments) {
+  call(kernel, typeid(KernelTag<kernel>).name(), name, blocks, threads, dynamic_bytes, arguments...);
+}
+
+}  // namespace cuda_host
 
 // --- barriers and fences -------------------------------------------------------------------------------------------------
 

@@ -8,6 +8,9 @@
 
 #include "../../csrc/bind_test_limits.h"
 #include "scheduler.h"
+#if defined(CUDA_HOST_PTX)
+#include "../cuda_ptx/bindings.h"
+#endif
 
 namespace py = pybind11;
 
@@ -73,6 +76,9 @@ PYBIND11_MODULE(CUDA_HOST_MODULE, m) {
   m.def("take_calls", [] { return std::exchange(cuda_host::calls, {}); }, "What was noted, in order, which is then forgotten.");
   m.def("traffic", &traffic, "By kernel: launches, bytes loaded, stored, gathered and scattered, global atomics.");
   m.def("clear_traffic", &cuda_host::clear_traffic);
+#if defined(CUDA_HOST_PTX)
+  ptx::bind(m);
+#endif
 #if defined(CUDA_HOST_PLANTED)
   m.def("planted", &planted::run);
   m.def("all_operations", &planted::run_all_operations);

@@ -48,8 +48,27 @@ enum class Meeting : uint8_t {
   kShuffleXor,
 };
 
+// An argument of a kernel, converted to its parameter's type.
+struct Argument {
+  const void* address;
+  size_t bytes, align;
+};
+
+struct Call {
+  const char* kernel;  // its name in reports
+  const char* tag;     // the mangled name of KernelTag<kernel>
+  unsigned blocks, threads;
+  size_t dynamic_bytes;
+  const Argument* arguments;
+  size_t count;
+};
+
 // Runs the grid to its end. Throws Fault; the next launch is not affected by it.
-void run(const char* kernel, dim3 grid, dim3 block, size_t dynamic_shared_bytes, const std::function<void()>& thread_body);
+void run(const Call& call, const std::function<void()>& thread_body);
+
+// Where there is one, it takes the launches in place of the kernels' C++ bodies; what is done around a launch stays.
+using Executor = void (*)(const Call& call, uint64_t seed);
+inline Executor executor = nullptr;
 
 // --- called by threads ---------------------------------------------------------------------------------------------------
 
