@@ -1,5 +1,6 @@
 # make demo   train DST-EE beside its rivals on real data, about a minute
 # make test   run the tests
+# make test-slow  the tests that are too many for every day: about a minute
 # make check  formatting, lint, types, who imports whom, warnings of every C++ compiler that is installed
 # make bench  time the kernels against PyTorch's own: figures, tables and an HTML report, about ten minutes
 # make bench-peers  the same with other libraries for sparse training, in an environment of its own (.venv-peers)
@@ -16,13 +17,16 @@ BIN := .venv/bin
 OUT ?= bench/results
 SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh') setup.py pyproject.toml
 
-.PHONY: demo test check sanitize cuda-check triton-check bench bench-peers gpu format clean
+.PHONY: demo test test-slow check sanitize cuda-check triton-check bench bench-peers gpu format clean
 
 demo: .venv/built
 	$(BIN)/dstee train --data digits --compare --out runs/demo --overwrite
 
 test: .venv/built
 	$(BIN)/python -m pytest
+
+test-slow: .venv/built
+	$(BIN)/python -m pytest -m slow
 
 check: .venv/built
 	$(BIN)/ruff check .

@@ -8,6 +8,7 @@ import torch
 from support.command_server import TINY
 
 from dstee import cli, methods
+from dstee._console import UsageError
 from dstee.experiments import data
 from dstee.experiments.config import Config
 from dstee.experiments.data import DATA_SETS, Dataset, Source
@@ -62,3 +63,15 @@ def test_a_registered_data_set_is_loaded_with_its_own_settings(tmp_path, monkeyp
     assert "64 training and 9 test images" in capsys.readouterr().out
     assert read_manifest(out)["config"]["epochs"] == 3
     assert json.loads((out / "results.json").read_text())["results"][0]["numel"] == 6 * 8 + 8 * 10
+
+
+def test_exploration_is_by_c_unless_c_rel_is_given():
+    """Runs by c are compared with the settings that they had before there was a c_rel."""
+    sample = DATA_SETS["digits"].load(None)
+    by_c, by_c_rel = Config.resolve({}), Config.resolve({"c_rel": 0.25, "eps": 2.0})
+    assert Trial(by_c, "dst-ee", 0, sample).sparse.method == methods.DSTEE(c=1e-3)
+    assert Trial(by_c_rel, "dst-ee", 0, sample).sparse.method == methods.DSTEE(c_rel=0.25, eps=2.0)
+    assert "c_rel" not in by_c.identity() and "c" not in by_c_rel.identity()
+    assert Config.resolve(by_c_rel.to_dict()) == by_c_rel
+    with pytest.raises(UsageError, match="c and c_rel are both given"):
+        Config.resolve({"c": 0.01, "c_rel": 0.1})

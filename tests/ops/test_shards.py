@@ -54,3 +54,9 @@ def check(seed: int) -> None:
 def test_parts_update_as_the_whole(backend: Configuration, first: int) -> None:
     for seed in range(first, first + 20):
         check(seed)
+
+
+@pytest.mark.slow
+def test_a_thousand_more() -> None:
+    for seed in range(1000, 2000):
+        check(seed)
