@@ -36,9 +36,10 @@ def step(**given):
     f.masked_sgd_([torch.randn(n)], [torch.randn(n)], [], [bits()], [0.1, 0, 0, 0, 0, 0, 0], *scalars)
 
 def update(**given):
-    k, bonus, round, lr, found_inf = (given.get(name) for name in ("k", "bonus", "round", "lr", "found_inf"))
-    f.drop_grow_([torch.randn(n)], [torch.randn(n)], [], [bits()], [torch.zeros(n, dtype=torch.int16)], [2], k, bonus, 0, round,
-                 [], [], [], True, False, [0.1, 0, 0, 0, 0, 0, 0], lr, found_inf)
+    k, k_grow, scale, round, lr, found_inf = (given.get(x) for x in ("k", "k_grow", "bonus_scale", "round", "lr", "found_inf"))
+    bonus = torch.ones(2, dtype=torch.float64) if scale is not None else given.get("bonus")
+    f.drop_grow_([torch.randn(n)], [torch.randn(n)], [], [bits()], [torch.zeros(n, dtype=torch.int16)], [2], k, [], k_grow,
+                 bonus, scale, 0, round, [], [], [], [], True, False, [0.1, 0, 0, 0, 0, 0, 0], lr, found_inf)
 
 numbers, one = dict(dtype=torch.float32), dict(dtype=torch.int64)
 for call in (
@@ -46,6 +47,8 @@ for call in (
     lambda: step(grad_scale=freed(1, **numbers)),
     lambda: step(found_inf=freed(1, **numbers)),
     lambda: update(k=freed(1, **one)),
+    lambda: update(k_grow=freed(1, **one)),
+    lambda: update(bonus_scale=freed(1, **numbers)),
     lambda: update(bonus=freed(2, **numbers)),
     lambda: update(round=freed(1, **one)),
     lambda: update(lr=freed(1, **numbers)),
@@ -65,7 +68,7 @@ for call in (
         print(str(error).splitlines()[0], flush=True)
 """
 STEP = ["lr", "grad_scale", "found_inf"]
-UPDATE = ["k", "bonus", "round", "lr", "found_inf"]
+UPDATE = ["k", "k_grow", "bonus_scale", "bonus", "round", "lr", "found_inf"]
 OTHERS = ["mask", "mask_bits", "mask_bits", "counts", "counts", "N", "mask"]
 
 
