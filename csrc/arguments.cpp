@@ -137,6 +137,8 @@ std::vector<Layer> read_scale(DeviceType device, const ScaleArguments& a) {
   auto layers = read_masked(device, a.signals, a.mask_bits);
   const Checks check(device, a.signals);
   check.numbers(a.k, a.k_tensor, "k");
+  for (size_t i = 0; !a.k_tensor && i < layers.size(); ++i)
+    STD_TORCH_CHECK(a.k[i] >= 0 && a.k[i] <= layers[i].n, "dstee: k is larger than the layer");
   check.round(a.round, a.round_tensor);
   return layers;
 }

@@ -30,4 +30,10 @@ T* at(T* base, int64_t i, Dtype dtype) {
   return static_cast<T*>(static_cast<Byte*>(base) + i * element_size(dtype));
 }
 
+// The same as a number.
+DSTEE_HD float value_at(const void* base, int64_t i, Dtype dtype) {
+  if (dtype == kF32) return read<float>(base, i);
+  return dtype == kBF16 ? to_float(read<bf16>(base, i)) : to_float(read<f16>(base, i));
+}
+
 }  // namespace dstee

@@ -83,6 +83,7 @@ DSTEE_HD int64_t clip_growth(int64_t k_grow, int64_t dropped, int64_t nnz, int64
 struct Place {
   uint64_t base, run, pitch;
 };
+constexpr Place kWhole{0, ~uint64_t{0}, ~uint64_t{0}};
 DSTEE_HD uint64_t global_index(const Place& p, uint64_t i) { return p.base + i / p.run * p.pitch + i % p.run; }
 
 // A 32-bit finaliser with full avalanche.
@@ -103,12 +104,16 @@ DSTEE_HD U random24(U index_low, H index_high, uint64_t seed) {
 }
 constexpr float kRandomUnit = 1.0f / 16777216.0f;
 
-// The sum of four such numbers, less its mean and times 2^-24.
+// The sum of four such numbers, less its mean and times 2^-24: first as an integer in two's complement.
+template <class U, class H>
+DSTEE_HD U noise24(U index_low, H index_high, const int64_t* seeds) {
+  U sum = random24(index_low, index_high, static_cast<uint64_t>(seeds[0]));
+  for (int j = 1; j < 4; ++j) sum = sum + random24(index_low, index_high, static_cast<uint64_t>(seeds[j]));
+  return sum + (0u - ((1u << 25) - 2));
+}
 DSTEE_HD float noise(uint64_t index, const int64_t* seeds) {
-  uint32_t sum = 0;
-  for (int j = 0; j < 4; ++j)
-    sum += random24(static_cast<uint32_t>(index), static_cast<uint32_t>(index >> 32), static_cast<uint64_t>(seeds[j]));
-  return static_cast<float>(static_cast<int32_t>(sum) - ((1 << 25) - 2)) * kRandomUnit;
+  const uint32_t sum = noise24(static_cast<uint32_t>(index), static_cast<uint32_t>(index >> 32), seeds);
+  return static_cast<float>(static_cast<int32_t>(sum)) * kRandomUnit;
 }
 
 // The sample that growth_scale looks at: of each stratum of a layer's weights the one at a hashed place.

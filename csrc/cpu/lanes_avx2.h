@@ -50,6 +50,10 @@ DSTEE_INLINE U drop_keys(V x) {
   const U key = splat(kInfBits) - (u(_mm256_castps_si256(x)) & 0x7FFFFFFFu);  // that of a NaN wraps around
   return u(_mm256_min_epu32(i(key), i(splat(kMaxRank))));
 }
+DSTEE_INLINE U signed_ranks(V x) {
+  const U rank = splat(kMaxRank) - drop_keys(x), minus = splat(0) - (u(_mm256_castps_si256(x)) >> 31);
+  return (splat(kMaxRank) + (((rank - 1u) ^ minus) - minus)) & (U)(rank != splat(0));
+}
 // The rank of a number that is not negative; of a NaN, something above kMaxRank.
 DSTEE_INLINE U number_rank(V x) { return u(_mm256_castps_si256(x)) + 1u; }
 DSTEE_INLINE V to_unit(U x) { return _mm256_cvtepi32_ps(i(x)) * kRandomUnit; }

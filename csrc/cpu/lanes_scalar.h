@@ -55,6 +55,10 @@ inline U operator+(U a, uint32_t b) {
   U r;
   DSTEE_LANES(r, a.v[j] + b);
 }
+inline U operator+(U a, U b) {
+  U r;
+  DSTEE_LANES(r, a.v[j] + b.v[j]);
+}
 inline U operator*(U a, uint32_t b) {
   U r;
   DSTEE_LANES(r, a.v[j] * b);
@@ -97,13 +101,17 @@ inline U drop_keys(V x) {
   U r;
   DSTEE_LANES(r, drop_key(x.v[j]));
 }
+inline U signed_ranks(V x) {
+  U r;
+  DSTEE_LANES(r, signed_rank_of(x.v[j]));
+}
 inline U number_rank(V x) {
   U r;
   DSTEE_LANES(r, bits_of(x.v[j]) + 1);
 }
 inline V to_unit(U x) {
   V r;
-  DSTEE_LANES(r, static_cast<float>(x.v[j]) * kRandomUnit);
+  DSTEE_LANES(r, static_cast<float>(static_cast<int32_t>(x.v[j])) * kRandomUnit);
 }
 inline U iota(uint32_t base) {
   U r;

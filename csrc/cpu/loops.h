@@ -35,6 +35,10 @@ struct GrowScan {
   int64_t next_size = 0;  // of an element
 };
 
+// What comes first, and the key that is largest there: the largest |x| (rank_of), the largest x (signed_rank_of), the smallest
+// |x| (drop_key).
+enum Order : int { kLargest, kLargestSigned, kSmallest };
+
 struct Loops {
   const char* name;
   // Masked SGD, by dtype of the parameters; m is null without momentum.
@@ -45,6 +49,11 @@ struct Loops {
   // Appends (drop_key(x), index) of the active weights with a key >= low; by dtype of x.
   size_t (*scan_drop[3])(const void* x, const uint8_t* bits, int64_t n, uint32_t low, uint32_t index, uint32_t* key,
                          uint32_t* where);
+  // Appends (key in that order, index) of the active weights with low <= key <= high; by dtype of x.
+  size_t (*scan_keys[3])(const void* x, const uint8_t* bits, int64_t n, Order order, uint32_t low, uint32_t high,
+                         uint32_t index, uint32_t* key, uint32_t* where);
+  // The noise of hashed_noise_ at n indices of a layer, from `first` on; four seeds.
+  void (*noise)(float* out, int64_t n, uint64_t first, const Place& place, const int64_t* seeds);
   // Of list arrays: keeps, in order and in place, the entries of a (and b, unless null) whose key lies in [low, high];
   // returns how many. copy_between collects the keys themselves; `out` needs slack.
   size_t (*keep_between)(const uint32_t* key, size_t count, uint32_t low, uint32_t high, uint32_t* a, uint32_t* b);

@@ -111,6 +111,47 @@ size_t scan_drop(const void* pointer, const uint8_t* bits, int64_t n, uint32_t l
   return count;
 }
 
+template <class T, Order order>
+DSTEE_INLINE size_t scan_keys_whole(const T* x, const uint8_t* bits, int64_t n, uint32_t low, uint32_t high, uint32_t index,
+                                    uint32_t* key, uint32_t* where) {
+  size_t count = 0;
+  const U from = splat(low), span = splat(high - low);
+  const auto ahead = [&](int64_t j) { prefetch(x + j); };
+  for_active_groups(bits, n, ahead, [&](int64_t j) {
+    const V value = load(x + j);
+    const U keys = order == kSmallest        ? drop_keys(value)
+                   : order == kLargestSigned ? signed_ranks(value)
+                                             : splat(kMaxRank) - drop_keys(value);
+    const Mask lanes = less_equal(static_cast<Mask>(lanes_of(bits + j / 8)), keys - from, span);
+    compress(key + count, keys, lanes);
+    compress(where + count, iota(index + static_cast<uint32_t>(j)), lanes);
+    count += count_of(lanes);
+  });
+  return count;
+}
+
+template <class T, Order order>
+size_t scan_keys(const T* x, const uint8_t* bits, int64_t n, uint32_t low, uint32_t high, uint32_t index, uint32_t* key,
+                 uint32_t* where) {
+  const int64_t whole = n / W * W, rest = n - whole;
+  size_t count = scan_keys_whole<T, order>(x, bits, whole, low, high, index, key, where);
+  if (rest) {
+    const Tail<T> tx(x + whole, rest);
+    const TailBits tb(bits + whole / 8, rest);
+    count +=
+        scan_keys_whole<T, order>(tx.x, tb.b, W, low, high, index + static_cast<uint32_t>(whole), key + count, where + count);
+  }
+  return count;
+}
+
+template <class T>
+size_t scan_keys_any(const void* x, const uint8_t* bits, int64_t n, Order order, uint32_t low, uint32_t high, uint32_t index,
+                     uint32_t* key, uint32_t* where) {
+  auto run = order == kLargest ? scan_keys<T, kLargest> : scan_keys<T, kSmallest>;
+  if (order == kLargestSigned) run = scan_keys<T, kLargestSigned>;
+  return run(static_cast<const T*>(x), bits, n, low, high, index, key, where);
+}
+
 struct Random {};        // the signal type of kRandom
 struct RandomOfPart {};  // the same of a layer with a place
 
@@ -124,14 +165,14 @@ DSTEE_INLINE V signal_at<Random>(const GrowScan& scan, int64_t j) {
   return to_unit(random24(iota(static_cast<uint32_t>(first)), static_cast<uint32_t>(first >> 32), scan.seed));
 }
 
-// W indices in one run of the whole, and in one block of 2^32, follow each other.
-template <>
-DSTEE_INLINE V signal_at<RandomOfPart>(const GrowScan& scan, int64_t j) {
-  const Place& place = *scan.place;
-  const uint64_t i = scan.first_index + static_cast<uint64_t>(j), within = i % place.run, first = global_index(place, i);
-  const uint64_t last = first + (W - 1);
-  if (within + (W - 1) < place.run && first >> 32 == last >> 32)
-    return to_unit(random24(iota(static_cast<uint32_t>(first)), static_cast<uint32_t>(first >> 32), scan.seed));
+// The halves of the global indices of the W weights from i on. In one run, and in one block of 2^32, they follow each other.
+DSTEE_INLINE void global_indices(const Place& place, uint64_t i, U& low_half, U& high_half) {
+  const uint64_t within = i % place.run, first = global_index(place, i), last = first + (W - 1);
+  if (within + (W - 1) < place.run && first >> 32 == last >> 32) {
+    low_half = iota(static_cast<uint32_t>(first));
+    high_half = splat(static_cast<uint32_t>(first >> 32));
+    return;
+  }
   uint32_t low[W], high[W];
   uint64_t at = first, left = place.run - within;
   for (int lane = 0; lane < W; ++lane) {
@@ -141,7 +182,22 @@ DSTEE_INLINE V signal_at<RandomOfPart>(const GrowScan& scan, int64_t j) {
     at += next_run ? place.pitch - place.run + 1 : 1;
     left = next_run ? place.run : left;
   }
-  return to_unit(random24(load_keys(low), load_keys(high), scan.seed));
+  low_half = load_keys(low);
+  high_half = load_keys(high);
+}
+template <>
+DSTEE_INLINE V signal_at<RandomOfPart>(const GrowScan& scan, int64_t j) {
+  U low, high;
+  global_indices(*scan.place, scan.first_index + static_cast<uint64_t>(j), low, high);
+  return to_unit(random24(low, high, scan.seed));
+}
+
+void noise_of(float* out, int64_t n, uint64_t first, const Place& place, const int64_t* seeds) {
+  for (int64_t j = 0; j < n; j += W) {
+    U low, high;
+    global_indices(place, first + static_cast<uint64_t>(j), low, high);
+    store(out + j, n - j < W ? (1u << (n - j)) - 1 : kAllLanes, to_unit(noise24(low, high, seeds)));
+  }
 }
 
 // The inner loop of the update: every weight of the model passes here. Free of branches on the data. kFewCounts: no counter
@@ -283,6 +339,8 @@ void min_max(const uint32_t* key, size_t count, uint32_t* low, uint32_t* high) {
    {step_any<float>, step_any<bf16>, step_any<f16>},                                  \
    {scan_grow_any<float>, scan_grow_any<bf16>, scan_grow_any<f16>, scan_grow_random}, \
    {scan_drop<float>, scan_drop<bf16>, scan_drop<f16>},                               \
+   {scan_keys_any<float>, scan_keys_any<bf16>, scan_keys_any<f16>},                   \
+   noise_of,                                                                          \
    keep_between,                                                                      \
    copy_between,                                                                      \
    min_max,                                                                           \

@@ -52,10 +52,10 @@ class Weight {
   Weight(const Update& u, int layer, int64_t i) : u_(u), l_(u.layers[layer]), layer_(static_cast<size_t>(layer)), i_(i) {}
 
   bool active() const { return is_active(l_.bits, i_); }
-  uint32_t drop_key() const { return dstee::drop_key(value(l_.drop, l_.drop_dtype)); }
+  uint32_t drop_key() const { return dstee::drop_key(value_at(l_.drop, i_, l_.drop_dtype)); }
 
   float signal() const {
-    if (u_.seeds.empty()) return std::fabs(value(l_.grow, l_.grow_dtype));
+    if (u_.seeds.empty()) return std::fabs(value_at(l_.grow, i_, l_.grow_dtype));
     const Place* place = u_.place_of(layer_);
     const uint64_t i = place ? global_index(*place, static_cast<uint64_t>(i_)) : static_cast<uint64_t>(i_);
     return static_cast<float>(random24(static_cast<uint32_t>(i), static_cast<uint32_t>(i >> 32), u_.seeds[layer_])) *
@@ -99,10 +99,6 @@ class Weight {
   }
 
  private:
-  float value(const void* p, Dtype dtype) const {
-    if (dtype == kF32) return read<float>(p, i_);
-    return dtype == kBF16 ? to_float(read<bf16>(p, i_)) : to_float(read<f16>(p, i_));
-  }
   int16_t stored() const { return read<int16_t>(l_.counts, i_); }
   void flip() const {
     if (!l_.counts) return;

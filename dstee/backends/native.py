@@ -24,7 +24,7 @@ _KEYS = {
 
 
 NO_KERNEL: dict[str, frozenset[str]] = {
-    "cpu": frozenset({"count_below", "global_keep_", "growth_scale", "hashed_noise_", "key_histogram"}),
+    "cpu": frozenset(),
     "cuda": frozenset({"count_below", "global_keep_", "growth_scale", "hashed_noise_", "key_histogram"}),
 }
 """Ops that csrc/cpu and csrc/cuda have not got: the dispatcher would run the reference in their name."""

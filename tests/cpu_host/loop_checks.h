@@ -40,9 +40,11 @@ class LoopChecks {
     for (int dtype = 0; dtype < 3; ++dtype) {
       if (!step(dtype)) return "step";
       if (!scan_drop(dtype)) return "scan_drop";
+      if (!scan_keys(dtype)) return "scan_keys";
     }
     for (int dtype = 0; dtype < 4; ++dtype)
       if (!scan_grow(dtype)) return "scan_grow";
+    if (!noise()) return "noise";
     if (!between()) return "keep_between or copy_between";
     if (loops_.count_bits(bits(), bits_.numel()) != plain_.count_bits(bits(), bits_.numel())) return "count_bits";
     return "";
@@ -88,6 +90,32 @@ class LoopChecks {
     const size_t count = plain_.scan_drop[dtype](x.const_data_ptr(), bits(), n_, low, 5, key.data(), where.data());
     const size_t count2 = loops_.scan_drop[dtype](x.const_data_ptr(), bits(), n_, low, 5, key2.data(), where2.data());
     return count == count2 && key.same(key2, count) && where.same(where2, count) && key2.whole() && where2.whole();
+  }
+  bool scan_keys(int dtype) {
+    const Tensor x = numbers(dtype, random_.next());
+    const auto order = random_.one_of({dstee::cpu::kLargest, dstee::cpu::kLargestSigned, dstee::cpu::kSmallest});
+    const auto low = random_.one_of({0u, 1u, dstee::kMaxRank / 2, dstee::kMaxRank}), high = random_.one_of({low, ~0u, ~0u});
+    List key(n_), where(n_), key2(n_), where2(n_);
+    const auto run = [&](const Loops& loops, List& keys, List& indices) {
+      return loops.scan_keys[dtype](x.const_data_ptr(), bits(), n_, order, low, high, 5, keys.data(), indices.data());
+    };
+    const size_t count = run(plain_, key, where), count2 = run(loops_, key2, where2);
+    return count == count2 && key.same(key2, count) && where.same(where2, count) && key2.whole() && where2.whole();
+  }
+  bool noise() {
+    const auto run = static_cast<uint64_t>(random_.one_of({1, 7, 15, 16, 300, 1 << 20}));
+    const dstee::Place place{random_.next() >> 2, run, run + static_cast<uint64_t>(random_.below(3))};
+    const int64_t seeds[] = {static_cast<int64_t>(random_.next()), 0, -1, 7};
+    const uint64_t first = random_.next() >> 34;
+    uint64_t digests[2];
+    for (int form = 0; form < 2; ++form) {
+      const Tensor out({n_}, ScalarType::Float, n_ % 4);
+      (form ? loops_ : plain_).noise(static_cast<float*>(out.mutable_data_ptr()), n_, first, place, seeds);
+      Digest digest;
+      digest.add(out);
+      digests[form] = digest.value();
+    }
+    return digests[0] == digests[1];
   }
   bool scan_grow(int dtype) {
     const Tensor x = numbers(dtype % 3, random_.next());

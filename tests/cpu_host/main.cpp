@@ -3,6 +3,8 @@
 //
 //   cpu_host check CASES      all of that
 //   cpu_host write | race | undefined      one fault, which a sanitizer must find
+#include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <cstring>
 #include <string>
@@ -14,6 +16,11 @@
 namespace dstee::cpu {
 void masked_sgd_(const StepArguments& a);
 void drop_grow_(const UpdateArguments& a);
+void global_keep_(const KeepArguments& a);
+Tensor key_histogram(const HistogramArguments& a);
+Tensor growth_scale(const ScaleArguments& a);
+Tensor count_below(const Tensors& tensors, const Tensors& mask_bits, const Tensor& thresholds);
+void hashed_noise_(const Tensors& out, const std::vector<int64_t>& seeds, const std::vector<int64_t>& where);
 Tensor pack_mask(const Tensor& mask);
 Tensor unpack_mask(const Tensor& mask_bits, const std::vector<int64_t>& shape);
 Tensor encode_counts(const Tensor& N, const Tensor& mask, int64_t round);
@@ -28,6 +35,28 @@ namespace {
 using namespace cpu_host;
 namespace cpu = dstee::cpu;
 
+// The ops that count, over the arguments of an update.
+void add_counts(const Case& c, uint64_t seed, Digest& digest) {
+  Random random(seed);
+  const auto layers = static_cast<int64_t>(c.params.size());
+  digest.add(cpu::growth_scale(c.scale()));
+  Tensor thresholds({layers}, ScalarType::Float, random.chance(50)), prefix({layers, 3}, ScalarType::Long);
+  for (int64_t i = 0; i < layers; ++i) put(thresholds, i, random.one_of({0.0, 0.25, 1e-42, HUGE_VAL, std::nan("")}));
+  digest.add(cpu::count_below(c.params, c.mask_bits, thresholds));
+  // Each byte of the key in turn, behind the lowest that was found.
+  for (int64_t word = 0; word < 3; ++word)
+    for (int64_t shift = word == 2 ? 56 : 24; shift >= 0; shift -= 8) {
+      const Tensor found = cpu::key_histogram(c.histogram(seed % 2, word, shift, prefix));
+      digest.add(found);
+      const auto* counts = static_cast<const int32_t*>(found.const_data_ptr());
+      auto* known = static_cast<int64_t*>(prefix.mutable_data_ptr());
+      for (int64_t i = 0; i < layers; ++i) {
+        const auto* byte = std::find_if(counts + 256 * i, counts + 256 * (i + 1), [](int32_t x) { return x != 0; });
+        if (byte != counts + 256 * (i + 1)) known[3 * i + word] |= (byte - counts - 256 * i) << shift;
+      }
+    }
+}
+
 uint64_t run_case(uint64_t seed) {
   const bool large = seed % 8 == 0;
   const Case c(seed, large);
@@ -36,6 +65,7 @@ uint64_t run_case(uint64_t seed) {
   Digest digest;
   if (!c.sgd.empty() && (c.sgd[1] == 0 || !c.momenta.empty())) cpu::masked_sgd_(c.step());
   cpu::drop_grow_(c.update());
+  add_counts(c, seed, digest);
   digest.add(cpu::count_active(c.mask_bits));
   digest.add(cpu::count_outside(c.params, c.mask_bits));
   if (!c.counts.empty()) digest.add(cpu::count_explored(c.counts, c.mask_bits));
@@ -48,6 +78,10 @@ uint64_t run_case(uint64_t seed) {
     digest.add(cpu::encode_counts(c.counts[i], mask, c.round + 1));
     digest.add(cpu::decode_counts(c.counts[i], c.mask_bits[i], c.round + 1, shape));
   }
+  cpu::global_keep_(c.keep(seed));
+  Tensor noise({c.params[0].numel()}, ScalarType::Float, static_cast<int64_t>(seed % 2));
+  cpu::hashed_noise_({noise}, {1, -2, 3, static_cast<int64_t>(seed)}, {});
+  digest.add(noise);
   const uint64_t tensors = c.digest();
   digest.add(&tensors, sizeof tensors);
   return digest.value();

@@ -104,8 +104,9 @@ inline void fill(Random& random, const Tensor& t, int equal_percent) {
 // The arguments of one update, k of one layer after another at most what its mask has.
 struct Case {
   Tensors params, grads, momenta, mask_bits, counts, drop_scores, grow_signal;
-  std::vector<int64_t> k, k_grow, grow_seeds, where;
-  std::optional<Tensor> k_tensor, k_grow_tensor, bonus, bonus_scale, round_tensor, lr, grad_scale, found_inf;
+  std::vector<int64_t> k, k_grow, grow_seeds, where, sizes;
+  std::optional<Tensor> none, total, k_drop, k_tensor, k_grow_tensor, bonus, bonus_scale, round_tensor, lr, grad_scale,
+      found_inf;
   std::vector<double> sgd;
   int64_t round = 0;
   bool regrow = true, reset_regrown = false;
@@ -136,6 +137,7 @@ struct Case {
         put(stored, i, static_cast<double>(active ? round + 1 - N : N));
       }
       mask_bits.push_back(bits);
+      sizes.push_back(n);
       filled(params, dtype);
       filled(grads, dtype);
       if (with_momentum) filled(momenta, dtype);
@@ -147,7 +149,8 @@ struct Case {
       const int64_t most = n - nnz + (regrow ? k.back() : 0);
       if (uneven) k_grow.push_back(random.chance(30) ? most : random.below(most / random.one_of({1, 4, 40}) + 1));
       const int64_t run = random.one_of({1, 5, 16, 1000, 1 << 20});
-      if (placed) where.insert(where.end(), {random.one_of<int64_t>({0, 3, 0xFFFFFFFF, 1LL << 40}), run, run + random.below(9)});
+      if (placed)
+        where.insert(where.end(), {random.one_of<int64_t>({0, 3, 0xFFFFFFFF, 1LL << 40}), run, run + random.below(9)});
     }
     reset_regrown = random.chance(50);
     if (counted && random.chance(80)) {
@@ -172,13 +175,15 @@ struct Case {
     maybe(grad_scale, 8);
     maybe(found_inf, random.chance(10));
     if (random.chance(30)) round_tensor = scalar(static_cast<double>(round), ScalarType::Long, random.chance(50));
-    const auto in_tensor = [&](std::optional<Tensor>& t, const std::vector<int64_t>& list) {
-      if (list.empty() || !random.chance(30)) return;
+    const auto in_tensor = [&](std::optional<Tensor>& t, const std::vector<int64_t>& list, int percent) {
+      if (list.empty() || !random.chance(percent)) return;
       t = Tensor({static_cast<int64_t>(list.size())}, ScalarType::Long, random.chance(50));
       for (size_t i = 0; i < list.size(); ++i) put(*t, static_cast<int64_t>(i), static_cast<double>(list[i]));
     };
-    in_tensor(k_tensor, k);
-    in_tensor(k_grow_tensor, k_grow);
+    in_tensor(k_tensor, k, 30);
+    in_tensor(k_grow_tensor, k_grow, 30);
+    in_tensor(k_drop, k, 100);  // clipped: an update has changed the masks
+    total = scalar(static_cast<double>(random.below(9000)), ScalarType::Long, random.chance(50));
   }
 
   // Copies that share no memory would take more code than making the case anew.
@@ -189,6 +194,14 @@ struct Case {
     return {params,        grads,  momenta,       mask_bits, counts,       k,           k_tensor,    k_grow,
             k_grow_tensor, bonus,  bonus_scale,   round,     round_tensor, drop_scores, grow_signal, grow_seeds,
             where,         regrow, reset_regrown, sgd,       lr,           found_inf};
+  }
+  dstee::ScaleArguments scale() const { return {grads, mask_bits, k, none, round, round_tensor}; }
+  dstee::HistogramArguments histogram(bool growth, int64_t word, int64_t shift, const Tensor& prefix) const {
+    return {params, grads, mask_bits, counts, bonus, bonus_scale, round, round_tensor, drop_scores, grow_signal, grow_seeds,
+            where,  sizes, growth,    word,   shift, prefix,      k,     k_drop,       regrow};
+  }
+  dstee::KeepArguments keep(uint64_t seed) const {
+    return {params, momenta, mask_bits, counts, seed % 2 ? grads : drop_scores, 0, total, round, round_tensor};
   }
   uint64_t digest() const {
     Digest digest;

@@ -1,0 +1,155 @@
+// key_histogram: the candidates of each layer by one byte of their key, as far as their key is known. Bytes of the first word
+// are counted from lists; those of the others look at each weight whose first word is the known one.
+#include <array>
+#include <mutex>
+
+#include "../arguments.h"
+#include "parallel.h"
+#include "radix_select.h"
+#include "update.h"
+
+namespace dstee::cpu {
+namespace {
+
+using Counts = std::array<int32_t, 256>;
+
+// The byte that is asked for, of one layer.
+class Byte {
+ public:
+  Byte(const Update& u, const HistogramArguments& a, int layer)
+      : u_(u), layer_(layer), growth_(a.growth), word_(a.word), shift_(a.shift), total_(a.total[static_cast<size_t>(layer)]) {
+    for (int j = 0; j < 3; ++j) prefix_[j] = read<int64_t>(a.prefix.const_data_ptr(), 3 * layer + j);
+    const int64_t last = word_ == 0 ? (int64_t{256} << shift_) - 1 : 0, first = prefix_[0] & ~last;
+    possible_ = first >= 0 && first <= int64_t{UINT32_MAX};
+    low = static_cast<uint32_t>(first);
+    high = static_cast<uint32_t>(first + last);
+  }
+  bool possible() const { return possible_; }  // whether any candidate can count
+
+  // A candidate whose first word lies in [low, high].
+  void count(uint32_t first_word, int64_t i, Counts& found) const {
+    if (word_ == 0) {
+      ++found[first_word >> shift_ & 255];
+      return;
+    }
+    const int64_t signal = growth_ && u_.bonus ? Weight(u_, layer_, i).signal_rank() : 0;
+    if (word_ == 2 && signal != prefix_[1]) return;
+    const int64_t value = word_ == 1 ? signal : total_ - 1 - index_in_whole(i);
+    if (value >> shift_ >> 8 == prefix_[word_] >> shift_ >> 8) ++found[value >> shift_ & 255];
+  }
+  // The `weights` candidates from `begin` on that have no score: their first word is 0.
+  void count_unlisted(int64_t begin, int64_t weights, Counts& found) const {
+    if (word_ == 0) found[0] += static_cast<int32_t>(weights);
+    for (int64_t i = begin; word_ != 0 && weights > 0; ++i) {
+      const Weight w(u_, layer_, i);
+      if (w.active() || w.score_rank() != 0) continue;
+      count(0, i, found);
+      --weights;
+    }
+  }
+
+  uint32_t low, high;  // of first words that count
+
+ private:
+  int64_t index_in_whole(int64_t i) const {
+    const Place* place = u_.place_of(static_cast<size_t>(layer_));
+    return place ? static_cast<int64_t>(global_index(*place, static_cast<uint64_t>(i))) : i;
+  }
+
+  const Update& u_;
+  int layer_;
+  bool growth_, possible_;
+  int64_t word_, shift_, total_, prefix_[3];
+};
+
+// Growth candidates that were inactive.
+void count_inactive(const Update& u, const Piece& piece, const Byte& byte, Counts& found) {
+  constexpr int64_t kBlock = 1 << 12;
+  const auto layer = static_cast<size_t>(piece.layer);
+  const Layer& l = u.layers[layer];
+  const bool random = !u.seeds.empty();
+  std::array<uint32_t, kBlock + kMaxLanes> score, where;
+  GrowScan scan;
+  scan.bonus = u.bonus_of(layer);
+  scan.bonus_size = u.bonus_size;
+  scan.seed = random ? u.seeds[layer] : 0;
+  scan.place = u.place_of(layer);
+  scan.low_score = std::max(byte.low, 1u);
+  for (int64_t begin = piece.begin; begin < piece.begin + piece.size; begin += kBlock) {
+    const int64_t n = std::min(kBlock, piece.begin + piece.size - begin);
+    const uint8_t* bits = l.bits + begin / 8;
+    scan.signal = random ? nullptr : at(l.grow, begin, l.grow_dtype);
+    scan.counts = l.counts ? l.counts + begin : nullptr;
+    scan.first_index = static_cast<uint64_t>(begin);
+    const size_t listed = loops().scan_grow[random ? kRandom : l.grow_dtype](scan, bits, n, 0, score.data(), where.data());
+    for (size_t j = 0; j < listed; ++j)
+      if (score[j] <= byte.high) byte.count(score[j], begin + where[j], found);
+    if (byte.low == 0)
+      byte.count_unlisted(begin, n - loops().count_bits(bits, (n + 7) / 8) - static_cast<int64_t>(listed), found);
+  }
+}
+
+}  // namespace
+
+Tensor key_histogram(const HistogramArguments& a) {
+  const StrictFloat strict;  // for what is computed outside the workers
+  Update u;
+  u.layers = read_histogram(DeviceType::CPU, a);
+  u.round = read_round(a.round, a.round_tensor);
+  if (a.bonus)
+    u.set_bonus(a.bonus->const_data_ptr(), a.bonus_scale ? a.bonus_scale->const_data_ptr() : nullptr, a.bonus->numel());
+  u.seeds.assign(a.grow_seeds.begin(), a.grow_seeds.end());
+  u.where = places_of(a.where);
+  u.workers = worker_count(total_weights(u.layers));
+  u.pieces = cut_pieces(u.layers);
+
+  const void* k_drop = a.k_drop_tensor ? a.k_drop_tensor->const_data_ptr() : a.k_drop.data();
+  std::vector<Selected> dropped(u.layers.size());
+  std::vector<size_t> first_piece(u.layers.size());
+  size_t next = 0;
+  for (size_t i = 0; i < u.layers.size(); ++i) {
+    const Layer& l = u.layers[i];
+    const int64_t nnz = loops().count_bits(l.bits, (l.n + 7) / 8), k = read<int64_t>(k_drop, static_cast<int64_t>(i));
+    STD_TORCH_CHECK(a.k_drop_tensor || (k >= 0 && k <= nnz), "dstee: k_drop is larger than what is there");
+    first_piece[i] = next;
+    next += static_cast<size_t>((l.n + kPiece - 1) / kPiece);
+    if (a.growth && a.regrow)
+      dropped[i] = radix_select(u.layers, u.pieces.data() + first_piece[i], next - first_piece[i], kSmallest,
+                                std::clamp<int64_t>(k, 0, nnz), u.workers);
+  }
+
+  const auto L = static_cast<int64_t>(u.layers.size());
+  Tensor out = torch::stable::empty({L, 256}, torch::headeronly::ScalarType::Int);
+  auto* to = static_cast<int32_t*>(out.mutable_data_ptr());
+  std::fill(to, to + 256 * L, 0);
+  std::mutex merge;
+  for_tickets(u.workers, static_cast<int64_t>(u.pieces.size()), [&](int, int64_t p) {
+    const Piece& piece = u.pieces[p];
+    const auto layer = static_cast<size_t>(piece.layer);
+    const Byte byte(u, a, piece.layer);
+    if (!byte.possible()) return;
+    Counts found{};
+    if (a.growth) {
+      count_inactive(u, piece, byte, found);
+      if (a.regrow) {
+        const Selected& drop = dropped[layer];
+        int64_t ties = drop.ties[static_cast<size_t>(p) - first_piece[layer]];
+        for_active_keys(u.layers, piece, kSmallest, drop.key, UINT32_MAX, [&](uint32_t key, int64_t i) {
+          if (key == drop.key && ties-- <= 0) return;
+          const uint32_t score = Weight(u, piece.layer, i).score_rank();
+          if (score >= byte.low && score <= byte.high) byte.count(score, i, found);
+        });
+      }
+    } else {
+      for_active_keys(u.layers, piece, kSmallest, byte.low, byte.high,
+                      [&](uint32_t key, int64_t i) { byte.count(key, i, found); });
+    }
+    const std::lock_guard<std::mutex> lock(merge);
+    for (size_t b = 0; b < found.size(); ++b) to[256 * layer + b] += found[b];
+  });
+  return out;
+}
+
+STABLE_TORCH_LIBRARY_IMPL(dstee, CPU, m) { m.impl("key_histogram", TORCH_BOX(&key_histogram_entry<key_histogram>)); }
+
+}  // namespace dstee::cpu
