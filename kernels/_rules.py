@@ -120,11 +120,30 @@ def mix(x):
 
 
 @triton.jit
-def random_signal(index, seed):
-    """The top 24 bits of a hash of (seed, index), as a float32 in [0, 1). index: int64 tensor, seed: int64."""
+def global_index(i, base, run, pitch):
+    """The place of a part's weight i in the whole layer: int64. run: of the type of i."""
+    rows = i // run
+    return base + rows.to(tl.int64) * pitch + (i - rows * run).to(tl.int64)
+
+
+@triton.jit
+def random24(index, seed):
+    """The top 24 bits of a hash of (seed, index): uint32. index: int64 tensor, seed: int64."""
     low = (index & 0xFFFFFFFF).to(tl.uint32) + (seed & 0xFFFFFFFF).to(tl.uint32)
     high = ((index >> 32) & 0xFFFFFFFF).to(tl.uint32) + ((seed >> 32) & 0xFFFFFFFF).to(tl.uint32)
-    return (mix(mix(low) ^ high) >> 8).to(tl.float32) * 5.9604644775390625e-08
+    return mix(mix(low) ^ high) >> 8
+
+
+@triton.jit
+def random_signal(index, seed):
+    """A hash of (seed, index) as a float32 in [0, 1)."""
+    return random24(index, seed).to(tl.float32) * 5.9604644775390625e-08
+
+
+@triton.jit
+def scaled_bonus(scale, unit):
+    """float64 both; the product is rounded once to float32."""
+    return (scale * unit).to(tl.float32)
 
 
 @triton.jit
@@ -140,3 +159,12 @@ def clip_swaps(k, nnz, n, REGROW: tl.constexpr):
     if not REGROW:
         k = tl.minimum(k, n - nnz)
     return k
+
+
+@triton.jit
+def clip_growth(k_grow, dropped, nnz, n, REGROW: tl.constexpr):
+    """The weights that grow where k_grow are requested and ``dropped`` of the nnz active ones go."""
+    candidates = n - nnz
+    if REGROW:
+        candidates += dropped
+    return tl.minimum(k_grow, candidates)

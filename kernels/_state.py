@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ._bins import BINS, add_to_histogram, find_bin, kth_bin
-from ._rules import clip_swaps
+from ._rules import clip_growth, clip_swaps
 from ._table import ENTRIES, FIRST_ENTRY, INDEX, K, N
 from ._threshold import Threshold
 
@@ -100,7 +100,7 @@ def growth_keys_of(memory, row):
 
 
 @triton.jit
-def requested_swaps(row, call, k_pointer):
+def requested_drop(row, call, k_pointer):
     """k, before the mask is known; int32."""
     if k_pointer is not None:
         k = tl.load(k_pointer + tl.load(row + INDEX))
@@ -110,10 +110,36 @@ def requested_swaps(row, call, k_pointer):
 
 
 @triton.jit
-def swaps_of(row, call, state, k_pointer, REGROW: tl.constexpr):
-    """The weights to swap, once the mask is counted; 0 where the sweep was left out."""
+def requested_growth(row, k_grow_pointer):
+    return tl.minimum(tl.maximum(tl.load(k_grow_pointer + tl.load(row + INDEX)), 0), tl.load(row + N)).to(tl.int32)
+
+
+@triton.jit
+def requested_most(row, call, k_pointer, k_grow_pointer):
+    """0 where nothing is dropped nor grown."""
+    k = requested_drop(row, call, k_pointer)
+    if k_grow_pointer is not None:
+        k = tl.maximum(k, requested_growth(row, k_grow_pointer))
+    return k
+
+
+@triton.jit
+def clip_both(row, k, k_grow_pointer, nnz, n, REGROW: tl.constexpr):
+    """How many weights are dropped where k are requested, and how many grow: without k_grow_pointer as many."""
+    if k_grow_pointer is None:
+        k = clip_swaps(k, nnz, n, REGROW)
+        k_grow = k
+    else:
+        k = tl.minimum(k, nnz)
+        k_grow = clip_growth(requested_growth(row, k_grow_pointer), k, nnz, n, REGROW)
+    return k, k_grow
+
+
+@triton.jit
+def numbers_of(row, call, state, k_pointer, k_grow_pointer, REGROW: tl.constexpr):
+    """How many weights are dropped and grown, once the mask is counted. Where the sweep was left out nothing is dropped."""
     nnz, n = tl.load(state + NNZ).to(tl.int32), tl.load(row + N).to(tl.int32)
-    return clip_swaps(requested_swaps(row, call, k_pointer), nnz, n, REGROW)
+    return clip_both(row, requested_drop(row, call, k_pointer), k_grow_pointer, nnz, n, REGROW)
 
 
 @triton.jit

@@ -21,7 +21,7 @@ CHUNK = tl.constexpr(1024)  # list entries of a program
 W, M, BITS, COUNTS, DROP, GROW = (tl.constexpr(c) for c in range(6))
 N, FIRST_TILE, FIRST_ENTRY, ENTRIES, FIRST_CHUNK, INDEX = (tl.constexpr(c) for c in range(6, 12))
 COLUMNS = tl.constexpr(12)
-# Columns of what comes with a call.
+# Columns of what comes with a call. SEED: of a part of a layer the address of its seed, base, run and pitch.
 GRADIENT, K, SEED = (tl.constexpr(c) for c in range(3))
 CALL_COLUMNS = tl.constexpr(3)
 
@@ -65,10 +65,12 @@ def group_by_dtype(
     seeds: Sequence[int] = (),
     k: Sequence[int] = (),
     *,
+    most: Sequence[int] = (),
     list_share: float = 0.0,
 ) -> list[DtypeGroup]:
     """The non-empty layers by dtype. ``list_share``: 0 when every layer gets tiles (masked SGD); else the share of their
-    expected entries that the lists of large layers hold, and only these get tiles.
+    expected entries that the lists of large layers hold, and only these get tiles. ``most``: of dropped or grown weights, for
+    which there must be room in a list.
 
     Raises:
         ValueError: a layer has 2^31 - 4096 weights or more.
@@ -93,8 +95,8 @@ def group_by_dtype(
             large = not list_share or n > TILE.value
             capacity = 0
             if list_share and large:
-                # A k in a tensor is known on the device only: room for one in sixteen.
-                capacity = max(int(expected_entries(n, k[i] if k else n // 16) * list_share), 1)
+                # What is in a tensor is known on the device only: room for one in sixteen.
+                capacity = max(int(expected_entries(n, most[i] if most else n // 16) * list_share), 1)
             rows += [
                 p.data_ptr(),
                 momenta[i].data_ptr() if momenta else 0,

@@ -24,3 +24,9 @@ class Threshold(NamedTuple):
 @triton.jit
 def passes(threshold, key, index):
     return (key > threshold.key) | ((key == threshold.key) & (index <= threshold.index))
+
+
+@triton.jit
+def none_if_zero(threshold, k):
+    """The threshold of the k-th weight, or that of nothing."""
+    return Threshold(tl.where(k > 0, threshold.key, PASS_NONE), tl.where(k > 0, threshold.index, -1))

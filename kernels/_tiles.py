@@ -19,17 +19,19 @@ from ._rules import (
     SgdNumbers,
     counter_of,
     drop_key,
+    global_index,
     random_signal,
     rank,
     round_to,
+    scaled_bonus,
     score,
     sgd,
     to_float,
 )
-from ._table import BITS, COUNTS, DROP, GRADIENT, GROW, SEED, M, W
+from ._table import BITS, COUNTS, DROP, GRADIENT, GROW, INDEX, SEED, M, W
 
 ROWS = tl.constexpr(256)
-BY_GRADIENT, BY_TENSOR, AT_RANDOM = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
+BY_GRADIENT, BY_TENSOR, AT_RANDOM, AT_RANDOM_IN_PART = (tl.constexpr(c) for c in range(4))
 
 
 class DropBy(NamedTuple):
@@ -41,7 +43,8 @@ class DropBy(NamedTuple):
 
 
 class GrowBy(NamedTuple):
-    """What the growth ranks by its magnitude; a kernel's constant. SIGNAL: BY_GRADIENT, BY_TENSOR of type TYPE, AT_RANDOM."""
+    """What the growth ranks by its magnitude; a kernel's constant. SIGNAL: BY_GRADIENT, BY_TENSOR of type TYPE, AT_RANDOM,
+    AT_RANDOM_IN_PART of a larger layer."""
 
     SIGNAL: int
     W_TYPE: tl.dtype
@@ -49,11 +52,12 @@ class GrowBy(NamedTuple):
 
 
 class Bonus(NamedTuple):
-    """The table of bonuses, or None, and what finds a counter's place in it."""
+    """The table of bonuses, or None, and what finds a counter's place in it. float64: units of ``scale``, a float64 too."""
 
     table: tl.tensor
     size: tl.tensor
     round: tl.tensor
+    scale: tl.tensor
 
 
 # --- numbers -------------------------------------------------------------------------------------------------------------
@@ -83,6 +87,17 @@ def round_of(round, pointer):
     if pointer is not None:
         round = tl.load(pointer).to(tl.int32)
     return round
+
+
+@triton.jit
+def bonus_of(row, table, size, round):
+    """What a layer's growth adds. Behind the units of a float64 table stand the scales of all layers."""
+    if table is None:
+        return Bonus(table, size, round, None)
+    elif table.dtype.element_ty == tl.float64:
+        return Bonus(table, size, round, tl.load(table + size + tl.load(row + INDEX)))
+    else:
+        return Bonus(table, size, round, None)
 
 
 # --- weights -------------------------------------------------------------------------------------------------------------
@@ -127,6 +142,10 @@ def signals(row, call, i, mask, GROW_BY: tl.constexpr, ALIGNED: tl.constexpr):
     """What the growth ranks by its magnitude, as float32."""
     if GROW_BY.SIGNAL == AT_RANDOM:
         return random_signal(i.to(tl.int64), tl.load(call + SEED))
+    elif GROW_BY.SIGNAL == AT_RANDOM_IN_PART:
+        part = tl.load(call + SEED).to(tl.pointer_type(tl.int64))  # seed, base, run, pitch
+        run = tl.minimum(tl.load(part + 2), 0x7FFFFFFF).to(tl.int32)  # no layer is longer
+        return random_signal(global_index(i, tl.load(part + 1), run, tl.load(part + 3)), tl.load(part))
     elif GROW_BY.SIGNAL == BY_TENSOR:
         return to_float(load(tl.load(row + GROW), i, mask, GROW_BY.TYPE, ALIGNED))
     else:
@@ -140,7 +159,10 @@ def growth_keys(signal, stored, active, mask, bonus):
         return rank(signal).to(tl.int64) << 32
     else:
         count = counter_of(stored, active, bonus.round, bonus.size)
-        upper = rank(score(tl.abs(signal), tl.load(bonus.table + count, mask=mask, other=0.0)))
+        added = tl.load(bonus.table + count, mask=mask, other=0.0)
+        if bonus.table.dtype.element_ty == tl.float64:
+            added = scaled_bonus(bonus.scale, added)
+        upper = rank(score(tl.abs(signal), added))
         return (upper.to(tl.int64) << 32) | rank(signal).to(tl.int64)
 
 

@@ -17,9 +17,9 @@ from ._state import (
     kth_of,
     list_of,
     listed,
+    numbers_of,
     overflowed,
     state_of,
-    swaps_of,
 )
 from ._table import BITS, CHUNK, COUNTS, ENTRIES, FIRST_CHUNK, M, W, call_of, row_of
 from ._threshold import passes
@@ -86,17 +86,17 @@ def commit_entries(row, i, was_active, grown, mask, round, OUTCOME: tl.constexpr
     _clear(row, i, gone, OUTCOME)
 
 
-@triton.jit(do_not_specialize=["k_pointer", "round", "round_pointer"])
-def commit_kernel(table, memory, k_pointer, round, round_pointer, REGROW: tl.constexpr, OUTCOME: tl.constexpr):
+@triton.jit(do_not_specialize=["k_pointer", "k_grow_pointer", "round", "round_pointer"])
+def commit_kernel(table, memory, k_pointer, k_grow_pointer, round, round_pointer, REGROW: tl.constexpr, OUTCOME: tl.constexpr):
     """A program for a chunk and a side."""
     layer, side = tl.load(table.chunk_layer + tl.program_id(0)), tl.program_id(1)
     row, call, state = row_of(table, layer), call_of(table, layer), state_of(memory, layer)
     first = (tl.program_id(0) - tl.load(row + FIRST_CHUNK).to(tl.int32)) * CHUNK
     count = listed(state, row, side)
-    k = swaps_of(row, call, state, k_pointer, REGROW)
-    if (k > 0) & (first < count) & (listed(state, row, DROP_SIDE) >= k) & ~overflowed(state, row):
-        total, _left, selected, undecided = kth_of(memory, layer, GROW_SIDE, k)
-        if total >= k:
+    k, k_grow = numbers_of(row, call, state, k_pointer, k_grow_pointer, REGROW)
+    if (tl.maximum(k, k_grow) > 0) & (first < count) & (listed(state, row, DROP_SIDE) >= k) & ~overflowed(state, row):
+        total, _left, selected, undecided = kth_of(memory, layer, GROW_SIDE, k_grow)
+        if total >= k_grow:
             e = first + tl.arange(0, CHUNK)
             mask = e < count
             index = tl.load(list_of(memory.list_index, row, side) + e, mask=mask, other=0)

@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from . import test_limits
@@ -25,7 +26,8 @@ from ._launch import LAYER_OPTIONS, LIST_OPTIONS, OPTIONS, launching
 from ._rules import NO_STEP, SgdNumbers
 from ._state import make_memory
 from ._table import DtypeGroup, group_by_dtype
-from ._tiles import AT_RANDOM, BY_GRADIENT, BY_TENSOR, DropBy, GrowBy
+from ._tiles import AT_RANDOM, AT_RANDOM_IN_PART, BY_GRADIENT, BY_TENSOR, DropBy, GrowBy
+from ._upload import on_device
 from .commit import Outcome, commit_kernel
 from .masked_sgd import read_sgd
 from .sample import sample_kernel
@@ -66,26 +68,30 @@ def drop_grow_(
     lr: Tensor | None,
     found_inf: Tensor | None,
 ) -> None:
-    """As dstee.reference.drop_grow_, without k_grow, where and bonus_scale.
-
-    Raises:
-        NotImplementedError: one of these is given.
-    """
-    if k_grow or k_grow_tensor is not None or where or bonus_scale is not None:
-        raise NotImplementedError("the Triton kernel of drop_grow_ has no k_grow, where and bonus_scale")
+    """As dstee.reference.drop_grow_."""
+    device = params[0].device
     if _all_same(drop_scores, params):
         drop_scores = ()
     if grow_seeds or _all_same(grow_signal, grads):
         grow_signal = ()
-    signal = AT_RANDOM if grow_seeds else BY_TENSOR if grow_signal else BY_GRADIENT
+    part_numbers = []
+    if grow_seeds and where:
+        part_numbers = [x for i, seed in enumerate(grow_seeds) for x in (seed, *where[3 * i : 3 * i + 3])]
+    parts = on_device(part_numbers, torch.int64, device)
+    seeds = [parts.data_ptr() + 32 * i for i in range(len(grow_seeds))] if part_numbers else grow_seeds
+    signal = AT_RANDOM_IN_PART if part_numbers else AT_RANDOM if grow_seeds else BY_TENSOR if grow_signal else BY_GRADIENT
     numbers, operations = read_sgd(sgd) if sgd else (SgdNumbers(0.0, 0.0, 0.0, 0.0), NO_STEP.value)
-    call = _Call(
-        numbers, k_tensor, bonus if counts else None, int(round), round_tensor, lr, found_inf, operations, bool(regrow)
-    )
+    bonus = bonus if counts else None
+    size = 0 if bonus is None else bonus.numel()
+    if bonus is not None and bonus_scale is not None:
+        bonus = torch.cat([bonus, bonus_scale.double()])
+    growth = on_device(k_grow, torch.int64, device) if k_grow else k_grow_tensor
+    call = _Call(numbers, k_tensor, growth, bonus, size, int(round), round_tensor, lr, found_inf, operations, bool(regrow))
+    most = [] if growth is not None and not k_grow else [max(x) for x in zip(k, k_grow or k, strict=True)] if k else []
     share = test_limits.limits.list_share
-    with launching(params[0].device):
+    with launching(device):
         for group in group_by_dtype(
-            params, grads, momenta, mask_bits, counts, drop_scores, grow_signal, grow_seeds, k, list_share=share
+            params, grads, momenta, mask_bits, counts, drop_scores, grow_signal, seeds, k, most=most, list_share=share
         ):
             drop_by = DropBy(bool(drop_scores), group.w_type, group.drop_type)
             grow_by = GrowBy(signal.value, group.w_type, group.grow_type)
@@ -97,7 +103,9 @@ class _Call(NamedTuple):
 
     numbers: SgdNumbers
     k: Tensor | None
+    k_grow: Tensor | None
     bonus: Tensor | None
+    bonus_size: int
     round: int
     round_tensor: Tensor | None
     lr: Tensor | None
@@ -111,7 +119,7 @@ def _launch(group: DtypeGroup, call: _Call, drop_by: DropBy, grow_by: GrowBy, ou
     tiles, chunks = len(table.tile_layer), len(table.chunk_layer)
     memory = make_memory(layers, group.entries, table.rows.device)
     rounds = (call.round, call.round_tensor)
-    ranked = (call.k, call.bonus, 0 if call.bonus is None else call.bonus.numel(), *rounds)
+    ranked = (call.k, call.k_grow, call.bonus, call.bonus_size, *rounds)
     constants, of_drop = (call.operations, drop_by, grow_by), (call.regrow, grow_by)
     if tiles:
         tight = int(test_limits.limits.tight_bounds)
@@ -120,7 +128,7 @@ def _launch(group: DtypeGroup, call: _Call, drop_by: DropBy, grow_by: GrowBy, ou
         histogram_kernel[(chunks, 2)](table, memory, **LIST_OPTIONS)
         select_drop_kernel[(chunks,)](table, memory, *ranked, *of_drop, **LIST_OPTIONS)
         select_drop_in_bin_kernel[(layers,)](table, memory, *ranked, *of_drop, **LIST_OPTIONS)
-        commit_kernel[(chunks, 2)](table, memory, call.k, *rounds, call.regrow, outcome, **OPTIONS)
+        commit_kernel[(chunks, 2)](table, memory, call.k, call.k_grow, *rounds, call.regrow, outcome, **OPTIONS)
     select_grow_kernel[(layers,)](
         table, memory, call.numbers, *ranked, call.lr, call.found_inf, *constants, call.regrow, outcome, **LAYER_OPTIONS
     )

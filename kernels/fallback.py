@@ -7,7 +7,7 @@ import triton.language as tl
 
 from ._select import DIGITS, count_digits, take_digit
 from ._table import TILE
-from ._threshold import LAST_INDEX, PASS_ALL, Threshold, passes
+from ._threshold import LAST_INDEX, PASS_ALL, Threshold, none_if_zero, passes
 from ._tiles import drop_keys_at, growth_keys_at, read_tile
 from .commit import commit_tile
 
@@ -47,11 +47,17 @@ def _threshold_by_scans(
 
 @triton.jit
 def update_by_scans(
-    row, call, k, n, bonus, DROP_BY: tl.constexpr, GROW_BY: tl.constexpr, REGROW: tl.constexpr, OUTCOME: tl.constexpr
-):
+    row, call, k, k_grow, n, bonus,
+    UNEVEN: tl.constexpr, DROP_BY: tl.constexpr, GROW_BY: tl.constexpr, REGROW: tl.constexpr, OUTCOME: tl.constexpr,
+):  # fmt: skip
+    """UNEVEN: one of k and k_grow may be 0."""
     all_pass = Threshold(tl.full([], PASS_ALL, tl.int64), tl.full([], LAST_INDEX, tl.int32))
     drop_threshold = _threshold_by_scans(row, call, k, n, all_pass, bonus, DROP_BY, GROW_BY, REGROW, False)
-    threshold = _threshold_by_scans(row, call, k, n, drop_threshold, bonus, DROP_BY, GROW_BY, REGROW, True)
+    if UNEVEN:
+        drop_threshold = none_if_zero(drop_threshold, k)
+    threshold = _threshold_by_scans(row, call, k_grow, n, drop_threshold, bonus, DROP_BY, GROW_BY, REGROW, True)
+    if UNEVEN:
+        threshold = none_if_zero(threshold, k_grow)
     for start in range(0, n, TILE):
         i, inside, active = read_tile(row, start, n)
         drop = drop_keys_at(row, i, active, DROP_BY, False)

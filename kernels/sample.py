@@ -12,10 +12,10 @@ from ._bins import BINS
 from ._rules import HAS_MOMENTUM, NO_STEP, drop_key, mix, to_float
 from ._sample_size import MOST_STRATA, NEIGHBOURS, sample_rank, strata_of
 from ._select import bisect
-from ._state import BOUND_INDEX, BOUND_KEY, DROP_SIDE, UNDECIDED, USED, requested_swaps, side_of, state_of
+from ._state import BOUND_INDEX, BOUND_KEY, DROP_SIDE, UNDECIDED, USED, requested_drop, requested_growth, side_of, state_of
 from ._table import BITS, GRADIENT, TILE, M, N, W, call_of, row_of
 from ._threshold import LAST_INDEX, PASS_ALL, PASS_NONE, Threshold, passes
-from ._tiles import Bonus, drop_keys_at, growth_keys_at, load, round_of, stepped, with_scalars
+from ._tiles import bonus_of, drop_keys_at, growth_keys_at, load, round_of, stepped, with_scalars
 
 __all__ = ["sample_kernel"]
 
@@ -72,9 +72,13 @@ def _sample_places(n, strata, salt):
     return tl.where(sampled, (stratum * size + jitter.to(tl.int32) + 7) & -8, 0), sampled
 
 
-@triton.jit(do_not_specialize=["k_pointer", "bonus", "bonus_size", "round", "round_pointer", "lr_pointer", "tight_bounds"])
+@triton.jit(
+    do_not_specialize=[
+        "k_pointer", "k_grow_pointer", "bonus", "bonus_size", "round", "round_pointer", "lr_pointer", "tight_bounds",
+    ]
+)  # fmt: skip
 def sample_kernel(
-    table, memory, numbers, k_pointer, bonus, bonus_size, round, round_pointer, lr_pointer, tight_bounds,
+    table, memory, numbers, k_pointer, k_grow_pointer, bonus, bonus_size, round, round_pointer, lr_pointer, tight_bounds,
     OPERATIONS: tl.constexpr, DROP_BY: tl.constexpr, GROW_BY: tl.constexpr,
 ):  # fmt: skip
     """tight_bounds: see test_limits.py."""
@@ -86,7 +90,12 @@ def sample_kernel(
         tl.store(state + (UNDECIDED + side), 0)
         r = tl.arange(0, BINS)
         tl.store(side_of(memory.histogram, layer, side) + r, tl.zeros([BINS], tl.int32))
-        k = requested_swaps(row, call, k_pointer)
+        k = requested_drop(row, call, k_pointer)
+        if k_grow_pointer is not None:
+            k = tl.where(side == DROP_SIDE, k, requested_growth(row, k_grow_pointer))
+            if k == 0:  # the other side may list
+                tl.store(state + (BOUND_KEY + side), PASS_NONE)
+                tl.store(state + (BOUND_INDEX + side), -1)
         if k > 0:
             current = round_of(round, round_pointer)
             strata = strata_of(n)
@@ -109,7 +118,7 @@ def sample_kernel(
                     w, m = stepped(w, m, g, with_scalars(numbers, lr_pointer, None), OPERATIONS, DROP_BY.W_TYPE)
                     key = drop_key(to_float(w)).to(tl.int64)
             else:
-                key = growth_keys_at(row, call, i, active, mine, Bonus(bonus, bonus_size, current), GROW_BY, False)
+                key = growth_keys_at(row, call, i, active, mine, bonus_of(row, bonus, bonus_size, current), GROW_BY, False)
             key = tl.where(mine, key, -1)
             count = tl.sum(mine.to(tl.int32))
             place = sample_rank(k.to(tl.float32) * (strata * NEIGHBOURS).to(tl.float32) / n.to(tl.float32))

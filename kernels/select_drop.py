@@ -21,13 +21,13 @@ from ._state import (
     kth_of,
     list_of,
     listed,
+    numbers_of,
     overflowed,
     state_of,
-    swaps_of,
 )
 from ._table import CHUNK, ENTRIES, FIRST_CHUNK, call_of, row_of
 from ._threshold import passes
-from ._tiles import Bonus, growth_keys_at, round_of
+from ._tiles import bonus_of, growth_keys_at, round_of
 from ._undecided import add_undecided, read_undecided, threshold_of_undecided
 
 __all__ = ["histogram_kernel", "select_drop_in_bin_kernel", "select_drop_kernel"]
@@ -61,16 +61,17 @@ def _mark_dropped(memory, state, row, call, layer, e, index, dropped, bonus, REG
         tl.store(kept + e, tl.full(e.shape, REJECTED, tl.int64), mask=dropped)
 
 
-@triton.jit(do_not_specialize=["k_pointer", "bonus", "bonus_size", "round", "round_pointer"])
+@triton.jit(do_not_specialize=["k_pointer", "k_grow_pointer", "bonus", "bonus_size", "round", "round_pointer"])
 def select_drop_kernel(
-    table, memory, k_pointer, bonus, bonus_size, round, round_pointer, REGROW: tl.constexpr, GROW_BY: tl.constexpr
-):
+    table, memory, k_pointer, k_grow_pointer, bonus, bonus_size, round, round_pointer,
+    REGROW: tl.constexpr, GROW_BY: tl.constexpr,
+):  # fmt: skip
     """Drops the bins in front of that of the k-th; a program for a chunk."""
     layer = tl.load(table.chunk_layer + tl.program_id(0))
     row, call, state = row_of(table, layer), call_of(table, layer), state_of(memory, layer)
     first = (tl.program_id(0) - tl.load(row + FIRST_CHUNK).to(tl.int32)) * CHUNK
     count = listed(state, row, DROP_SIDE)
-    k = swaps_of(row, call, state, k_pointer, REGROW)
+    k, _k_grow = numbers_of(row, call, state, k_pointer, k_grow_pointer, REGROW)
     if (k > 0) & (first < count) & (count >= k) & ~overflowed(state, row):
         _total, _left, selected, undecided = kth_of(memory, layer, DROP_SIDE, k)
         e = first + tl.arange(0, CHUNK)
@@ -80,25 +81,26 @@ def select_drop_kernel(
         dropped = mask & passes(selected, key, index)
         is_undecided = mask & ~dropped & passes(undecided, key, index)
         tl.store(growth_keys_of(memory, row) + e, tl.full(e.shape, NOT_DROPPED, tl.int64), mask=mask & ~dropped)
-        scored = Bonus(bonus, bonus_size, round_of(round, round_pointer))
+        scored = bonus_of(row, bonus, bonus_size, round_of(round, round_pointer))
         _mark_dropped(memory, state, row, call, layer, e, index, dropped, scored, REGROW, GROW_BY)
         add_undecided(memory, state, row, DROP_SIDE, e + tl.load(row + ENTRIES), is_undecided)
 
 
-@triton.jit(do_not_specialize=["k_pointer", "bonus", "bonus_size", "round", "round_pointer"])
+@triton.jit(do_not_specialize=["k_pointer", "k_grow_pointer", "bonus", "bonus_size", "round", "round_pointer"])
 def select_drop_in_bin_kernel(
-    table, memory, k_pointer, bonus, bonus_size, round, round_pointer, REGROW: tl.constexpr, GROW_BY: tl.constexpr
-):
+    table, memory, k_pointer, k_grow_pointer, bonus, bonus_size, round, round_pointer,
+    REGROW: tl.constexpr, GROW_BY: tl.constexpr,
+):  # fmt: skip
     """Drops the first of the bin of the k-th; a program for a layer."""
     layer = tl.program_id(0)
     row, call, state = row_of(table, layer), call_of(table, layer), state_of(memory, layer)
     if tl.load(row + ENTRIES) > 0:
-        k = swaps_of(row, call, state, k_pointer, REGROW)
+        k, _k_grow = numbers_of(row, call, state, k_pointer, k_grow_pointer, REGROW)
         count = tl.load(state + (UNDECIDED + DROP_SIDE)).to(tl.int32)
         if (k > 0) & (count > 0):
             _total, left, _selected, _undecided = kth_of(memory, layer, DROP_SIDE, k)
             threshold = threshold_of_undecided(memory, row, count, left, False)
-            scored = Bonus(bonus, bonus_size, round_of(round, round_pointer))
+            scored = bonus_of(row, bonus, bonus_size, round_of(round, round_pointer))
             for start in range(0, count, CHUNK):
                 e = start + tl.arange(0, CHUNK)
                 place, key, index = read_undecided(memory, row, e, e < count, False)

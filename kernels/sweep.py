@@ -10,13 +10,13 @@ import triton
 import triton.language as tl
 
 from ._rules import NO_STEP, drop_key, to_float
-from ._state import BOUND_INDEX, BOUND_KEY, DROP_SIDE, GROW_SIDE, NNZ, USED, list_of, requested_swaps, state_of
+from ._state import BOUND_INDEX, BOUND_KEY, DROP_SIDE, GROW_SIDE, NNZ, USED, list_of, requested_most, state_of
 from ._table import BITS, COUNTS, DROP, ENTRIES, FIRST_TILE, GRADIENT, GROW, TILE, M, N, W, call_of, row_of
 from ._threshold import Threshold, passes
 from ._tiles import (
     BY_GRADIENT,
     ROWS,
-    Bonus,
+    bonus_of,
     drop_keys_at,
     growth_keys,
     is_set,
@@ -99,9 +99,20 @@ def _tile(
         tl.atomic_add(state + NNZ, tl.sum(active.to(tl.int32)).to(tl.int64), sem="relaxed")
 
 
-@triton.jit(do_not_specialize=["k_pointer", "bonus", "bonus_size", "round", "round_pointer", "lr_pointer", "found_inf"])
+@triton.jit(
+    do_not_specialize=[
+        "k_pointer",
+        "k_grow_pointer",
+        "bonus",
+        "bonus_size",
+        "round",
+        "round_pointer",
+        "lr_pointer",
+        "found_inf",
+    ]
+)
 def sweep_kernel(
-    table, memory, numbers, k_pointer, bonus, bonus_size, round, round_pointer, lr_pointer, found_inf,
+    table, memory, numbers, k_pointer, k_grow_pointer, bonus, bonus_size, round, round_pointer, lr_pointer, found_inf,
     OPERATIONS: tl.constexpr, DROP_BY: tl.constexpr, GROW_BY: tl.constexpr,
 ):  # fmt: skip
     if not is_set(found_inf):
@@ -109,8 +120,8 @@ def sweep_kernel(
         row, call, state = row_of(table, layer), call_of(table, layer), state_of(memory, layer)
         n = tl.load(row + N).to(tl.int32)
         start = (tl.program_id(0) - tl.load(row + FIRST_TILE).to(tl.int32)) * TILE
-        k = requested_swaps(row, call, k_pointer)
-        scored = Bonus(bonus, bonus_size, round_of(round, round_pointer))
+        k = requested_most(row, call, k_pointer, k_grow_pointer)
+        scored = bonus_of(row, bonus, bonus_size, round_of(round, round_pointer))
         x = with_scalars(numbers, lr_pointer, None)
         together = tl.load(row + W) | tl.load(row + M) | tl.load(row + BITS) | tl.load(call + GRADIENT)
         together = together | tl.load(row + COUNTS) | tl.load(row + DROP) | tl.load(row + GROW)

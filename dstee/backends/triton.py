@@ -17,15 +17,13 @@ import torch
 from dstee._float_mode import with_gradual_underflow
 from dstee.backends import version_counters
 
-__all__ = ["DEVICES", "MODULES", "NO_OPTION", "function", "interpreted", "missing", "module", "why_not", "why_not_option"]
+__all__ = ["DEVICES", "MODULES", "function", "interpreted", "missing", "module", "why_not"]
 
 MODULES = {
     "masked_sgd_": "masked_sgd", "drop_grow_": "drop_grow", "pack_mask": "pack_mask", "unpack_mask": "pack_mask",
     "encode_counts": "counts", "decode_counts": "counts", "count_active": "counts", "count_explored": "counts",
     "count_outside": "count_outside",
 }  # fmt: skip
-NO_OPTION: dict[str, frozenset[str]] = {"drop_grow_": frozenset({"k_grow", "where", "bonus_scale"})}
-"""Arguments of an op that its Triton kernels have not got."""
 DEVICES = ("cuda", "xpu")  # torch calls ROCm cuda
 
 
@@ -45,10 +43,6 @@ def why_not(op: str, device: torch.device) -> str | None:
     if device.type not in (*DEVICES, "cpu"):
         return f"the Triton kernels are written for {' and '.join(DEVICES)} devices, not for {device.type}"
     return missing()
-
-
-def why_not_option(op: str, device: torch.device, option: str) -> str | None:
-    return f"the Triton kernel of {op} has no {option}" if option in NO_OPTION.get(op, ()) else None
 
 
 @functools.cache

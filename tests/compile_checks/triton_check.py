@@ -95,6 +95,13 @@ def variants(dtypes: Sequence[str] = DTYPES) -> list[Variant]:
                 take(f"{name} RigL")
                 ops.drop_grow_([w], [g], [m], [bits], [counts], [0], bonus=None, round=3, grow_seeds=[1], regrow=False)
                 take(f"{name} random")
+                units, scale = bonus_table(1e-3, 1.0, 100, 3, dtype=torch.float64), torch.ones(1)
+                budgets: dict[str, Any] = {"k_grow": [0], "round": 3}
+                ops.drop_grow_([w], [g], [m], [bits], [counts], [0], bonus=units, bonus_scale=scale, **budgets)
+                take(f"{name} scaled bonus, k_grow")
+                random: dict[str, Any] = {"grow_seeds": [1], "where": [(0, 1, 2)], "regrow": False, "found_inf": one}
+                ops.drop_grow_([w], [g], [m], [bits], [counts], [0], bonus=None, **budgets, **random)
+                take(f"{name} random in part, k_grow")
             ops.drop_grow_(
                 [w], [g], [m], [bits], [counts], torch.zeros(1, dtype=torch.int64), bonus=bonus, round=one.long(),
                 drop_scores=[other], grow_signal=[other], reset_regrown=True, sgd=SGDRule(**slow), found_inf=one,

@@ -16,6 +16,7 @@ from support import random_cases
 
 from dstee import backends, ops
 from dstee.backends import triton as triton_backend
+from dstee.encoding import bonus_table
 from dstee.ops import SGDRule
 from dstee.testing import DTYPES, FAMILIES, Case, assert_same_bits, make_case
 
@@ -220,3 +221,37 @@ def test_a_layer_that_is_too_large_is_refused_before_anything_is_written() -> No
     p = torch.empty(0).set_(torch.ones(1).untyped_storage(), 0, (1,), (1,)).expand(2**31)
     with pytest.raises(ValueError, match=r"params\[1\] has 2147483648 weights.*split it"):
         triton_backend.module("_table").group_by_dtype([torch.ones(8), p], [], [], [torch.ones(1), torch.ones(1)])
+
+
+# --- budgets -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", [1, 5, 9, 14, 18, 22, 36, 54, *range(101, 117)])
+def test_random_updates_of_budgets(seed: int) -> None:
+    check(random_cases.uneven(seed))
+
+
+@pytest.mark.parametrize("limits", [{}, {"tight_bounds": True}, {"list_share": 0.01}], ids=["lists", "tight", "overflow"])
+@pytest.mark.parametrize(("drop", "grow"), [(300, 0), (0, 300), (40, 900)])
+def test_large_layers_that_drop_and_grow_different_numbers(
+    drop: int, grow: int, limits: dict[str, Any], monkeypatch: pytest.MonkeyPatch, fallbacks: list[int]
+) -> None:
+    set_limits(monkeypatch, limits)
+    case = make_case(8, [LARGE], density=0.2, round=5, sgd=SGDRule(lr=0.1, momentum=0.9), regrow=grow != 900)
+    case.k, case.options["k_grow"] = [drop], torch.tensor([grow]) if limits else [grow]
+    check(case)
+    assert bool(fallbacks) == bool(limits)
+    case.options["found_inf"] = torch.ones(1)
+    check(case)
+
+
+def test_large_parts_with_scaled_bonuses() -> None:
+    for options in (
+        {"where": [(2**33, 9, 2**20), (0, 2**40, 2**41)], "grow_seeds": [-(2**63), 2**40 + 5]},
+        {"bonus_scale": torch.tensor([0.037, float("inf")])},
+    ):
+        case = make_case(9, [LARGE, 500], density=0.2, round=5, **options)
+        case.bonus = bonus_table(0.1, 1.0, 1000, 5, dtype=torch.float64)
+        if "where" in options:
+            case.bonus = None
+        check(case)

@@ -130,6 +130,5 @@ def parameters() -> list:
         TRITON,
         _why_not_triton,
         lambda op: mirrored(op, lambda *args: triton_backend.function(op)(*args)),
-        why_not_option=triton_backend.why_not_option,
     )
     return [pytest.param(Configuration(name), id=name) for name in (NAME, TRITON)]
