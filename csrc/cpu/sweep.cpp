@@ -69,7 +69,7 @@ void sweep(const Update& u, Lists& lists, int64_t p, int worker) {
                                                   out.drop_key + before, out.drop_where + before);
     if (u.regrow)
       for (size_t j = before; j < out.drop_count; ++j)
-        out.regrow_key[j] = Weight(u, piece.layer, piece.begin + out.drop_where[j]).score_rank();
+        out.regrow_key[j] = Weight(u, piece.layer, piece.begin + out.drop_where[j]).score_rank(scan.bonus);
   }
   a.grow_key += out.grow_count;
   a.grow_where += out.grow_count;

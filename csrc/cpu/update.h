@@ -62,11 +62,12 @@ class Weight {
            kRandomUnit;
   }
   uint32_t signal_rank() const { return rank_of(signal()); }
-  float total_score() const {
-    if (!u_.bonus) return signal();
-    return score(signal(), read<float>(u_.bonus_of(layer_), counter_of(stored(), active(), u_.round, u_.bonus_size)));
+  // By the table of the layer, which loops look up once.
+  uint32_t score_rank(const float* bonus) const {
+    if (!bonus) return signal_rank();
+    return rank_of(score(signal(), read<float>(bonus, counter_of(stored(), active(), u_.round, u_.bonus_size))));
   }
-  uint32_t score_rank() const { return rank_of(total_score()); }
+  uint32_t score_rank() const { return score_rank(u_.bonus_of(layer_)); }
   GrowKey grow_key() const { return static_cast<GrowKey>(score_rank()) << 32 | signal_rank(); }
 
   void prefetch() const {
