@@ -168,3 +168,28 @@ def clip_growth(k_grow, dropped, nnz, n, REGROW: tl.constexpr):
     if REGROW:
         candidates += dropped
     return tl.minimum(k_grow, candidates)
+
+
+@triton.jit
+def noise(total):
+    """The sum of four integers of 24 bits, less its mean: exact but for one conversion."""
+    return (total.to(tl.int32) - 33554430).to(tl.float32) * 5.9604644775390625e-08
+
+
+MOST_SAMPLED = tl.constexpr(8192)  # of a layer, for growth_scale
+
+
+@triton.jit
+def sample_position(stratum, n, round):
+    """int64: an index in one of min(n, MOST_SAMPLED) strata of a layer of n weights, by a hash of round and stratum."""
+    s = stratum.to(tl.int64)
+    start = tl.where(n > MOST_SAMPLED, s * n // MOST_SAMPLED, s)
+    end = tl.where(n > MOST_SAMPLED, (s + 1) * n // MOST_SAMPLED, s + 1)
+    hashed = mix(mix(stratum.to(tl.uint32)) ^ round.to(tl.uint32))
+    return start + ((hashed.to(tl.int64) * (end - start)) >> 32)
+
+
+@triton.jit
+def scale_of_rank(rank):
+    """float32: the number of that rank; of NaN and 0 it is 2**-126."""
+    return tl.where(rank <= 1, 0x00800000, rank - 1).to(tl.float32, bitcast=True)

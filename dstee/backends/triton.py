@@ -22,8 +22,10 @@ __all__ = ["DEVICES", "MODULES", "function", "interpreted", "missing", "module",
 MODULES = {
     "masked_sgd_": "masked_sgd", "drop_grow_": "drop_grow", "pack_mask": "pack_mask", "unpack_mask": "pack_mask",
     "encode_counts": "counts", "decode_counts": "counts", "count_active": "counts", "count_explored": "counts",
-    "count_outside": "count_outside",
+    "count_outside": "count_outside", "count_below": "count_below", "growth_scale": "growth_scale",
+    "hashed_noise_": "hashed_noise",
 }  # fmt: skip
+_COMPUTE = ("masked_sgd_", "drop_grow_", "count_below")
 DEVICES = ("cuda", "xpu")  # torch calls ROCm cuda
 
 
@@ -61,7 +63,7 @@ def function(op: str) -> Callable[..., Any]:
         RuntimeError: the kernels cannot be imported.
     """
     kernel, written = getattr(module(MODULES[op]), op), version_counters.written(op)
-    if interpreted() and op in ("masked_sgd_", "drop_grow_"):  # numpy computes as the calling thread does
+    if interpreted() and op in _COMPUTE:  # numpy computes as the calling thread does
         kernel = with_gradual_underflow(kernel)
 
     def call(*args: Any) -> Any:

@@ -73,6 +73,7 @@ def variants(dtypes: Sequence[str] = DTYPES) -> list[Variant]:
         ops.pack_mask(mask), ops.unpack_mask(bits, [9])
         ops.encode_counts(N, mask, 3), ops.decode_counts(counts, bits, 3, [9])
         ops.count_active([bits]), ops.count_explored([counts], [bits])
+        ops.hashed_noise(9, 1, 2)
         take("")
         one = torch.ones(())
         for name in dtypes:
@@ -80,7 +81,8 @@ def variants(dtypes: Sequence[str] = DTYPES) -> list[Variant]:
             w, g, m, bits = (torch.zeros(n, dtype=t) for t in (dtype, dtype, dtype, torch.uint8))
             bits, counts, other = bits[: n // 8], torch.zeros(n, dtype=torch.int16), torch.zeros(n)
             rule: dict[str, Any] = {"lr": 0.1, "momentum": 0.9, "weight_decay": 1e-4}
-            ops.count_outside([w], [bits])
+            ops.count_outside([w], [bits]), ops.count_below([w], [bits], torch.ones(1))
+            ops.growth_scale([g], [bits], [1], 3)
             take(name)
             ops.masked_sgd_([w], [g], [m], [bits], **rule)
             take(f"{name} momentum")

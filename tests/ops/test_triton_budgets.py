@@ -1,0 +1,54 @@
+"""The interpreted Triton kernels of the ops that move budgets: the bits of the reference, over few small cases."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from dstee import backends, ops
+from dstee.backends import triton as triton_backend
+from dstee.testing import DTYPES, FAMILIES, Case, assert_same_bits, make_case
+
+CPU = torch.device("cpu")
+pytestmark = pytest.mark.skipif(
+    triton_backend.why_not("drop_grow_", CPU) is not None, reason=triton_backend.why_not("drop_grow_", CPU) or "runs"
+)
+SIZES = [0, 1, 7, 500, 2049]
+
+
+def check(call: Callable[[], Any], what: str = "") -> None:
+    with backends.use_backend("reference"):
+        expected = call()
+    with backends.use_backend("triton"):
+        assert_same_bits(call(), expected, what)
+
+
+def some_case(seed: int, sizes: list[int] = SIZES) -> Case:
+    return make_case(
+        seed, sizes, family=FAMILIES[seed % len(FAMILIES)], dtype=DTYPES[seed % 3], density=[0.0, 0.1, 0.5, 1.0][seed % 4],
+        round=5, odd=bool(seed % 2),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_count_below(seed: int) -> None:
+    case = some_case(seed)
+    check(lambda: ops.count_below(case.params, case.mask_bits, torch.tensor([0.3, 0.5, float("nan"), 0.01, 3e38])))
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2, 4, 5, 12])
+def test_growth_scale(seed: int) -> None:
+    case = some_case(seed, SIZES if seed < 12 else [8191, 8192, 8193, 30_011, 100])
+    assert case.grads is not None
+    for k in ([0, 1, 3, 250, 99], torch.tensor([-5, 2**40, 1, 9, 2**62])):
+        for round in (0, 32_765, torch.tensor([17])):
+            check(lambda k=k, round=round: ops.growth_scale(case.grads, case.mask_bits, k, round))  # type: ignore[misc]
+
+
+def test_hashed_noise() -> None:
+    for n, seed, step in ((0, 5, 2**40), (1, 0, 0), (100, 1, 2), (2100, -(2**63), 10**6)):
+        check(lambda n=n, seed=seed, step=step: ops.hashed_noise(n, seed, step))  # type: ignore[misc]
+    check(lambda: ops.hashed_noise((50, 60), 7, 8, where=(2**33, 4, 9)))
