@@ -6,6 +6,7 @@
 # make bench-peers  the same with other libraries for sparse training, in an environment of its own (.venv-peers)
 # make sanitize  run the CPU kernels under sanitizers, with every compiler and many flags: about ten minutes a compiler
 # make cuda-check  compile the CUDA kernels with nvcc, without a GPU; fails on warnings and spills
+# make cuda-ptx     execute the compiled CUDA kernels' PTX on the CPU, against the reference and with planted faults
 # make triton-check  compile the Triton kernels for sm_80, sm_90 and gfx942, without a GPU; fails on spills and lost vector loads
 # Each sets up .venv first (pinned dependencies, compiled kernels) where that has not been done.
 #
@@ -17,7 +18,7 @@ BIN := .venv/bin
 OUT ?= bench/results
 SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh') setup.py pyproject.toml
 
-.PHONY: demo test test-slow check sanitize cuda-check triton-check bench bench-peers gpu format clean
+.PHONY: demo test test-slow check sanitize cuda-check cuda-ptx triton-check bench bench-peers gpu format clean
 
 demo: .venv/built
 	$(BIN)/dstee train --data digits --compare --out runs/demo --overwrite
@@ -41,6 +42,9 @@ sanitize: .venv/ready
 
 cuda-check: .venv/ready
 	$(BIN)/python tests/compile_checks/cuda_check.py
+
+cuda-ptx: .venv/built
+	$(BIN)/python -m pytest -m cuda_ptx tests/ops
 
 triton-check: .venv/ready
 	$(BIN)/python tests/compile_checks/triton_check.py
@@ -88,4 +92,4 @@ format: .venv/built
 	touch $@
 
 clean:
-	rm -rf .venv .venv-peers build dist tests/cuda_host/.build *.egg-info dstee/_C*.so
+	rm -rf .venv .venv-peers build dist tests/cuda_host/.build tests/cuda_ptx/.build *.egg-info dstee/_C*.so

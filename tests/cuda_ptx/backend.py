@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -21,7 +21,7 @@ class PtxConfiguration(HostConfiguration):
 
     arch: of the PTX, 80 or 90. lockstep: the lanes of a warp go together where they can, as counts want them; else at random.
     resident, multiprocessors: blocks alive at once, and the caches that they share. weak: caches keep what they hold and stores
-    arrive late, until a fence. edits: PTX by file name in place of what nvcc made.
+    arrive late, until a fence.
     """
 
     backend: str = "cuda-ptx"
@@ -32,7 +32,6 @@ class PtxConfiguration(HostConfiguration):
     multiprocessors: int = 4
     weak: bool = True
     races: bool = True
-    edits: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     def __str__(self) -> str:
         parts = [super().__str__(), f"sm{self.arch}" if self.arch != ptx_compile.ARCH else "", "lockstep" * self.lockstep]
@@ -42,8 +41,8 @@ class PtxConfiguration(HostConfiguration):
     def active(self) -> Iterator[None]:
         module = build.load(self.variant)
         try:
-            for name, text in ptx_compile.ptx_of_all(self.arch).items():
-                module.load_ptx(self.edits.get(name, text))
+            for text in ptx_compile.ptx_of_all(self.arch).values():
+                module.load_ptx(text)
             module.set_ptx_schedule(
                 self.seed, lockstep=self.lockstep, resident=self.resident, processors=self.multiprocessors, weak=self.weak,
                 races=self.races,

@@ -6,20 +6,19 @@ import functools
 import hashlib
 import os
 import subprocess
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
 from compile_checks import cuda_check
 
-__all__ = ["ARCH", "SOURCES", "ptx_of", "ptx_of_all", "why_not"]
+__all__ = ["ARCH", "FILES", "ptx_of", "ptx_of_all", "why_not"]
 
 HERE = Path(__file__).resolve().parent
 CSRC = HERE.parents[1] / "csrc"
 STORE = HERE / ".build"
 ARCH = 90
-SOURCES = tuple(sorted((CSRC / "cuda").glob("*.cu")))
+FILES = tuple(sorted(source.name for source in (CSRC / "cuda").glob("*.cu")))
 
 
 def why_not() -> str:
@@ -27,36 +26,48 @@ def why_not() -> str:
     return "" if cuda_check.find_nvcc() else "nvcc was not found: the CUDA kernels cannot be compiled to PTX"
 
 
-def ptx_of(source: Path, arch: int = ARCH) -> str:
-    """The PTX of one file, with the lines of its source (``-lineinfo``).
+def ptx_of(name: str, arch: int = ARCH) -> str:
+    """The PTX of the file ``name`` of csrc/cuda, with the lines of its source (``-lineinfo``).
 
     Raises:
         RuntimeError: there is no nvcc, or it refused the source.
     """
     if why_not():
         raise RuntimeError(why_not())
-    nvcc, *flags = _command()
-    line = [nvcc, *flags, f"-arch=compute_{arch}", "-ptx", "-lineinfo", str(source)]
-    digest = hashlib.blake2b(digest_size=10)
-    for part in (" ".join(line), _version(nvcc), torch.__version__, source.read_text(), _headers()):
-        digest.update(part.encode() + b"\0")
-    target = STORE / f"{source.stem}-{arch}-{digest.hexdigest()}.ptx"
+    target = _target(name, arch)
     if not target.exists():
         STORE.mkdir(exist_ok=True)
         (STORE / ".gitignore").write_text("*\n")
         temporary = target.with_suffix(f".{os.getpid()}.tmp")  # another process may compile the same
-        done = subprocess.run([*line, "-o", str(temporary)], capture_output=True, text=True)
+        done = subprocess.run([*_line(name, arch), "-o", str(temporary)], capture_output=True, text=True)
         if done.returncode != 0:
-            raise RuntimeError(f"nvcc failed for {source.name}:\n{done.stdout}{done.stderr}"[:2000])
+            raise RuntimeError(f"nvcc failed for {name}:\n{done.stdout}{done.stderr}"[:2000])
         temporary.replace(target)
     return target.read_text()
 
 
-def ptx_of_all(arch: int = ARCH, sources: Sequence[Path] = SOURCES) -> dict[str, str]:
-    """File name -> PTX, two compilers at a time."""
+def ptx_of_all(arch: int = ARCH) -> dict[str, str]:
+    """File name -> PTX; what is not there yet is compiled two files at a time."""
     _command(), _headers()  # not in the threads
-    with ThreadPoolExecutor(2) as pool:
-        return dict(zip((s.name for s in sources), pool.map(lambda s: ptx_of(s, arch), sources), strict=True))
+    if missing := [name for name in FILES if not _target(name, arch).exists()]:
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(lambda name: ptx_of(name, arch), missing))
+    return {name: ptx_of(name, arch) for name in FILES}
+
+
+def _line(name: str, arch: int) -> list[str]:
+    nvcc, *flags = _command()
+    return [nvcc, *flags, f"-arch=compute_{arch}", "-ptx", "-lineinfo", str(CSRC / "cuda" / name)]
+
+
+@functools.cache
+def _target(name: str, arch: int) -> Path:
+    """Where the PTX is kept."""
+    line = _line(name, arch)
+    digest = hashlib.blake2b(digest_size=10)
+    for part in (" ".join(line), _version(line[0]), torch.__version__, Path(line[-1]).read_text(), _headers()):
+        digest.update(part.encode() + b"\0")
+    return STORE / f"{Path(name).stem}-{arch}-{digest.hexdigest()}.ptx"
 
 
 @functools.cache
