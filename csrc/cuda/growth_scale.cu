@@ -71,7 +71,8 @@ __global__ void __launch_bounds__(2 * kThreads)
     for (auto t = static_cast<uint32_t>(threadIdx.x); t < strata; t += blockDim.x)
       if (ranks[t] != kNotSampled && passes(kth, static_cast<uint64_t>(ranks[t]) << 32, t))
         rank = ranks[t] < rank ? ranks[t] : rank;
-    s.last[threadIdx.x / 32] = __reduce_min_sync(~0u, rank);
+    rank = __reduce_min_sync(~0u, rank);
+    if (threadIdx.x % 32 == 0) s.last[threadIdx.x / 32] = rank;
     __syncthreads();
     for (unsigned w = 0; w < blockDim.x / 32; ++w) rank = s.last[w] < rank ? s.last[w] : rank;
   }

@@ -71,7 +71,8 @@ class StagedWeights {
           mark |= static_cast<uint32_t>(bin);
         }
       }
-      const uint32_t lanes = __ballot_sync(~0u, listed);  // all lanes have read: what is kept may take these places
+      const uint32_t lanes = __ballot_sync(~0u, listed);
+      __syncwarp();  // all lanes have read: what is kept may take these places
       if (listed) {
         const uint32_t at = place<side>(kept + static_cast<uint32_t>(__popc(lanes & ((1u << lane_) - 1))));
         index_[at] = i;

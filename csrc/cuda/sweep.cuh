@@ -55,7 +55,8 @@ __device__ __forceinline__ uint32_t largest_bonus(SweepStorage& s, const UpdateO
     const uint32_t bits = bits_of(load(&options.bonus[N]));
     largest = bits > largest ? bits : largest;
   }
-  s.largest_bonus[threadIdx.x / 32] = __reduce_max_sync(~0u, largest);
+  largest = __reduce_max_sync(~0u, largest);
+  if (threadIdx.x % 32 == 0) s.largest_bonus[threadIdx.x / 32] = largest;
   __syncthreads();
   for (int w = 0; w < kWarps; ++w) largest = s.largest_bonus[w] > largest ? s.largest_bonus[w] : largest;
   return largest;
