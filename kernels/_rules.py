@@ -193,3 +193,10 @@ def sample_position(stratum, n, round):
 def scale_of_rank(rank):
     """float32: the number of that rank; of NaN and 0 it is 2**-126."""
     return tl.where(rank <= 1, 0x00800000, rank - 1).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def signed_key(x):
+    """int64, >= 0: orders like the float32 with its sign, -0.0 as 0.0, NaN before all."""
+    r = rank(x).to(tl.int64)
+    return tl.where(r == 0, 0, 0x7F800001 + tl.where(bits_of(x) < 0, 1 - r, r - 1))

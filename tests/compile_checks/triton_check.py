@@ -83,6 +83,10 @@ def variants(dtypes: Sequence[str] = DTYPES) -> list[Variant]:
             rule: dict[str, Any] = {"lr": 0.1, "momentum": 0.9, "weight_decay": 1e-4}
             ops.count_outside([w], [bits]), ops.count_below([w], [bits], torch.ones(1))
             ops.growth_scale([g], [bits], [1], 3)
+            (
+                ops.global_keep_([other], [w], [m], [bits], [counts], 0, round=3),
+                ops.global_keep_(None, [w], None, [bits], None, 0),
+            )
             take(name)
             ops.masked_sgd_([w], [g], [m], [bits], **rule)
             take(f"{name} momentum")

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from dstee import backends, ops
 from dstee.backends import triton as triton_backend
-from dstee.testing import DTYPES, FAMILIES, Case, assert_same_bits, make_case
+from dstee.testing import DTYPES, FAMILIES, Case, assert_same_bits, make_case, values
 
 CPU = torch.device("cpu")
 pytestmark = pytest.mark.skipif(
@@ -52,3 +53,24 @@ def test_hashed_noise() -> None:
     for n, seed, step in ((0, 5, 2**40), (1, 0, 0), (100, 1, 2), (2100, -(2**63), 10**6)):
         check(lambda n=n, seed=seed, step=step: ops.hashed_noise(n, seed, step))  # type: ignore[misc]
     check(lambda: ops.hashed_noise((50, 60), 7, 8, where=(2**33, 4, 9)))
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3, 5, 6, 10, 18])
+def test_global_keep(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    case = some_case(seed, [0, 7, 500, 2049, 33])
+    case.params[2] = case.params[2].to(torch.float32)  # layers of two dtypes
+    if case.momenta is not None:
+        case.momenta[2] = case.momenta[2].to(torch.float32)
+    scores = [values(FAMILIES[(seed + 1) % 7], p.numel(), rng).view_as(p).to(DTYPES[seed % 3]) for p in case.params]
+    active = int(ops.count_active(case.mask_bits).sum())
+    for given in (None, [s.to(p.dtype) if seed % 2 else s.float() for s, p in zip(scores, case.params, strict=True)]):
+        for total in (0, active // 3, active, torch.tensor([active // 2]), torch.tensor((-1, 2**40)[seed % 2])):
+
+            def keep(given: Any = given, total: Any = total) -> list[list[torch.Tensor]]:
+                run = case.clone()
+                ops.global_keep_(given, run.params, run.momenta, run.mask_bits, run.counts, total, round=5)
+                run.assert_margins()
+                return list(run.lists().values())
+
+            check(keep, f"total {total}, {case.description}")
