@@ -5,7 +5,7 @@
 # make bench  time the kernels against PyTorch's own: figures, tables and an HTML report, about ten minutes
 # make bench-peers  the same with other libraries for sparse training, in an environment of its own (.venv-peers)
 # make sanitize  run the CPU kernels under sanitizers, with every compiler and many flags: about ten minutes a compiler
-# make cuda-check  compile the CUDA kernels with nvcc, without a GPU; fails on warnings and spills
+# make cuda-check  compile the CUDA kernels with nvcc, without a GPU; fails on warnings, spills and more instructions than before
 # make cuda-ptx     execute the compiled CUDA kernels' PTX on the CPU, against the reference and with planted faults
 # make triton-check  compile the Triton kernels for sm_80, sm_90 and gfx942, without a GPU; fails on spills and lost vector loads
 # Each sets up .venv first (pinned dependencies, compiled kernels) where that has not been done.
@@ -42,6 +42,7 @@ sanitize: .venv/ready
 
 cuda-check: .venv/ready
 	$(BIN)/python tests/compile_checks/cuda_check.py
+	$(BIN)/python tests/compile_checks/cuda_counts.py
 
 cuda-ptx: .venv/built
 	$(BIN)/python -m pytest -m cuda_ptx tests/ops

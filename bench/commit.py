@@ -17,9 +17,9 @@ def commit() -> str:
     return os.environ.get(VARIABLE) or _git("rev-parse", "HEAD")
 
 
-def is_dirty() -> bool:
-    """Whether tracked files other than results have changed; False where git says nothing."""
-    return bool(_git("status", "--porcelain", "--untracked-files=no", "--", ":/", *RESULTS))
+def is_dirty(folder: str = "") -> bool:
+    """Whether tracked files (of ``folder``) other than results have changed; False where git says nothing."""
+    return bool(_git("status", "--porcelain", "--untracked-files=no", "--", f":/{folder}", *RESULTS))
 
 
 def _git(*arguments: str) -> str:

@@ -1,7 +1,8 @@
 """What the CUDA kernels execute and move for one weight: counted in their PTX, which :mod:`predict` turns into times.
 
-``cuda_counts.json``: ``how`` and of which ``commit`` it was counted, ``layers`` and ``weights`` of each; one of the ``entries``
-for each op, density and kernel. Figures are those of a weight, but for ``launches``, which is of a call.
+``cuda_counts.json``, written by ``tests/compile_checks/cuda_counts.py --write`` and held by ``make cuda-check``: ``how``, with
+which compiler and of which ``commit`` it was counted, ``layers`` and ``weights`` of each; one of the ``entries`` for each op,
+density and kernel. Figures are those of a weight, but for ``launches``, which is of a call.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 
 from dstee._console import UsageError
 
-__all__ = ["FILE", "Count", "Counts", "read"]
+__all__ = ["FILE", "Count", "Counts", "parse", "read"]
 
 FILE = Path(__file__).with_name("cuda_counts.json")
 
@@ -58,7 +59,11 @@ class Counts:
 
 
 def read(path: Path = FILE) -> Counts:
-    data: dict[str, Any] = json.loads(path.read_text())
+    return parse(json.loads(path.read_text()))
+
+
+def parse(data: dict[str, Any]) -> Counts:
+    """Of the contents of ``cuda_counts.json``."""
     entries = [
         Count(
             e["op"],
@@ -71,4 +76,5 @@ def read(path: Path = FILE) -> Counts:
         )
         for e in data["entries"]
     ]
-    return Counts(data["weights"], data["layers"], f"{data['how']}; commit {data['commit'][:10]}", entries)
+    source = f"PTX of nvcc {data['nvcc']} for sm_{data['arch']}, {data['how']}; commit {data['commit']}"
+    return Counts(data["weights"], data["layers"], source, entries)

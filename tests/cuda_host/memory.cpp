@@ -14,6 +14,9 @@
 namespace cuda_host {
 namespace {
 
+// As on a GPU: the same accesses touch the same sectors each time.
+constexpr std::align_val_t kAlignment{256};
+
 struct Workspace {
   char* memory;
   size_t bytes;
@@ -46,7 +49,7 @@ void set_guards(const Workspace& w) {
   memset(w.memory + w.bytes, kGuardByte, kGuard);
 }
 
-void release(const Workspace& w) { ::operator delete[](w.memory - kGuard, std::align_val_t{16}); }
+void release(const Workspace& w) { ::operator delete[](w.memory - kGuard, kAlignment); }
 
 // Takes the workspace out of the list.
 Workspace take(std::vector<Workspace>& list, size_t i) {
@@ -72,7 +75,7 @@ void* new_workspace(size_t bytes) {
   for (size_t i = kept.size(); w.memory == nullptr && i-- > 0;)
     if (kept[i].bytes == bytes) w = take(kept, i);
   if (w.memory == nullptr) {
-    w.memory = new (std::align_val_t{16}) char[bytes + 2 * kGuard] + kGuard;
+    w.memory = new (kAlignment) char[bytes + 2 * kGuard] + kGuard;
     poison(w.memory, bytes);
   }
   set_guards(w);
