@@ -23,9 +23,9 @@ MODULES = {
     "masked_sgd_": "masked_sgd", "drop_grow_": "drop_grow", "pack_mask": "pack_mask", "unpack_mask": "pack_mask",
     "encode_counts": "counts", "decode_counts": "counts", "count_active": "counts", "count_explored": "counts",
     "count_outside": "count_outside", "count_below": "count_below", "growth_scale": "growth_scale",
-    "hashed_noise_": "hashed_noise", "global_keep_": "global_keep",
+    "hashed_noise_": "hashed_noise", "global_keep_": "global_keep", "key_histogram": "key_histogram",
 }  # fmt: skip
-_COMPUTE = ("masked_sgd_", "drop_grow_", "count_below")
+_COMPUTE = ("masked_sgd_", "drop_grow_", "count_below", "key_histogram")
 DEVICES = ("cuda", "xpu")  # torch calls ROCm cuda
 
 

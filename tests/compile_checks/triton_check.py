@@ -108,6 +108,12 @@ def variants(dtypes: Sequence[str] = DTYPES) -> list[Variant]:
                 random: dict[str, Any] = {"grow_seeds": [1], "where": [(0, 1, 2)], "regrow": False, "found_inf": one}
                 ops.drop_grow_([w], [g], [m], [bits], [counts], [0], bonus=None, **budgets, **random)
                 take(f"{name} random in part, k_grow")
+                byte: dict[str, Any] = {"shift": 8, "prefix": torch.zeros(1, 3, dtype=torch.int64), "round": 3}
+                ops.key_histogram([w], None, [bits], None, growth=False, word=0, **byte)
+                byte |= {"bonus": units, "bonus_scale": scale}
+                ops.key_histogram([w], [g], [bits], [counts], growth=True, word=1, k_drop=one.long().view(1), **byte)
+                ops.key_histogram([w], None, [bits], [counts], growth=True, word=2, grow_seeds=[1], **byte)
+                take(f"{name} bytes")
             ops.drop_grow_(
                 [w], [g], [m], [bits], [counts], torch.zeros(1, dtype=torch.int64), bonus=bonus, round=one.long(),
                 drop_scores=[other], grow_signal=[other], reset_regrown=True, sgd=SGDRule(**slow), found_inf=one,

@@ -11,6 +11,7 @@ import torch
 
 from dstee import backends, ops
 from dstee.backends import triton as triton_backend
+from dstee.encoding import bonus_table
 from dstee.testing import DTYPES, FAMILIES, Case, assert_same_bits, make_case, values
 
 CPU = torch.device("cpu")
@@ -20,11 +21,13 @@ pytestmark = pytest.mark.skipif(
 SIZES = [0, 1, 7, 500, 2049]
 
 
-def check(call: Callable[[], Any], what: str = "") -> None:
+def check(call: Callable[[], Any], what: str = "") -> Any:
+    """What both found."""
     with backends.use_backend("reference"):
         expected = call()
     with backends.use_backend("triton"):
         assert_same_bits(call(), expected, what)
+    return expected
 
 
 def some_case(seed: int, sizes: list[int] = SIZES) -> Case:
@@ -74,3 +77,28 @@ def test_global_keep(seed: int) -> None:
                 return list(run.lists().values())
 
             check(keep, f"total {total}, {case.description}")
+
+
+HISTOGRAMS: list[dict[str, Any]] = [
+    {},
+    {"regrow": False, "bonus": None},
+    {"grow_seeds": [7, -(2**63), 2**40], "where": [(2**33, 9, 2**20), (0, 1, 1), (5, 2**40, 2**41)], "bonus": None},
+    {"bonus_scale": torch.tensor([0.037, 1.0, 1e-6])},
+]
+
+
+@pytest.mark.parametrize("number", range(len(HISTOGRAMS)))
+def test_key_histogram(number: int) -> None:
+    options, family = HISTOGRAMS[number], ("few_valued", "nonfinite", "normal", "few_valued")[number]
+    sizes = [500, 0, 2051]
+    case = make_case(3, sizes, family=family, dtype=DTYPES[len(options) % 3], round=5, odd=True, density=0.3)
+    ranked: dict[str, Any] = {"bonus": case.bonus, "round": 5, "total": [2**50] * 3} | options
+    if "bonus_scale" in options:
+        ranked |= {"bonus": bonus_table(0.1, 1.0, 1000, 5, dtype=torch.float64), "drop_scores": case.grads}
+    for growth, k_drop in ((False, None), (True, [40, 0, 1]), (True, torch.tensor([-1, 5, 2**40]))):
+        prefix = torch.zeros(3, 3, dtype=torch.int64)
+        for word, shift in ((0, 24), (0, 16), (0, 0), (1, 24), (2, 16), (2, 8)):
+            digit = {"growth": growth, "word": word, "shift": shift, "prefix": prefix, "k_drop": k_drop} | ranked
+            given = (case.params, case.grads, case.mask_bits, case.counts)
+            found = check(lambda given=given, digit=digit: ops.key_histogram(*given, **digit), str(digit))  # type: ignore[misc]
+            prefix[:, word] |= found.argmax(1).long() << shift  # into the fullest bin
