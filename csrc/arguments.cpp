@@ -101,12 +101,6 @@ std::vector<Layer> read_update(DeviceType device, const UpdateArguments& a) {
   return layers;
 }
 
-void refuse_missing_options(const UpdateArguments& a) {
-  STD_TORCH_CHECK(a.k_grow.empty() && !a.k_grow_tensor, "dstee: this kernel has no k_grow");
-  STD_TORCH_CHECK(!a.bonus_scale, "dstee: this kernel has no bonus_scale");
-  STD_TORCH_CHECK(a.where.empty(), "dstee: this kernel has no where");
-}
-
 std::vector<Layer> read_histogram(DeviceType device, const HistogramArguments& a) {
   Checks check(device, a.params);
   auto layers = read_layers(check, device, a.params, a.grads, {}, a.mask_bits, a.counts, a.drop_scores, a.grow_signal);

@@ -118,8 +118,6 @@ Tensor growth_scale_entry(const Tensors& signals, const Tensors& mask_bits, cons
 // whose checks (dstee/_checks.py) then find the words for it.
 std::vector<Layer> read_step(DeviceType device, const StepArguments& a);
 std::vector<Layer> read_update(DeviceType device, const UpdateArguments& a);
-// Refuses the options that dstee/backends/native.py lists in NO_OPTION, which direct calls of the op could bring here.
-void refuse_missing_options(const UpdateArguments& a);
 std::vector<Layer> read_histogram(DeviceType device, const HistogramArguments& a);
 std::vector<Layer> read_keep(DeviceType device, const KeepArguments& a);  // the scores are ranked by the drop
 std::vector<Layer> read_scale(DeviceType device, const ScaleArguments& a);

@@ -25,7 +25,8 @@ __global__ void __launch_bounds__(kThreads, 6)
     commit_kernel(const Table table, const UpdateOptions options, LayerState* states, const Pool pool) {
   for_chunks_of_warp(pool, states, [&](const Chunk& chunk, uint32_t lane) {
     LayerState& state = states[chunk.layer];
-    const Weights weights(table.rows[chunk.layer].layer, options, state.gradient, state.seed);
+    const Row& row = table.rows[chunk.layer];
+    const Weights weights(row.layer, row, static_cast<int>(chunk.layer), options, state.gradient, state.seed);
     const int kth_bin = state.grow.kth_bin, undecided_bin = state.grow.undecided_bin();
     for_entries_of_warp(pool.entries + chunk.start, chunk.grow + chunk.drop, lane, [&](uint32_t e, Entry entry) {
       const auto index = static_cast<uint32_t>(entry);

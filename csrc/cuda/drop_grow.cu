@@ -11,6 +11,7 @@
 //
 // No host sync, no waiting between blocks: the last block to finish a layer decides for it. All memory is initialised by the
 // first launch. The selected sets are functions of keys and indices alone, so the result does not depend on grids or schedules.
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <optional>
@@ -52,28 +53,33 @@ struct UpdatePlan {
   double entries = 1024;
 };
 
-UpdatePlan plan_update(const std::vector<Layer>& layers, const std::vector<int64_t>& k, bool k_on_device) {
+UpdatePlan plan_update(const std::vector<Layer>& layers, const UpdateArguments& a) {
   UpdatePlan plan;
+  const std::vector<Place> places = places_of(a.where);
+  const bool on_device = a.k_tensor || a.k_grow_tensor;
   for (size_t i = 0; i < layers.size(); ++i) {
     const int64_t n = layers[i].n;
     plan.rows.push_back(row_of(layers[i], plan.tiles));
+    if (!places.empty()) plan.rows.back().place = places[i];
     STD_TORCH_CHECK(n < (int64_t{1} << 32) - 2 * kTile, "dstee: a layer of 2^32 weights; split it");
     plan.largest = n > plan.largest ? n : plan.largest;
     if (n <= kSmallLayer) continue;
     plan.tiles += tiles_of(n);
     // A k in a tensor is known on the device only: room for one weight in eight.
-    plan.entries += expected_entries(n, k_on_device ? n / 8.0 : static_cast<double>(k[i]));
+    const int64_t k = on_device ? n / 8 : a.k_grow.empty() ? a.k[i] : std::max(a.k[i], a.k_grow[i]);
+    plan.entries += expected_entries(n, static_cast<double>(k));
   }
   return plan;
 }
 
 UpdateOptions options_of(const UpdateArguments& a) {
   UpdateOptions options;
-  options.bonus = a.bonus ? static_cast<const float*>(a.bonus->const_data_ptr()) : nullptr;
-  options.bonus_size = a.bonus ? static_cast<uint32_t>(a.bonus->numel()) : 0;
+  options.bonus = bonus_table_of(a.bonus, a.bonus_scale);
   options.round = static_cast<int32_t>(a.round);
   options.round_pointer = a.round_tensor ? static_cast<const int64_t*>(a.round_tensor->const_data_ptr()) : nullptr;
   options.random = !a.grow_seeds.empty();
+  options.has_places = !a.where.empty();
+  options.uneven = !a.k_grow.empty() || a.k_grow_tensor;
   options.regrow = a.regrow;
   options.reset_regrown = a.reset_regrown;
   options.tight_bounds = test_limits().tight_bounds;
@@ -112,10 +118,17 @@ struct Call {
   cudaStream_t stream;
 };
 
+const int64_t* on_device(const std::optional<Tensor>& numbers) {
+  return numbers ? static_cast<const int64_t*>(numbers->const_data_ptr()) : nullptr;
+}
+
 template <size_t most>
 void launch_sample(const Call& call, int64_t largest) {
   const UpdateArguments& a = call.arguments;
-  const int64_t* k_on_device = a.k_tensor ? static_cast<const int64_t*>(a.k_tensor->const_data_ptr()) : nullptr;
+  const bool uneven = call.sweep.options.uneven;
+  const std::vector<int64_t>& grow = uneven ? a.k_grow : a.k;
+  const int64_t* const k_on_device = on_device(a.k_tensor);
+  const int64_t* const k_grow_on_device = on_device(uneven ? a.k_grow_tensor : a.k_tensor);
   const unsigned threads = largest <= 4096 ? kThreads : 2 * kThreads;
   const size_t keys = call.table.tiles ? sizeof(uint64_t) * kMostSampled : sizeof(uint32_t) * static_cast<size_t>(largest);
   for (size_t first = 0; first < call.layers.size(); first += most) {
@@ -123,12 +136,13 @@ void launch_sample(const Call& call, int64_t largest) {
     PerCallInputs<static_cast<int>(most)> inputs{};
     for (size_t i = 0; i < count; ++i) {
       inputs.gradient[i] = call.layers[first + i].g;
-      if (!k_on_device) inputs.k[i] = a.k[first + i];
+      if (!k_on_device) inputs.drop[i] = static_cast<uint32_t>(a.k[first + i]);
+      if (!k_grow_on_device) inputs.grow[i] = static_cast<uint32_t>(grow[first + i]);
       if (!a.grow_seeds.empty()) inputs.seed[i] = a.grow_seeds[first + i];
     }
     launch<sample_kernel<static_cast<int>(most)>>(static_cast<unsigned>(count), threads, keys, call.stream, call.table, inputs,
-                                                  static_cast<int>(first), k_on_device, call.sweep.options, call.sweep.step,
-                                                  call.sweep.with_step, call.states, call.pool);
+                                                  static_cast<int>(first), k_on_device, k_grow_on_device, call.sweep.options,
+                                                  call.sweep.step, call.sweep.with_step, call.states, call.pool);
   }
 }
 
@@ -141,17 +155,17 @@ void launch_over_lists(const Call& call) {
 }  // namespace
 
 void drop_grow_(const UpdateArguments& a) {
-  refuse_missing_options(a);
   const auto layers = read_update(kDevice, a);
   if (layers.empty()) return;
   check_alignment(layers);
-  for (size_t i = 0; i < a.k.size() && !a.k_tensor; ++i)
-    STD_TORCH_CHECK(a.k[i] >= 0 && a.k[i] <= layers[i].n, "dstee: k is larger than the layer");
+  for (const auto* k : {&a.k, &a.k_grow})
+    for (size_t i = 0; i < k->size(); ++i)
+      STD_TORCH_CHECK((*k)[i] >= 0 && (*k)[i] <= layers[i].n, "dstee: k or k_grow is larger than the layer");
   const DeviceGuard guard(a.params[0]);
   const cudaStream_t stream = guard.stream();
   const SweepArguments sweep{options_of(a), step_of(a.sgd, a.lr, std::nullopt, a.found_inf), !a.sgd.empty()};
 
-  UpdatePlan plan = plan_update(layers, a.k, a.k_tensor.has_value());
+  UpdatePlan plan = plan_update(layers, a);
   const Tensor rows = upload_rows(std::move(plan.rows), a.params[0], stream);
   const Table table{static_cast<const Row*>(rows.const_data_ptr()), static_cast<int>(layers.size()), plan.tiles};
   const Workspace space = make_workspace(plan, layers.size(), a.params[0]);

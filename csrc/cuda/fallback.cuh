@@ -11,10 +11,11 @@
 namespace dstee::cuda {
 
 // One block; each digit of the keys is one scan.
-__device__ __forceinline__ void update_by_scans(SelectStorage& s, const Weights& weights, uint32_t k) {
+__device__ __forceinline__ void update_by_scans(SelectStorage& s, const Weights& weights, const Swaps& swaps) {
   const int64_t n = weights.layer.n;
   const int index_bits = 32 - __clz(static_cast<int>(static_cast<uint32_t>(n - 1)));
-  const Threshold drop = block_select(s, k, false, index_bits, 0, [&](auto visit) {
+  Threshold drop = kPassNone, grow = kPassNone;
+  auto each_active = [&](auto visit) {
     for (int64_t i = threadIdx.x * kGroup; i < n; i += blockDim.x * kGroup) {
       const int count = group_size(n, i);
       const uint32_t active = active_lanes(weights.layer, i, count);
@@ -24,7 +25,8 @@ __device__ __forceinline__ void update_by_scans(SelectStorage& s, const Weights&
       for (int j = 0; j < kGroup; ++j)
         if (active >> j & 1) visit(static_cast<uint32_t>(keys[j] >> 32), [] { return 0u; }, static_cast<uint32_t>(i + j));
     }
-  });
+  };
+  if (swaps.drop > 0) drop = block_select(s, swaps.drop, false, index_bits, 0, each_active);
   auto dropped_lanes = [&](int64_t i, int count, uint32_t active) {
     uint64_t keys[kGroup];
     uint32_t dropped = 0;
@@ -37,7 +39,7 @@ __device__ __forceinline__ void update_by_scans(SelectStorage& s, const Weights&
   auto candidates = [&](int count, uint32_t active, uint32_t dropped) {
     return (~active & ((1u << count) - 1)) | (weights.options.regrow ? dropped : 0);
   };
-  const Threshold grow = block_select(s, k, weights.options.bonus != nullptr, index_bits, 0, [&](auto visit) {
+  auto each_candidate = [&](auto visit) {
     for (int64_t i = threadIdx.x * kGroup; i < n; i += blockDim.x * kGroup) {
       const int count = group_size(n, i);
       const uint32_t active = active_lanes(weights.layer, i, count);
@@ -51,7 +53,9 @@ __device__ __forceinline__ void update_by_scans(SelectStorage& s, const Weights&
               static_cast<uint32_t>(keys[j] >> 32), [&] { return static_cast<uint32_t>(keys[j]); },
               static_cast<uint32_t>(i + j));
     }
-  });
+  };
+  if (swaps.grow > 0)
+    grow = block_select(s, swaps.grow, static_cast<bool>(weights.options.bonus), index_bits, 0, each_candidate);
   for (int64_t i = threadIdx.x * kGroup; i < n; i += blockDim.x * kGroup) {
     const int count = group_size(n, i);
     const uint32_t active = active_lanes(weights.layer, i, count);

@@ -15,6 +15,7 @@
 #include "flat.cuh"
 #include "group.cuh"
 #include "launch.cuh"
+#include "options.cuh"
 #include "table.cuh"
 
 namespace dstee::cuda {
@@ -33,19 +34,12 @@ struct CountedLayers {
 };
 
 struct CountOptions {
-  const void* bonus;  // float32, or with scales float64; or null
-  const float* scale;
-  uint32_t bonus_size;
+  BonusTable bonus;
   int32_t round;
   const int64_t* round_pointer;
   const int64_t* prefix;  // [layers, 3]
   bool random, has_places, growth;
   int word, shift;
-
-  __device__ __forceinline__ float bonus_of(int layer, uint32_t counter) const {
-    return scale ? scaled_bonus(scale[layer], static_cast<const double*>(bonus)[counter])
-                 : static_cast<const float*>(bonus)[counter];
-  }
 };
 
 __global__ void __launch_bounds__(kBytes)
@@ -158,10 +152,12 @@ __global__ void __launch_bounds__(kThreads, 4)
             if (options.random)
               x = static_cast<float>(random24(static_cast<uint32_t>(global), static_cast<uint32_t>(global >> 32), given.seed)) *
                   kRandomUnit;
-            key.first = key.second = rank_of(x);
-            if (options.bonus)
-              key.first = rank_of(score(
-                  x, options.bonus_of(index, counter_of(load(l.counts + i + j), active >> j & 1, round, options.bonus_size))));
+            key.first = rank_of(x);
+            if (options.bonus) {
+              const uint32_t counter = counter_of(load(l.counts + i + j), active >> j & 1, round, options.bonus.size);
+              key.second = key.first;
+              key.first = rank_of(score(x, options.bonus.at(index, counter)));
+            }
           }
           const uint32_t byte = counted_byte(options, options.prefix + 3 * index, key);
           if (byte < kBytes) atomicAdd(&s.histogram[byte], 1u);
@@ -178,9 +174,7 @@ __global__ void __launch_bounds__(kThreads, 4)
 
 CountOptions options_of(const HistogramArguments& a) {
   CountOptions options{};
-  options.bonus = a.bonus ? a.bonus->const_data_ptr() : nullptr;
-  options.scale = a.bonus_scale ? static_cast<const float*>(a.bonus_scale->const_data_ptr()) : nullptr;
-  options.bonus_size = a.bonus ? static_cast<uint32_t>(a.bonus->numel()) : 0;
+  options.bonus = bonus_table_of(a.bonus, a.bonus_scale);
   options.round = static_cast<int32_t>(a.round);
   options.round_pointer = a.round_tensor ? static_cast<const int64_t*>(a.round_tensor->const_data_ptr()) : nullptr;
   options.prefix = static_cast<const int64_t*>(a.prefix.const_data_ptr());

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "options.cuh"
 #include "threshold.cuh"
 
 namespace dstee::cuda {
@@ -27,7 +28,8 @@ struct SideState {
 struct alignas(16) LayerState {
   const void* gradient;
   uint64_t seed;
-  uint32_t k, nnz;
+  Swaps swaps;
+  uint32_t nnz;
   uint32_t tiles_done, chunks, chunks_done;
   uint32_t needs_fallback;  // the sample misled, or a list was full
   uint32_t end_flips[2];    // of mask bits in the words at its start and end that are not the mask's alone

@@ -64,7 +64,7 @@ struct Pool {
 
   // The layer swaps something, and its lists hold all of it so far.
   __device__ __forceinline__ static bool usable(const LayerState& state) {
-    return state.k > 0 && !*static_cast<const volatile uint32_t*>(&state.needs_fallback);
+    return state.swaps.any() && !*static_cast<const volatile uint32_t*>(&state.needs_fallback);
   }
 
   static constexpr unsigned long long kEntries = (1ull << 36) - 1;

@@ -87,13 +87,14 @@ __device__ __forceinline__ void set_list_threshold(SelectStorage& select, Sample
   Threshold threshold = kPassAll;
   if (rank < count) {
     const int bits = 32 - __clz(static_cast<int>(size - 1));
-    threshold = block_select(select, rank, !is_drop && weights.options.bonus != nullptr, bits, rank / 8, [&](auto visit) {
-      for (uint32_t p = threadIdx.x; p < size; p += blockDim.x) {
-        const uint64_t key = keys[p];
-        if ((key & kDropKey) == tag)
-          visit(static_cast<uint32_t>((key & ~kDropKey) >> 32), [&] { return static_cast<uint32_t>(key); }, p);
-      }
-    });
+    threshold =
+        block_select(select, rank, !is_drop && static_cast<bool>(weights.options.bonus), bits, rank / 8, [&](auto visit) {
+          for (uint32_t p = threadIdx.x; p < size; p += blockDim.x) {
+            const uint64_t key = keys[p];
+            if ((key & kDropKey) == tag)
+              visit(static_cast<uint32_t>((key & ~kDropKey) >> 32), [&] { return static_cast<uint32_t>(key); }, p);
+          }
+        });
   } else {
     rank = count;
   }
@@ -116,7 +117,8 @@ __device__ __forceinline__ void set_list_threshold(SelectStorage& select, Sample
 template <int layers>
 struct PerCallInputs {
   const void* gradient[layers];
-  int64_t k[layers], seed[layers];
+  int64_t seed[layers];
+  uint32_t drop[layers], grow[layers];
 };
 
 struct FirstLaunchStorage {
@@ -125,11 +127,18 @@ struct FirstLaunchStorage {
   SampleStorage sample;
 };
 
+// From a tensor, which may hold anything, or from the call.
+__device__ __forceinline__ uint32_t wanted_of(const int64_t* on_device, int layer, uint32_t given, int64_t n) {
+  if (!on_device) return given;
+  const int64_t wanted = on_device[layer];
+  return static_cast<uint32_t>(wanted < 0 ? 0 : wanted < n ? wanted : n);
+}
+
 template <int layers>
 __global__ void __launch_bounds__(2 * kThreads)
     sample_kernel(const Table table, const __grid_constant__ PerCallInputs<layers> inputs, int first,
-                  const int64_t* k_on_device, const UpdateOptions options, const SgdStep step, bool with_step,
-                  LayerState* states, const Pool pool) {
+                  const int64_t* k_on_device, const int64_t* k_grow_on_device, const UpdateOptions options, const SgdStep step,
+                  bool with_step, LayerState* states, const Pool pool) {
   auto& storage = shared<FirstLaunchStorage>();
   const int index = first + static_cast<int>(blockIdx.x);
   const Row& row = table.rows[index];
@@ -138,8 +147,9 @@ __global__ void __launch_bounds__(2 * kThreads)
   if (n == 0) return;
   const void* gradient = inputs.gradient[blockIdx.x];
   const bool skip = value_of(step.found_inf) != 0;
-  const int64_t wanted = k_on_device ? k_on_device[index] : inputs.k[blockIdx.x];
-  const Weights weights(row.layer, options, gradient, static_cast<uint64_t>(inputs.seed[blockIdx.x]));
+  const Swaps wanted{wanted_of(k_on_device, index, inputs.drop[blockIdx.x], n),
+                     wanted_of(k_grow_on_device, index, inputs.grow[blockIdx.x], n)};
+  const Weights weights(row.layer, row, index, options, gradient, static_cast<uint64_t>(inputs.seed[blockIdx.x]));
   const SgdRule rule = rule_on_device(step);
   if (n <= kSmallLayer) {
     if (!skip)
@@ -149,13 +159,13 @@ __global__ void __launch_bounds__(2 * kThreads)
   }
 
   LayerState& state = states[index];
-  const auto k = static_cast<uint32_t>(skip || wanted < 0 ? 0 : wanted < n ? wanted : n);
+  const Swaps swaps = skip ? Swaps{} : wanted;
   for (unsigned b = threadIdx.x; b < kBins; b += blockDim.x)
     for (SideState* side : {&state.drop, &state.grow}) store(&side->histogram[b], 0u);
   if (threadIdx.x == 0) {
     state.gradient = gradient;
     state.seed = weights.seed;
-    state.k = k;
+    state.swaps = swaps;
     state.nnz = state.tiles_done = state.chunks = state.chunks_done = state.needs_fallback = 0;
     state.end_flips[0] = state.end_flips[1] = 0;
     for (SideState* side : {&state.drop, &state.grow}) {
@@ -164,7 +174,7 @@ __global__ void __launch_bounds__(2 * kThreads)
       side->undecided_k = side->undecided_start = side->undecided_count = 0;
     }
   }
-  if (k == 0) return;
+  if (!swaps.any()) return;
   SampleStorage& s = storage.sample;
   for (unsigned b = threadIdx.x; b < kBins; b += blockDim.x) s.picked[0][b] = s.picked[1][b] = kPassNone;
   if (threadIdx.x < 2) s.picked_count[threadIdx.x] = s.count[threadIdx.x] = 0;
@@ -173,8 +183,8 @@ __global__ void __launch_bounds__(2 * kThreads)
   const Sample sample(n, weights.round, static_cast<uint32_t>(index));
   take_sample(s, keys, sample, weights, gradient, with_step, rule);
   __syncthreads();
-  set_list_threshold(storage.select, s, keys, sample, weights, state.drop, true, k);
-  set_list_threshold(storage.select, s, keys, sample, weights, state.grow, false, k);
+  if (swaps.drop > 0) set_list_threshold(storage.select, s, keys, sample, weights, state.drop, true, swaps.drop);
+  if (swaps.grow > 0) set_list_threshold(storage.select, s, keys, sample, weights, state.grow, false, swaps.grow);
   block_sort<2, kBins>(s.picked[0]);
   for (unsigned b = threadIdx.x; b < kBins; b += blockDim.x) {
     store(&state.grow.splitters[b], s.picked[0][b]);

@@ -63,7 +63,7 @@ __device__ __forceinline__ void select_undecided(SelectDropStorage& s, const Poo
   if (weights.options.regrow) {
     __threadfence();
     __syncthreads();
-    select_bin(s.select.scan, pool, state, state.grow, state.k);
+    select_bin(s.select.scan, pool, state, state.grow, state.swaps.grow);
   }
 }
 
@@ -72,7 +72,8 @@ __global__ void __launch_bounds__(kThreads, 4)
   auto& s = shared<SelectDropStorage>();
   for_chunks_of_warp(pool, states, [&](const Chunk& chunk, uint32_t lane) {
     LayerState& state = states[chunk.layer];
-    const Weights weights(table.rows[chunk.layer].layer, options, state.gradient, state.seed);
+    const Row& row = table.rows[chunk.layer];
+    const Weights weights(row.layer, row, static_cast<int>(chunk.layer), options, state.gradient, state.seed);
     const int kth_bin = state.drop.kth_bin, undecided_bin = state.drop.undecided_bin();
     const uint32_t start = chunk.start + chunk.grow;
     for_entries_of_warp(pool.entries + start, chunk.drop, lane, [&](uint32_t e, Entry entry) {
@@ -100,8 +101,11 @@ __global__ void __launch_bounds__(kThreads, 4)
     __syncthreads();
     __threadfence();
     for (uint32_t f = 0; f < s.finished_count; ++f) {
-      LayerState& state = states[s.finished[f]];
-      select_undecided(s, pool, state, Weights(table.rows[s.finished[f]].layer, options, state.gradient, state.seed));
+      const uint32_t index = s.finished[f];
+      const Row& row = table.rows[index];
+      LayerState& state = states[index];
+      const Weights weights(row.layer, row, static_cast<int>(index), options, state.gradient, state.seed);
+      select_undecided(s, pool, state, weights);
     }
     __syncthreads();
   }

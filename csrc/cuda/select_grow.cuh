@@ -22,12 +22,13 @@ namespace dstee::cuda {
 __device__ __forceinline__ void grow_undecided(SelectStorage& s, const Pool& pool, LayerState& state, const Weights& weights) {
   const uint32_t count = state.grow.undecided_count;
   const Undecided* undecided = pool.undecided(state.grow);
-  const Threshold threshold = block_select(s, state.grow.undecided_k, weights.options.bonus != nullptr, 32, 0, [&](auto visit) {
-    for (uint32_t u = threadIdx.x; u < count; u += blockDim.x) {
-      const Undecided entry = load(&undecided[u]);
-      visit(static_cast<uint32_t>(entry.key >> 32), [&] { return static_cast<uint32_t>(entry.key); }, entry.index);
-    }
-  });
+  const Threshold threshold =
+      block_select(s, state.grow.undecided_k, static_cast<bool>(weights.options.bonus), 32, 0, [&](auto visit) {
+        for (uint32_t u = threadIdx.x; u < count; u += blockDim.x) {
+          const Undecided entry = load(&undecided[u]);
+          visit(static_cast<uint32_t>(entry.key >> 32), [&] { return static_cast<uint32_t>(entry.key); }, entry.index);
+        }
+      });
   for (uint32_t u = threadIdx.x; u < count; u += blockDim.x) {
     const Undecided entry = load(&undecided[u]);
     const bool grows = passes(threshold, entry.key, entry.index);
@@ -44,10 +45,10 @@ __global__ void __launch_bounds__(2 * kThreads)
   const Row& row = table.rows[blockIdx.x];
   if (row.layer.n <= kSmallLayer) return;
   LayerState& state = states[blockIdx.x];
-  if (state.k == 0) return;
-  const Weights weights(row.layer, options, state.gradient, state.seed);
+  if (!state.swaps.any()) return;
+  const Weights weights(row.layer, row, static_cast<int>(blockIdx.x), options, state.gradient, state.seed);
   if (state.needs_fallback) {
-    update_by_scans(s, weights, state.k);
+    update_by_scans(s, weights, state.swaps);
     return;
   }
   if (state.grow.undecided_k) grow_undecided(s, pool, state, weights);

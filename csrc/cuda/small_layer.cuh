@@ -22,10 +22,10 @@ struct SmallLayerStorage {
 
 // upper: the upper half of each weight's key, an active one's for the drop, any other's for the growth.
 __device__ __forceinline__ void update_small_layer(SelectStorage& select, SmallLayerStorage& s, uint32_t* upper,
-                                                   const Weights& weights, int64_t wanted, const void* gradient, bool with_step,
-                                                   const SgdRule& rule) {
+                                                   const Weights& weights, const Swaps& wanted, const void* gradient,
+                                                   bool with_step, const SgdRule& rule) {
   const auto n = static_cast<uint32_t>(weights.layer.n);
-  const bool ranked = wanted > 0;
+  const bool ranked = wanted.any();
   if (threadIdx.x == 0) s.nnz = 0;
   __syncthreads();
   for (uint32_t i = threadIdx.x * kGroup; i < n; i += blockDim.x * kGroup) {
@@ -48,14 +48,16 @@ __device__ __forceinline__ void update_small_layer(SelectStorage& select, SmallL
   }
   if (!ranked) return;
   __syncthreads();
-  const auto k = static_cast<uint32_t>(clip_swaps(wanted, s.nnz, n, weights.options.regrow));
-  if (k == 0) return;
+  const Swaps swaps = clipped(wanted, s.nnz, n, weights.options);
+  if (!swaps.any()) return;
 
   const int index_bits = 32 - __clz(static_cast<int>(n - 1));
-  const Threshold drop = block_select(select, k, false, index_bits, 0, [&](auto visit) {
+  Threshold drop = kPassNone, grow = kPassNone;
+  auto each_active = [&](auto visit) {
     for (uint32_t i = threadIdx.x; i < n; i += blockDim.x)
       if (s.active[i / kGroup] >> i % kGroup & 1) visit(upper[i], [] { return 0u; }, i);
-  });
+  };
+  if (swaps.drop > 0) drop = block_select(select, swaps.drop, false, index_bits, 0, each_active);
   for (uint32_t i = threadIdx.x * kGroup; i < n; i += blockDim.x * kGroup) {
     const uint32_t active = s.active[i / kGroup];
     uint32_t dropped = 0;
@@ -73,11 +75,12 @@ __device__ __forceinline__ void update_small_layer(SelectStorage& select, SmallL
     return ((~active | (weights.options.regrow ? dropped : 0)) >> lane & 1) != 0;
   };
   auto lower = [&](uint32_t i) { return static_cast<uint32_t>(weights.grow_key(i, s.active[i / kGroup] >> i % kGroup & 1)); };
-  const bool has_lower = weights.options.bonus != nullptr;
-  const Threshold grow = block_select(select, k, has_lower, index_bits, 0, [&](auto visit) {
+  const bool has_lower = static_cast<bool>(weights.options.bonus);
+  auto each_candidate = [&](auto visit) {
     for (uint32_t i = threadIdx.x; i < n; i += blockDim.x)
       if (is_candidate(i)) visit(upper[i], [&] { return lower(i); }, i);
-  });
+  };
+  if (swaps.grow > 0) grow = block_select(select, swaps.grow, has_lower, index_bits, 0, each_candidate);
   for (uint32_t i = threadIdx.x * kGroup; i < n; i += blockDim.x * kGroup) {
     const int count = group_size(n, i);
     uint32_t grown = 0;

@@ -49,10 +49,10 @@ struct SweepArguments {
 };
 
 // The largest of the bonus table as bits, where NaN and whatever is negative come last.
-__device__ __forceinline__ uint32_t largest_bonus(SweepStorage& s, const UpdateOptions& options) {
+__device__ __forceinline__ uint32_t largest_bonus(SweepStorage& s, const BonusTable& bonus, int layer) {
   uint32_t largest = 0;
-  for (uint32_t N = threadIdx.x; options.bonus && N < options.bonus_size; N += kThreads) {
-    const uint32_t bits = bits_of(load(&options.bonus[N]));
+  for (uint32_t N = threadIdx.x; bonus && N < bonus.size; N += kThreads) {
+    const uint32_t bits = bits_of(bonus.at(layer, N));
     largest = bits > largest ? bits : largest;
   }
   largest = __reduce_max_sync(~0u, largest);
@@ -89,7 +89,7 @@ __device__ __forceinline__ void sweep_span(SweepStorage& s, const Pool& pool, La
   rule.lr = s.lr;
   rule.scaled = false;
   const auto least_grow = static_cast<uint32_t>(s.staged.threshold[kGrow].key >> 32);
-  const uint32_t least = weights.least_signal(least_grow, largest_bonus(s, sweep.options));
+  const uint32_t least = weights.least_signal(least_grow, largest_bonus(s, sweep.options.bonus, weights.index));
   const uint8_t* const bits = l.bits;
   const bool aligned = !sweep.options.random && reinterpret_cast<uintptr_t>(weights.signal) % 16 == 0;
 
@@ -152,7 +152,7 @@ __global__ void __launch_bounds__(kThreads, kSweepBlocks)
       const auto layer_tiles = static_cast<uint32_t>(tiles_of(row.layer.n));
       const uint32_t span =
           layer_tiles - (tile - first_tile) < part_end - tile ? layer_tiles - (tile - first_tile) : part_end - tile;
-      if (state.k == 0 && !sweep.with_step) {
+      if (!state.swaps.any() && !sweep.with_step) {
         tile += span;
         continue;
       }
@@ -172,7 +172,7 @@ __global__ void __launch_bounds__(kThreads, kSweepBlocks)
 
       constexpr auto kWeights = static_cast<uint32_t>(kTile);
       const uint32_t first = (tile - first_tile) * kWeights, length = span * kWeights;
-      const Weights weights(s.layer, sweep.options, s.layer.g, state.seed);
+      const Weights weights(s.layer, row, index, sweep.options, s.layer.g, state.seed);
       sweep_span(s, pool, state, static_cast<uint32_t>(index), weights, sweep, first, n - first < length ? n : first + length);
       const uint32_t grow = s.staged.histogram[kGrow][threadIdx.x], drop = s.staged.histogram[kDrop][threadIdx.x];
       if (drop) atomicAdd(&state.drop.histogram[threadIdx.x], drop);
@@ -180,13 +180,15 @@ __global__ void __launch_bounds__(kThreads, kSweepBlocks)
       if (threadIdx.x == 0) atomicAdd(&state.nnz, s.nnz);
 
       if (is_last_block(&state.tiles_done, span, layer_tiles, s.last)) {
-        const auto k = static_cast<uint32_t>(clip_swaps(state.k, load_volatile(&state.nnz), n, sweep.options.regrow));
+        const Swaps swaps = clipped(state.swaps, load_volatile(&state.nnz), n, sweep.options);
         __syncthreads();
-        if (threadIdx.x == 0) state.k = k;
-        if (k > 0) {
-          select_bin(s.scan, pool, state, state.drop, k);
-          if (!sweep.options.regrow) select_bin(s.scan, pool, state, state.grow, k);
+        if (threadIdx.x == 0) {
+          state.swaps = swaps;
+          // Without a chunk, nobody would complete the layer's.
+          if (swaps.any() && load_volatile(&state.chunks) == 0) atomicOr(&state.needs_fallback, 1u);
         }
+        if (swaps.drop > 0) select_bin(s.scan, pool, state, state.drop, swaps.drop);
+        if (swaps.grow > 0 && !sweep.options.regrow) select_bin(s.scan, pool, state, state.grow, swaps.grow);
       }
       __syncthreads();
       tile += span;

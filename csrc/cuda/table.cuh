@@ -22,6 +22,7 @@ constexpr int kMaxLayers = 448;                   // gradient pointers that fit 
 struct Row {
   Layer layer;         // layer.g is not valid here
   int64_t first_tile;  // tiles of all layers are numbered through
+  Place place;         // in a larger layer, where the call has places
 };
 static_assert(std::has_unique_object_representations_v<Row>, "padding would make equal tables look different");
 
@@ -55,7 +56,7 @@ DSTEE_HD int64_t tiles_of(int64_t n) { return (n + kTile - 1) / kTile; }
 // A layer's row. Gradients stay out of it, or each call would upload a table of its own: a layer that grows by its gradient has
 // a null `grow`.
 inline Row row_of(const Layer& layer, int64_t first_tile) {
-  Row row{layer, first_tile};
+  Row row{layer, first_tile, {}};
   if (layer.grow == layer.g && layer.grow_dtype == layer.dtype) row.layer.grow = nullptr;
   row.layer.g = nullptr;
   return row;

@@ -26,15 +26,21 @@ struct StoredCounts {
 
 struct Weights {
   const Layer& layer;
+  const Place& place;
   const UpdateOptions& options;
+  int index;  // of the layer
   const void* signal;
   Dtype signal_dtype;
   uint64_t seed;
   int32_t round;
 
-  __device__ __forceinline__ Weights(const Layer& layer, const UpdateOptions& options, const void* gradient, uint64_t seed)
+  // layer: row's, or a copy of it.
+  __device__ __forceinline__ Weights(const Layer& layer, const Row& row, int index, const UpdateOptions& options,
+                                     const void* gradient, uint64_t seed)
       : layer(layer),
+        place(row.place),
         options(options),
+        index(index),
         signal(layer.grow ? layer.grow : gradient),
         signal_dtype(layer.grow ? layer.grow_dtype : layer.dtype),
         seed(seed),
@@ -63,7 +69,7 @@ struct Weights {
   __device__ __forceinline__ uint32_t score_rank(float signal_value, int32_t stored, bool active) const {
     const float abs_signal = float_of(bits_of(signal_value) & 0x7FFFFFFFu);
     if (!options.bonus) return rank_of(abs_signal);
-    return rank_of(score(abs_signal, options.bonus[counter_of(stored, active, round, options.bonus_size)]));
+    return rank_of(score(abs_signal, options.bonus.at(index, counter_of(stored, active, round, options.bonus.size))));
   }
   __device__ __forceinline__ uint64_t grow_key_of(uint32_t rank, float signal_value) const {
     return static_cast<uint64_t>(rank) << 32 | (options.bonus ? rank_of(signal_value) : 0);
@@ -164,7 +170,7 @@ struct Weights {
   __device__ __forceinline__ uint32_t lead_bytes() const { return reinterpret_cast<uintptr_t>(layer.bits) & 3; }
   __device__ __forceinline__ uint32_t end_byte() const { return lead_bytes() + static_cast<uint32_t>((layer.n + 7) / 8); }
   __device__ __forceinline__ float random_signal(int64_t i) const {
-    const auto at = static_cast<uint64_t>(i);
+    const auto local = static_cast<uint64_t>(i), at = options.has_places ? global_index(place, local) : local;
     return static_cast<float>(random24(static_cast<uint32_t>(at), static_cast<uint32_t>(at >> 32), seed)) * kRandomUnit;
   }
   __device__ __forceinline__ static float read(const void* p, Dtype dtype, int64_t i) {

@@ -25,12 +25,12 @@ _KEYS = {
 
 NO_KERNEL: dict[str, frozenset[str]] = {
     "cpu": frozenset(),
-    "cuda": frozenset({"count_below", "global_keep_", "growth_scale", "hashed_noise_", "key_histogram"}),
+    "cuda": frozenset(),
 }
 """Ops that csrc/cpu and csrc/cuda have not got: the dispatcher would run the reference in their name."""
 NO_OPTION: dict[str, dict[str, frozenset[str]]] = {
     "cpu": {},
-    "cuda": {"drop_grow_": frozenset({"k_grow", "where", "bonus_scale"})},
+    "cuda": {},
 }
 """Arguments of an op that its kernels there have not got. They refuse them when called directly, too."""
 
