@@ -119,8 +119,9 @@ DSTEE_HD float noise(uint64_t index, const int64_t* seeds) {
 // The sample that growth_scale looks at: of each stratum of a layer's weights the one at a hashed place.
 constexpr int64_t kMostStrata = 8192;
 DSTEE_HD int64_t strata_of(int64_t n) { return n < kMostStrata ? n : kMostStrata; }
-DSTEE_HD int64_t sampled_index(int64_t n, int64_t strata, uint32_t stratum, int32_t round) {
-  const int64_t start = stratum * n / strata, length = (stratum + int64_t{1}) * n / strata - start;
+DSTEE_HD int64_t sampled_index(int64_t n, uint32_t stratum, int32_t round) {
+  if (n <= kMostStrata) return stratum;
+  const int64_t start = stratum * n / kMostStrata, length = (stratum + int64_t{1}) * n / kMostStrata - start;
   const uint64_t hash = mix(mix(stratum) ^ static_cast<uint32_t>(round));
   return start + static_cast<int64_t>(hash * static_cast<uint64_t>(length) >> 32);
 }

@@ -14,7 +14,7 @@ float scale(const Layer& l, int64_t k, int32_t round) {
   const int64_t strata = strata_of(l.n);
   std::array<int64_t, kMostStrata> index;
   std::array<uint32_t, kMostStrata> rank;
-  for (int64_t s = 0; s < strata; ++s) index[s] = sampled_index(l.n, strata, static_cast<uint32_t>(s), round);
+  for (int64_t s = 0; s < strata; ++s) index[s] = sampled_index(l.n, static_cast<uint32_t>(s), round);
   int64_t count = 0;
   for (int64_t s = 0; s < strata; ++s) {
     if (s + kAhead < strata) {  // every one is a miss: let them overlap

@@ -51,7 +51,7 @@ __global__ void __launch_bounds__(2 * kThreads)
   __syncthreads();
   uint32_t mine = 0;
   for (auto t = static_cast<uint32_t>(threadIdx.x); t < strata; t += blockDim.x) {
-    const int64_t i = sampled_index(l.n, strata, t, q);
+    const int64_t i = sampled_index(l.n, t, q);
     const bool candidate = !(gather(&l.bits[i / 8]) >> (i % 8) & 1);
     ranks[t] = candidate ? rank_of(gather_float(inputs.signal[blockIdx.x], l.dtype, i)) : kNotSampled;
     mine += candidate;
