@@ -55,6 +55,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items[:] = [item for item in items if wanted(item)]
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """For many small layers: the reference's sorts of them wait for threads most of the time."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(params=_parameters(thorough=False) + _triton_parameters() + cuda_host.parameters(0) + on_gpu.parameters())
 def backend(request: pytest.FixtureRequest) -> Iterator[Configuration]:
     """The reference, the native kernels with each instruction set of this machine, the interpreted Triton kernels, the CUDA

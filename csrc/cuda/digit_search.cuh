@@ -21,6 +21,11 @@ struct DigitSearch {
   unsigned long long histogram[kBytes];
 };
 
+// What a block has counted.
+struct DigitStorage {
+  uint32_t histogram[kBytes];
+};
+
 struct Digit {
   bool of_place;  // of the key
   int shift;

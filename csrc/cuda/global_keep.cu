@@ -46,10 +46,6 @@ __device__ __forceinline__ uint64_t place_of(const Table& table, const Row& row,
   return static_cast<uint64_t>((table.tiles - row.first_tile) * kTile - 1 - i);
 }
 
-struct DigitStorage {
-  uint32_t histogram[kBytes];
-};
-
 __global__ void __launch_bounds__(kThreads, 4)
     count_scores_kernel(const Table table, const void* const* scores, DigitSearch* search, Digit digit) {
   auto& s = shared<DigitStorage>();

@@ -97,9 +97,16 @@ __device__ __forceinline__ uint32_t active_lanes(const Layer& l, int64_t i, int 
   return load(&l.bits[i / kGroup]) & ((1u << count) - 1);
 }
 
-// Calls body(row index, row, first weight, weights in it) for each group of each tile of this block.
-template <class Body>
-__device__ __forceinline__ void for_groups(const Table& t, Body body) {
+// Element i, from anywhere.
+__device__ __forceinline__ float gather_float(const void* p, Dtype dtype, int64_t i) {
+  if (dtype == kF32) return gather(static_cast<const float*>(p) + i);
+  return dtype == kBF16 ? to_float(gather(static_cast<const bf16*>(p) + i)) : to_float(gather(static_cast<const f16*>(p) + i));
+}
+
+// Calls body(row index, row, first weight, weights in it) for each group of each tile of this block, and in all its threads
+// end_of_tile(row index).
+template <class Body, class End>
+__device__ __forceinline__ void for_tiles(const Table& t, Body body, End end_of_tile) {
   for (int64_t tile = blockIdx.x; tile < t.tiles; tile += gridDim.x) {
     const int index = layer_of_tile(t, tile);
     const Row& row = t.rows[index];
@@ -108,7 +115,12 @@ __device__ __forceinline__ void for_groups(const Table& t, Body body) {
       const int64_t left = row.layer.n - i;
       body(index, row, i, left < kGroup ? static_cast<int>(left) : kGroup);
     }
+    end_of_tile(index);
   }
+}
+template <class Body>
+__device__ __forceinline__ void for_groups(const Table& t, Body body) {
+  for_tiles(t, body, [](int) {});
 }
 
 }  // namespace dstee::cuda

@@ -24,11 +24,6 @@ constexpr uint32_t kNotSampled = ~uint32_t{0};
 constexpr int kStratumBits = 13;
 static_assert(kMostStrata <= 1 << kStratumBits);
 
-__device__ __forceinline__ float gather_float(const void* p, Dtype dtype, int64_t i) {
-  if (dtype == kF32) return gather(static_cast<const float*>(p) + i);
-  return dtype == kBF16 ? to_float(gather(static_cast<const bf16*>(p) + i)) : to_float(gather(static_cast<const f16*>(p) + i));
-}
-
 struct ScaleInputs {
   const void* signal[kScaleLayers];
   int64_t k[kScaleLayers];

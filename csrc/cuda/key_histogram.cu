@@ -54,26 +54,6 @@ __global__ void __launch_bounds__(kBytes)
 // Of a drop search the place: among equal keys smaller indices come first.
 __device__ __forceinline__ uint64_t drop_place(const Row& row, int64_t i) { return static_cast<uint64_t>(row.layer.n - 1 - i); }
 
-struct DigitStorage {
-  uint32_t histogram[kBytes];
-};
-
-// Calls body(index, row, first weight, weights in it) for each group of each tile of this block, and end_of_tile(index) in all
-// its threads.
-template <class Body, class End>
-__device__ __forceinline__ void for_tiles(const Table& table, Body body, End end_of_tile) {
-  for (int64_t tile = blockIdx.x; tile < table.tiles; tile += gridDim.x) {
-    const int index = layer_of_tile(table, tile);
-    const Row& row = table.rows[index];
-    const int64_t first = (tile - row.first_tile) * kTile;
-    for (int64_t i = first + threadIdx.x * kGroup; i < first + kTile && i < row.layer.n; i += blockDim.x * kGroup) {
-      const int64_t left = row.layer.n - i;
-      body(index, row, i, left < kGroup ? static_cast<int>(left) : kGroup);
-    }
-    end_of_tile(index);
-  }
-}
-
 __global__ void __launch_bounds__(kThreads, 4) count_drop_digits_kernel(const Table table, DigitSearch* searches, Digit digit) {
   auto& s = shared<DigitStorage>();
   s.histogram[threadIdx.x] = 0;

@@ -105,7 +105,7 @@ struct Weights {
 
   // One weight.
   __device__ __forceinline__ float signal_at(int64_t i) const {
-    return options.random ? random_signal(i) : read(signal, signal_dtype, i);
+    return options.random ? random_signal(i) : gather_float(signal, signal_dtype, i);
   }
   __device__ __forceinline__ uint32_t score_rank_at(int64_t i, float signal_value, bool active) const {
     return score_rank(signal_value, options.bonus ? gather(layer.counts + i) : 0, active);
@@ -115,12 +115,12 @@ struct Weights {
     return grow_key_of(score_rank_at(i, value, active), value);
   }
   __device__ __forceinline__ uint64_t drop_key_at(int64_t i) const {
-    return wide_drop_key(read(layer.drop, layer.drop_dtype, i));
+    return wide_drop_key(gather_float(layer.drop, layer.drop_dtype, i));
   }
   // The SGD step of an active weight; its new value as it is stored.
   __device__ __forceinline__ float step(int64_t i, const SgdRule& rule) const {
-    float w = read(layer.w, layer.dtype, i), m = rule.has_momentum ? read(layer.m, layer.dtype, i) : 0.0f;
-    sgd(w, read(layer.g, layer.dtype, i), m, rule);
+    float w = gather_float(layer.w, layer.dtype, i), m = rule.has_momentum ? gather_float(layer.m, layer.dtype, i) : 0.0f;
+    sgd(w, gather_float(layer.g, layer.dtype, i), m, rule);
     write(layer.w, i, w);
     if (rule.has_momentum) write(layer.m, i, m);
     return rounded(w, layer.dtype);
@@ -172,11 +172,6 @@ struct Weights {
   __device__ __forceinline__ float random_signal(int64_t i) const {
     const auto local = static_cast<uint64_t>(i), at = options.has_places ? global_index(place, local) : local;
     return static_cast<float>(random24(static_cast<uint32_t>(at), static_cast<uint32_t>(at >> 32), seed)) * kRandomUnit;
-  }
-  __device__ __forceinline__ static float read(const void* p, Dtype dtype, int64_t i) {
-    if (dtype == kF32) return gather(static_cast<const float*>(p) + i);
-    return dtype == kBF16 ? to_float(gather(static_cast<const bf16*>(p) + i))
-                          : to_float(gather(static_cast<const f16*>(p) + i));
   }
   // Element i of a tensor of the layer's dtype.
   __device__ __forceinline__ void write(void* p, int64_t i, float x) const {

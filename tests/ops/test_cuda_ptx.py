@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
-import torch
 from cuda_host import build
 from cuda_host.backend import compare
 from cuda_ptx import backend, compile
@@ -23,6 +22,7 @@ from dstee.testing import Case, make_case
 
 pytestmark = [
     pytest.mark.cuda_ptx,
+    pytest.mark.usefixtures("one_thread"),
     pytest.mark.skipif(bool(backend.why_not()), reason=backend.why_not() or "there is nvcc"),
 ]
 
@@ -117,14 +117,6 @@ def configuration(case: str, seed: int) -> EditedConfiguration:
 
 
 SEEDS = range(4)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def symptom(fault: Fault, text: str) -> tuple[str, str]:

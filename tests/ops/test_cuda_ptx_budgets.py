@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import test_budgets
 import test_shards
-import torch
 from cuda_ptx import backend
 from cuda_ptx.backend import PtxConfiguration
 
 pytestmark = [
     pytest.mark.cuda_ptx,
+    pytest.mark.usefixtures("one_thread"),
     pytest.mark.skipif(bool(backend.why_not()), reason=backend.why_not() or "there is nvcc"),
 ]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("start", range(0, 126, 42))

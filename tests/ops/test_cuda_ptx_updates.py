@@ -3,7 +3,6 @@ missed bounds, short lists, and large layers that many blocks resolve together."
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -18,6 +17,7 @@ from dstee.testing import make_case
 
 pytestmark = [
     pytest.mark.cuda_ptx,
+    pytest.mark.usefixtures("one_thread"),
     pytest.mark.skipif(bool(backend.why_not()), reason=backend.why_not() or "there is nvcc"),
 ]
 
@@ -28,14 +28,6 @@ LARGE: list[dict[str, Any]] = [
     dict(sizes=[16_385, 300_001, 20_000], family="absorbed"),
     dict(sizes=[320_009], family="structured", regrow=False),
 ]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("number", range(64))

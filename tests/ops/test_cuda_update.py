@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 from types import ModuleType
 from typing import Any
@@ -22,6 +21,7 @@ from dstee.schedule import CosineDrop
 from dstee.testing import DTYPES, FAMILIES, Case, assert_same_bits, make_case, place, values
 
 pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
     pytest.mark.skipif(bool(build.why_not()), reason=build.why_not() or "there is a compiler"),
 ]
 
@@ -37,15 +37,6 @@ FUSED = ("no", "yes", "no momentum", "first step")
 @functools.cache
 def module() -> ModuleType:
     return build.load(build.PLAIN)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """The reference's sorts of small layers wait for threads most of the time."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def fell_back(n: int) -> bool:
