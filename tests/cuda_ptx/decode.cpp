@@ -36,8 +36,8 @@ void take_caching(Instruction& x, Words& words) {
   words.one_of({"L2::64B", "L2::128B", "L2::256B"});
 }
 
-void load(Instruction& x, Text& t) {
-  x.kind = Kind::kLoad;
+// What loads and stores have in common: all but their operands.
+void take_access(Instruction& x, Text& t) {
   take_order(x, t.words);
   take_space(x, t.words);
   take_caching(x, t.words);
@@ -46,6 +46,11 @@ void load(Instruction& x, Text& t) {
   x.type = t.words.type();
   t.words.end();
   t.expect(2, 2);
+}
+
+void load(Instruction& x, Text& t) {
+  x.kind = Kind::kLoad;
+  take_access(x, t);
   const std::vector<std::string> into = vector_of(t.operands[0]);
   if (into.size() != x.vector || bytes_of(x.type) * x.vector > 16) throw LoadError("a vector of another size");
   for (size_t i = 0; i < into.size(); ++i) {
@@ -58,14 +63,7 @@ void load(Instruction& x, Text& t) {
 
 void store(Instruction& x, Text& t) {
   x.kind = Kind::kStore;
-  take_order(x, t.words);
-  take_space(x, t.words);
-  take_caching(x, t.words);
-  const int vector = t.words.one_of({"v2", "v4"});
-  x.vector = static_cast<uint8_t>(vector < 0 ? 1 : 2 << vector);
-  x.type = t.words.type();
-  t.words.end();
-  t.expect(2, 2);
+  take_access(x, t);
   if (x.space == Space::kParam) throw LoadError("a store to a parameter");
   x.in[0] = t.symbols.address(t.operands[0], x.space, &x.offset);
   const std::vector<std::string> from = vector_of(t.operands[1]);
