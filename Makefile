@@ -6,7 +6,8 @@
 # make bench-peers  the same with other libraries for sparse training, in an environment of its own (.venv-peers)
 # make sanitize  run the CPU kernels under sanitizers, with every compiler and many flags: about ten minutes a compiler
 # make cuda-check  compile the CUDA kernels with nvcc, without a GPU; fails on warnings, spills and more instructions than before
-# make cuda-ptx     execute the compiled CUDA kernels' PTX on the CPU, against the reference and with planted faults
+# make cuda-ptx     execute the compiled CUDA kernels' PTX on the CPU, against the reference and with planted faults;
+#               make cuda-ptx-full runs all cases, for sm_80 and sm_90
 # make triton-check  compile the Triton kernels for sm_80, sm_90 and gfx942, without a GPU; fails on spills and lost vector loads
 # Each sets up .venv first (pinned dependencies, compiled kernels) where that has not been done.
 #
@@ -18,7 +19,7 @@ BIN := .venv/bin
 OUT ?= bench/results
 SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh') setup.py pyproject.toml
 
-.PHONY: demo test test-slow check sanitize cuda-check cuda-ptx triton-check bench bench-peers gpu format clean
+.PHONY: demo test test-slow check sanitize cuda-check cuda-ptx cuda-ptx-full triton-check bench bench-peers gpu format clean
 
 demo: .venv/built
 	$(BIN)/dstee train --data digits --compare --out runs/demo --overwrite
@@ -27,7 +28,7 @@ test: .venv/built
 	$(BIN)/python -m pytest
 
 test-slow: .venv/built
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m "slow and not cuda_ptx"
 
 check: .venv/built
 	$(BIN)/ruff check .
@@ -45,6 +46,9 @@ cuda-check: .venv/ready
 	$(BIN)/python tests/compile_checks/cuda_counts.py
 
 cuda-ptx: .venv/built
+	$(BIN)/python -m pytest -m "cuda_ptx and not slow" tests/ops
+
+cuda-ptx-full: .venv/built
 	$(BIN)/python -m pytest -m cuda_ptx tests/ops
 
 triton-check: .venv/ready

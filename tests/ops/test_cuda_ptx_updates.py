@@ -10,7 +10,8 @@ import torch
 from cuda_host.backend import compare
 from cuda_ptx import backend
 from cuda_ptx.backend import PtxConfiguration
-from test_cuda_update import spread
+from support import random_cases
+from test_cuda_update import NUMBERS, spread
 
 from dstee import ops
 from dstee.testing import make_case
@@ -33,6 +34,18 @@ LARGE: list[dict[str, Any]] = [
 @pytest.mark.parametrize("number", range(64))
 def test_compiled_updates_equal_the_reference(number: int) -> None:
     compare(spread(number), PtxConfiguration(seed=number, processors=number % 4, **LIMITS[number % len(LIMITS)]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", [80, 90])
+@pytest.mark.parametrize("lockstep", [False, True])
+@pytest.mark.parametrize("start", range(0, len(NUMBERS), 11))
+def test_all_cases_of_the_host_tests(start: int, lockstep: bool, arch: int) -> None:
+    """Those around the limit of small layers, and mixed ones of several tiles, for both architectures."""
+    for number in NUMBERS[start : start + 11]:
+        configuration = PtxConfiguration(seed=300 + number, lockstep=lockstep, arch=arch, processors=number % 5)
+        compare(spread(number), configuration)
+        compare(random_cases.update(31 * number), configuration)
 
 
 @pytest.mark.parametrize("number", range(len(LARGE)))
