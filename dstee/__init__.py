@@ -17,6 +17,7 @@ from dstee.schedule import CosineDrop as CosineDrop
 from dstee.schedule import LinearDrop as LinearDrop
 from dstee.schedule import UpdateSchedule as UpdateSchedule
 from dstee.score_masks import masks_from_scores as masks_from_scores
+from dstee.soft_sparsification import SoftThreshold as SoftThreshold
 from dstee.sparse_model import SparseModel as SparseModel
 from dstee.sparsification import sparsify as sparsify
 
@@ -29,6 +30,7 @@ __all__ = [
     "LinearDrop",
     "RigL",
     "SGDRule",
+    "SoftThreshold",
     "SparseModel",
     "SparseSGD",
     "Static",
