@@ -10,14 +10,17 @@ import torch
 from torch import Tensor
 
 from dstee import ops
+from dstee.layer_batch import count_active
 from dstee.sparse_layer import is_binary, like, pack_like, unpack_like
 from dstee.sparse_model import SparseModel
 
 __all__ = [
     "check_counters",
     "check_mask",
+    "count_kept",
     "drop_grow",
     "keep_largest",
+    "keep_largest_",
     "swap_",
     "to_masks",
 ]
@@ -58,11 +61,44 @@ def keep_largest(scores: Tensor, k: int) -> Tensor:
     return above | (tied & (tied.cumsum(0) <= k - above.sum()))
 
 
+@torch.no_grad()
+def keep_largest_(
+    params: Sequence[Tensor],
+    mask_bits: Sequence[Tensor],
+    total: int,
+    *,
+    counts: Sequence[Tensor] | None = None,
+    round: int = 0,
+) -> None:
+    """:func:`dstee.ops.global_keep_` by abs(w) for layers on any devices: all are compared on the first one's.
+
+    What is dropped becomes 0; momenta are the caller's.
+    """
+    device = params[0].device
+    here = [[t.detach().to(device) for t in tensors] for tensors in (params, mask_bits, counts or ())]
+    ops.global_keep_(None, here[0], None, here[1], here[2] or None, total, round=round)
+    for tensors, moved in zip((params, mask_bits, counts or ()), here, strict=True):
+        for t, new in zip(tensors, moved, strict=True):
+            if t.device != device:
+                t.detach().copy_(new)
+
+
+@torch.no_grad()
+def count_kept(scores: Sequence[Tensor], mask_bits: Sequence[Tensor], total: int) -> list[int]:
+    """How many active weights of each layer are among the ``total`` largest abs(score) of all layers; nothing changes."""
+    device = scores[0].device
+    values = [s.detach().to(device).abs() for s in scores]
+    bits = [b.to(device, copy=True) for b in mask_bits]
+    ops.global_keep_(values, [torch.zeros_like(v) for v in values], None, bits, None, total)
+    return count_active(bits)
+
+
 def drop_grow(
     params: Sequence[Tensor],
     mask_bits: Sequence[Tensor],
     k: Sequence[int] | Tensor,
     *,
+    k_grow: Sequence[int] | None = None,
     grads: Sequence[Tensor] | None = None,
     momenta: Sequence[Tensor | None] | None = None,
     counts: Sequence[Tensor] | None = None,
@@ -95,6 +131,7 @@ def drop_grow(
             [mask_bits[i] for i in indices],
             None if counts is None else [counts[i] for i in indices],
             k[indices].to(device) if isinstance(k, Tensor) else [k[i] for i in indices],
+            k_grow=None if k_grow is None else [k_grow[i] for i in indices],
             bonus=None if bonus is None else bonus.to(device, non_blocking=True),
             round=round,
             drop_scores=signal(drop_scores),

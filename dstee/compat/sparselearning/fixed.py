@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dstee import sparsity_distribution as distributions
-from dstee.compat.plain_masks import drop_grow, keep_largest
+from dstee.compat.plain_masks import drop_grow, keep_largest, keep_largest_
 from dstee.compat.sparselearning.masked_model import MaskedModel
 from dstee.compat.sparselearning.modes import Rule, check_gradients, update_arguments
 from dstee.distributed.ranks import shared_seed
@@ -51,9 +51,16 @@ class Fixed:
         """The ``k`` largest of 1-D ``scores``."""
         return keep_largest(scores, k)
 
-    def keep(self, scores: Tensor, active: Tensor, k: int) -> Tensor:
-        """What a pruning over all layers leaves: the ``k`` largest of the active ``scores``."""
-        return keep_largest(torch.where(active, scores, -1.0), k) & active
+    def prune(self, model: MaskedModel, k: int) -> None:
+        """Leaves the ``k`` largest active weights of all layers."""
+        layers = model.masks.layers()
+        counts = [layer.counts for layer in layers if layer.counts is not None] or None
+        total = min(k, sum(layer.nnz for layer in layers))
+        keep_largest_(
+            [layer.param for layer in layers], [layer.mask_bits for layer in layers], total, counts=counts, round=model.round
+        )
+        model.masks.replaced()
+        model.masks.recount()
 
     def baseline_nonzero(self, mode: str, sizes: Sequence[int], density: float, nnz: int, before: float | None) -> float | None:
         """The attribute after drawing the masks, of ``nnz`` weights in all."""

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import argparse
 import warnings
-from collections.abc import Sized
+from collections.abc import Mapping, Sized
 
 import torch
 from torch import Tensor, nn
 
 from dstee.compat.sparselearning.decay import Decay
+from dstee.compat.sparselearning.initial_masks import MODES
 from dstee.compat.sparselearning.masking import Masking
+from dstee.compat.sparselearning.pruned_masks import PRUNING_MODES, check_gradients_given, prune_once
 
 __all__ = ["GraNetMasking"]
 
+UNITS = ("uniform_structured", "prune_structured", "prune_and_grow_structured")
 METHODS = ("GraNet", "GraNet_uniform", "DST", "GMP", "GMP_uniform")
 
 
@@ -74,6 +77,7 @@ class GraNetMasking(Masking):
             args, exact=exact, c=c, eps=eps, seed=seed,
         )  # fmt: skip
         self.train_loader = self.loader = train_loader
+        self._gradients: Mapping[str, Tensor] | None = None
 
     @property
     def prune_rate(self) -> float:
@@ -94,20 +98,69 @@ class GraNetMasking(Masking):
         """GraNet's name for ``num_remove``."""
         return self.num_remove
 
-    def add_module(self, module: nn.Module, sparse_init: str | None = None, grad_dic: object = None) -> None:  # type: ignore[override]
-        """Masks the 2-D and 4-D weights of ``module`` at ``args.init_density``; without the first layer if ``args.rm_first``.
+    def add_module(  # type: ignore[override]
+        self, module: nn.Module, sparse_init: str | None = None, grad_dic: Mapping[str, Tensor] | None = None
+    ) -> None:
+        """Masks the 2-D and 4-D weights of ``module``; without the first layer if ``args.rm_first``.
 
-        ``args.sparse_init`` decides, as in the original; ``sparse_init`` may only repeat it.
+        ``args.sparse_init`` decides, as in the original; ``sparse_init`` may only repeat it. "ERK" and "uniform" draw masks at
+        ``args.init_density`` (method "GMP" starts dense whatever it says). The others take a trained network and prune
+        ``args.pruning_rate`` of its weights by magnitude: "prune_uniform" in each layer, "prune_global" over all;
+        "prune_and_grow_uniform" and "prune_and_grow_global" then grow as many in each layer, where the gradient is largest.
+
+        Args:
+            grad_dic: a gradient of the loss by parameter name, for "prune_and_grow_*".
+
+        Raises:
+            ValueError: an initialisation is not supported, or lacks what it reads.
         """
-        if sparse_init not in (None, self.args.sparse_init):
-            raise ValueError(
-                f"sparse_init={sparse_init!r} contradicts args.sparse_init={self.args.sparse_init!r}, which decides"
-            )
-        if grad_dic is not None:
-            raise ValueError("grad_dic is not supported: only the prune_and_grow initialisations, which are not here, read it")
+        mode = self.args.sparse_init
+        if sparse_init not in (None, mode):
+            raise ValueError(f"sparse_init={sparse_init!r} contradicts args.sparse_init={mode!r}, which decides")
         first = ("conv.weight", "feature.0.weight") if getattr(self.args, "rm_first", False) else ()
-        self._register(module, lambda name, p: p.dim() in (2, 4) and not any(part in name for part in first))
-        self.init(mode=self.args.sparse_init, density=self.args.init_density)
+
+        def is_kept(name: str, p: Tensor) -> bool:
+            return p.dim() in (2, 4) and not any(part in name for part in first)
+
+        dense = self.args.method == "GMP"
+        if not dense:
+            self._check_init(mode)
+            taken = {**self.params(), **{name: module.get_parameter(name) for name in self._names(module, is_kept)}}
+            check_gradients_given(mode, taken, grad_dic)
+        self._register(module, is_kept)
+        self._gradients = grad_dic
+        try:
+            self.init(mode="GMP" if dense else mode, density=self.args.init_density)
+        finally:
+            self._gradients = None
+
+    def _check_init(self, mode: str) -> None:
+        if mode in UNITS:
+            raise ValueError(
+                f"sparse_init {mode!r} is not supported: it prunes whole units, and later updates would fill them with single "
+                f"weights again; choose from {', '.join((*MODES, *PRUNING_MODES))}"
+            )
+        if mode not in (*MODES, *PRUNING_MODES):
+            raise ValueError(
+                f"sparse_init {mode!r} is not supported, choose from {', '.join((*MODES, *PRUNING_MODES))}; for masks of your "
+                "own (SNIP's, say) assign mask.masks = dstee.masks_from_scores(scores, total=k) after add_module"
+            )
+        if mode in PRUNING_MODES and self.exact == "legacy":
+            raise ValueError(
+                f"sparse_init {mode!r} with exact='legacy' is not supported: the original's choice among equal weights depends "
+                "on torch.sort; use exact='fixed', which prunes the same numbers and decides ties by the lowest index"
+            )
+        if mode in PRUNING_MODES and not hasattr(self.args, "pruning_rate"):
+            raise AttributeError(f"args has no attribute 'pruning_rate', which sparse_init {mode!r} reads")
+
+    def _draw(self, mode: str, density: float, power: float) -> dict[str, Tensor]:
+        if mode not in PRUNING_MODES:
+            return super()._draw(mode, density, power)
+        params = self.params()
+        self._check_init(mode)
+        check_gradients_given(mode, params, self._gradients)
+        momenta = [self.momentum_of(p) for p in params.values()]
+        return prune_once(mode, params, float(self.args.pruning_rate), self._gradients, momenta)
 
     def _steps_per_epoch(self) -> int:
         assert self.train_loader is not None  # which "DST" alone allows
@@ -147,15 +200,8 @@ class GraNetMasking(Masking):
         density = self.target_density(step)
         if density is None:
             return
-        params = self.params()
-        device = next(iter(params.values())).device
-        scores = torch.cat([p.detach().abs().float().flatten().to(device) for p in params.values()])
-        k = max(int(scores.numel() * density), 1)
-        active = torch.cat([self._masks.bools(name).flatten().to(device) for name in params])
-        kept = self._variant.keep(scores, active, k)
-        for (name, p), part in zip(params.items(), kept.split([p.numel() for p in params.values()]), strict=True):
-            self._masks.set_bits(name, part.view(p.shape))
-        self._masks.recount()
+        k = max(int(sum(p.numel() for p in self.params().values()) * density), 1)
+        self._variant.prune(self, k)
         self.apply_mask()
 
     @torch.no_grad()

@@ -45,9 +45,15 @@ class Legacy(Fixed):
         """Quirk: ties with the smallest are all kept."""
         return scores >= torch.topk(scores, k).values[-1]
 
-    def keep(self, scores: Tensor, active: Tensor, k: int) -> Tensor:
+    def prune(self, model: MaskedModel, k: int) -> None:
         """Quirk: strictly above a threshold that is itself a weight, so one weight fewer; inactive weights compete."""
-        return scores > torch.topk(scores, k).values[-1]
+        params = model.params()
+        device = next(iter(params.values())).device
+        scores = {name: p.detach().abs().float().to(device) for name, p in params.items()}
+        threshold = torch.topk(torch.cat([s.flatten() for s in scores.values()]), k).values[-1]
+        for name, score in scores.items():
+            model.masks.set_bits(name, score > threshold)
+        model.masks.recount()
 
     def baseline_nonzero(self, mode: str, sizes: Sequence[int], density: float, nnz: int, before: float | None) -> float | None:
         if mode == "uniform":

@@ -101,7 +101,7 @@ class Masking(MaskedModel):
         if redistribution not in ("none", "momentum") or ratio != 1.0:
             warnings.warn(
                 f"redistribution_mode={redistribution!r} and growth_death_ratio={ratio} have no effect, as in the original: "
-                "every layer grows as many weights as it drops",
+                "every layer grows as many weights as it drops; SNFSMasking moves weights between layers",
                 stacklevel=3,
             )
 
@@ -117,22 +117,20 @@ class Masking(MaskedModel):
         self.init(mode=sparse_init, density=density)
 
     def _register(self, module: nn.Module, keep: Callable[[str, Tensor], bool] | None = None) -> None:
+        self._add(module, self._names(module, keep))
+
+    def _names(self, module: nn.Module, keep: Callable[[str, Tensor], bool] | None = None) -> list[str]:
+        """The weights of a module that get masks."""
         skipped = {id(p) for m in module.modules() if isinstance(m, self._variant.skipped) for p in m.parameters(recurse=False)}
         found = [(name, p) for name, p in module.named_parameters() if id(p) not in skipped]
-        found = [(name, p) for name, p in found if self._variant.is_masked(name, p) and (keep is None or keep(name, p))]
-        self._add(module, [name for name, _ in found])
+        return [name for name, p in found if self._variant.is_masked(name, p) and (keep is None or keep(name, p))]
 
     @torch.no_grad()
     def init(self, mode: str = "ERK", density: float = 0.05, erk_power_scale: float = 1.0) -> None:
         """Draws the masks: "ERK", "uniform", "GMP" (dense) or "lottery_ticket" (the largest weights of all layers)."""
         params = self.params()
         self.seed = self._variant.seed(self.seed, next(iter(params.values())).device)
-        shapes = {name: p.shape for name, p in params.items()}
-        masks = draw(
-            mode, params, density,
-            lambda: self._variant.random_masks(mode, shapes, density, erk_power_scale, self.seed or 0),
-            self._variant.lottery_ticket,
-        )  # fmt: skip
+        masks = self._draw(mode, density, erk_power_scale)
         self.density = density
         for name, mask in masks.items():
             self._masks.set_bits(name, mask)
@@ -149,6 +147,16 @@ class Masking(MaskedModel):
         self._fired.replaced()
         self._fired.dtype = torch.float32
         self.apply_mask()
+
+    def _draw(self, mode: str, density: float, power: float) -> dict[str, Tensor]:
+        """Initial masks by name; weights are masked afterwards."""
+        params = self.params()
+        shapes = {name: p.shape for name, p in params.items()}
+        return draw(
+            mode, params, density,
+            lambda: self._variant.random_masks(mode, shapes, density, power, self.seed or 0),
+            self._variant.lottery_ticket,
+        )  # fmt: skip
 
     # --- steps -----------------------------------------------------------------------------------------------------------
 
