@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable
 from typing import Protocol
 
-__all__ = ["CosineDecay", "Decay", "LinearDecay", "add_sparse_args", "next_rate"]
+__all__ = ["CosineDecay", "Decay", "LinearDecay", "SNFSLinearDecay", "add_sparse_args", "next_rate"]
 
 
 class Decay(Protocol):
@@ -48,6 +48,8 @@ class LinearDecay:
     """
 
     def __init__(self, death_rate: float, factor: float = 0.99, frequency: int = 600) -> None:
+        if not 0 <= factor <= 1:
+            raise ValueError(f"factor must be in [0, 1], got {factor}: SNFS's LinearDecay(rate, T_max) is SNFSLinearDecay here")
         self.death_rate, self.factor, self.frequency = death_rate, factor, frequency
         self.steps = 0
 
@@ -61,6 +63,23 @@ class LinearDecay:
         if death_rate is None:
             return self.death_rate
         return death_rate * self.factor if self.steps > 0 and self.steps % self.frequency == 0 else death_rate
+
+
+class SNFSLinearDecay:
+    """SNFS's ``LinearDecay``: from ``prune_rate`` to 0 over ``T_max`` steps; after them 0, where the original goes below."""
+
+    def __init__(self, prune_rate: float, T_max: int) -> None:
+        if not T_max > 0:
+            raise ValueError(f"T_max must be a number of steps > 0, got {T_max}")
+        self.prune_rate, self.T_max = float(prune_rate), T_max
+        self.steps = 0
+
+    def step(self) -> None:
+        self.steps += 1
+
+    def get_dr(self, prune_rate: float | None = None) -> float:
+        """The rate now; the argument, which SNFS passes, is not used there either."""
+        return self.prune_rate * max(self.T_max - self.steps, 0) / self.T_max
 
 
 def next_rate(decay: Decay, rate: float) -> float:

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from dstee.compat.libraries import Patch
 from dstee.compat.plain_masks import swap_
 from dstee.compat.sparselearning.modes import DEATH_MODES, GROWTH_MODES, Rule, check_gradients, update_arguments
-from dstee.layer_batch import count_nonzero
-from dstee.sparse_layer import like
+from dstee.compat.sparselearning.redistribution import SNFSRule, check_modes, update
+from dstee.layer_batch import count_active, count_nonzero
+from dstee.sparse_layer import like, pack_like, unpack_like
 from dstee.sparsity_distribution import seed64
 
 __all__ = ["ENTRY"]
@@ -27,6 +28,11 @@ class _Original(Protocol):
     fired_masks: dict[str, Tensor]
     name2nonzeros: dict[str, int]
     name2zeros: dict[str, int]
+    name2removed: dict[str, int]  # these five where layers trade weights
+    name2variance: dict[str, float]
+    name2prune_rate: dict[str, float]
+    total_removed: int
+    total_nonzero: int
 
 
 def _recognizes(obj: object) -> bool:
@@ -49,10 +55,46 @@ def _rule(masking: object) -> Rule:
         raise ValueError(f"death mode {death!r} is not supported by patch, only {', '.join(DEATH_MODES)}")
     if growth not in GROWTH_MODES or growth == "dst_ee":
         raise ValueError(f"growth mode {growth!r} is not supported by patch, only {', '.join(GROWTH_MODES[:-1])}")
-    redistribution = getattr(masking, "redistribution_mode", "none")
-    if hasattr(masking, "redistribution_func") and redistribution != "none":
-        raise ValueError(f"redistribution {redistribution!r} between layers is not supported by patch")
     return Rule(death, growth, float(_first(masking, "death_rate", "prune_rate")), float(getattr(masking, "threshold", 0.001)))
+
+
+def _redistributes(masking: object) -> bool:
+    """Whether layers trade weights: in SNFS always ("none" goes by their sizes), in ITOP for ImageNet unless "none"."""
+    if not hasattr(masking, "calc_growth_redistribution") or hasattr(getattr(masking, "args", None), "final_density"):
+        return False
+    itop = hasattr(masking, "fired_masks")
+    mode = getattr(masking, "redistribution_mode", "none")
+    if not hasattr(masking, "redistribution_func") and not itop:
+        raise ValueError(
+            "this version of SNFS decays a death rate for each layer (name2death_rate) and is not supported by patch: take its "
+            "last version, which has prune_rate and redistribution_func, or dstee.compat.sparselearning.SNFSMasking"
+        )
+    return hasattr(masking, "redistribution_func") and (mode != "none" or not itop)
+
+
+def _snfs_rule(masking: object) -> SNFSRule:
+    prune, growth, redistribution = (_first(masking, name) for name in ("prune_mode", "growth_mode", "redistribution_mode"))
+    check_modes(prune, growth, redistribution)
+    if getattr(masking, "name_to_32bit", None):
+        raise ValueError(
+            "the optimizer keeps 32-bit copies of the weights (apex's FP16_Optimizer), which patch would not mask: "
+            "use torch.autocast, or call unpatched"
+        )
+    threshold = _first(masking, "prune_threshold") if prune == "threshold" else 0.001
+    return SNFSRule(prune, growth, redistribution, float(_first(masking, "prune_rate", "death_rate")), float(threshold))
+
+
+def _trade(masking: _Original, params: Mapping[str, nn.Parameter], seed: Callable[[str], int]) -> None:
+    """One update in which layers trade weights; the total that is active stays exactly as it is."""
+    bits = [pack_like(masking.masks[name], p) for name, p in params.items()]
+    nnz = count_active(bits)
+    numbers = update(_snfs_rule(masking), params, bits, nnz, masking.optimizer, seed)
+    for i, (name, p) in enumerate(params.items()):
+        masking.masks[name].copy_(unpack_like(bits[i], p))
+        masking.name2nonzeros[name], masking.name2zeros[name] = nnz[i], p.numel() - nnz[i]
+        masking.name2removed[name], masking.name2variance[name] = numbers.drop[i], numbers.shares[i]
+        masking.name2prune_rate[name] = numbers.rates[i]
+    masking.total_removed, masking.total_nonzero = sum(numbers.drop), sum(nnz)
 
 
 def _masked(masking: _Original) -> dict[str, nn.Parameter]:
@@ -66,12 +108,12 @@ def _momentum(masking: _Original, p: Tensor) -> Tensor | None:
 def _methods(masking: _Original) -> Mapping[str, Callable[..., Any]]:
     if not masking.masks:
         raise ValueError("the Masking has no masks yet: call its add_module first")
-    _rule(masking)
+    _snfs_rule(masking) if _redistributes(masking) else _rule(masking)
     round, seed = 0, int(torch.randint(0, 2**62, (1,)))
 
     @torch.no_grad()
     def apply_mask(self: _Original) -> None:
-        momenta = _rule(self).growth != "momentum"
+        momenta = not _redistributes(self) and _rule(self).growth != "momentum"
         for name, p in _masked(self).items():
             p.mul_(self.masks[name])
             buffer = _momentum(self, p)
@@ -81,7 +123,12 @@ def _methods(masking: _Original) -> Mapping[str, Callable[..., Any]]:
     @torch.no_grad()
     def truncate_weights(self: _Original, *args: object) -> None:
         nonlocal round
-        rule, params = _rule(self), _masked(self)
+        params = _masked(self)
+        if _redistributes(self):
+            _trade(self, params, lambda name: seed64("grow", seed, name, round))
+            round += 1
+            return
+        rule = _rule(self)
         check_gradients(rule, params)
         masks = [self.masks[name] for name in params]
         nnz = count_nonzero(masks)
