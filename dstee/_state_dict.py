@@ -4,7 +4,10 @@
      "layers": {name: {"shape": [int], "nnz": int,
                        "mask": uint8 [ceil(n/8)], "mask_digest": str,            the packed mask
                        "counts": int16 [n], "counts_digest": str,                only with counters
-                       "previous": uint8 [ceil(n/8)], "previous_digest": str}}}  only after an update
+                       "previous": uint8 [ceil(n/8)], "previous_digest": str,    only after an update
+                       "budget": int,                                            only where updates move budgets
+                       "kept": {key: float32 of the weight's shape}, "kept_digests": {key: str}}},  what the method keeps
+     "numbers": {key: float}}                                                    as well
 
 Tensors are in logical (row-major) order, whatever the memory format of the weight, and on the CPU. ``digest`` covers all that
 is not a tensor. Nothing here is pickled code: the dict loads under ``torch.load(weights_only=True)``.
@@ -33,6 +36,7 @@ T = TypeVar("T")
 
 FORMAT_VERSION = 1
 _TENSORS = {"mask": torch.uint8, "counts": torch.int16, "previous": torch.uint8}
+_BULK = {*_TENSORS, "kept"}
 _HEAD = ("format_version", "t", "round", "seed", "method", "schedule", "digest", "layers")
 
 
@@ -47,6 +51,9 @@ class Restored:
     schedule: UpdateSchedule
     nnz: dict[str, int]
     tensors: dict[str, dict[str, Tensor | None]]
+    numbers: dict[str, float]
+    budget: dict[str, int]
+    kept: dict[str, dict[str, Tensor]]
 
 
 def digest(t: Tensor) -> str:
@@ -55,10 +62,8 @@ def digest(t: Tensor) -> str:
 
 
 def _head_digest(state: Mapping[str, Any]) -> str:
-    layers = {
-        name: {key: value for key, value in layer.items() if key not in _TENSORS} for name, layer in state["layers"].items()
-    }
-    plain = {**{key: state[key] for key in _HEAD if key != "digest"}, "layers": layers}
+    layers = {name: {key: value for key, value in layer.items() if key not in _BULK} for name, layer in state["layers"].items()}
+    plain = {**{key: state[key] for key in (*_HEAD, "numbers") if key != "digest" and key in state}, "layers": layers}
     return hashlib.blake2b(json.dumps(plain, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
@@ -69,7 +74,7 @@ def _same_digest(state: Mapping[str, Any]) -> bool:
         return False
 
 
-def encode_layer(layer: SparseLayer) -> dict[str, Any]:
+def encode_layer(layer: SparseLayer, budget: int | None = None) -> dict[str, Any]:
     layer.follow()
     order = layer.shape, layer.strides, row_major(layer.shape)
     state: dict[str, Any] = {"shape": list(layer.shape), "nnz": layer.nnz}
@@ -82,6 +87,11 @@ def encode_layer(layer: SparseLayer) -> dict[str, Any]:
         if t is not None:
             t = t.to("cpu", copy=True)
             state |= {key: t, f"{key}_digest": digest(t)}
+    if budget is not None:
+        state["budget"] = budget
+    if layer.state:
+        kept = {key: layer.fitted_state(key).cpu().clone(memory_format=torch.contiguous_format) for key in layer.state}
+        state |= {"kept": kept, "kept_digests": {key: digest(t) for key, t in kept.items()}}
     return state
 
 
@@ -105,8 +115,9 @@ def restore_layer(layer: SparseLayer, restored: Restored) -> tuple[Tensor, Tenso
 
 
 def encode(
-    t: int, round: int, seed: int, method: Method, schedule: UpdateSchedule, layers: Mapping[str, SparseLayer]
-) -> dict[str, Any]:
+    t: int, round: int, seed: int, method: Method, schedule: UpdateSchedule, layers: Mapping[str, SparseLayer],
+    budget: Mapping[str, int], numbers: Mapping[str, Tensor],
+) -> dict[str, Any]:  # fmt: skip
     state: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
         "t": t,
@@ -114,8 +125,10 @@ def encode(
         "seed": seed,
         "method": method.to_dict(),
         "schedule": schedule.to_dict(),
-        "layers": {name: encode_layer(layer) for name, layer in layers.items()},
+        "layers": {name: encode_layer(layer, budget[name] if method.moves_budgets else None) for name, layer in layers.items()},
     }
+    if numbers:
+        state["numbers"] = {key: float(x) for key, x in numbers.items()}
     return state | {"digest": _head_digest(state)}
 
 
@@ -143,7 +156,7 @@ def decode(state: object, layers: Mapping[str, SparseLayer], strict: bool) -> Re
             "was it made by SparseModel.state_dict?"
         )
     problems = [f"{key} is missing" for key in _HEAD if key not in state]
-    problems += [f"unknown entry {key!r}" for key in state if key not in _HEAD]
+    problems += [f"unknown entry {key!r}" for key in state if key not in (*_HEAD, "numbers")]
     if not isinstance(state.get("layers"), dict):
         problems.append("layers is no dict")
     if problems:
@@ -168,7 +181,17 @@ def decode(state: object, layers: Mapping[str, SparseLayer], strict: bool) -> Re
     if strict or not matched:
         problems += [f"{name}: in the model, not in the state" for name in layers if name not in saved_name]
         problems += [f"{name!r}: in the state, no sparse layer of the model" for name in state["layers"] if name not in matched]
+    numbers = state.get("numbers", {})
+    if method is not None and (
+        not isinstance(numbers, dict)
+        or numbers.keys() != method.initial_numbers().keys()
+        or not all(type(x) is float for x in numbers.values())
+    ):
+        expected = sorted(method.initial_numbers())
+        problems.append(f"numbers are {numbers!r}, {method.name} keeps {expected}: they are another method's")
     tensors: dict[str, dict[str, Tensor | None]] = {}
+    budget: dict[str, int] = {}
+    kept: dict[str, dict[str, Tensor]] = {}
     nnz: dict[str, int] = {}
     for name, layer in layers.items():
         if name in saved_name:
@@ -177,12 +200,13 @@ def decode(state: object, layers: Mapping[str, SparseLayer], strict: bool) -> Re
             problems += [f"{name}: {text}" for text in wrong]
             if not wrong:
                 tensors[name] = {key: saved.get(key) for key in _TENSORS}
-                nnz[name] = saved["nnz"]
+                nnz[name], kept[name] = saved["nnz"], saved.get("kept", {})
+                budget[name] = saved.get("budget", saved["nnz"])
     if not problems and not _same_digest(state):
         problems.append("digest does not match: the numbers in the state were damaged or edited")
     if problems or method is None or schedule is None:
         raise _error(problems)
-    return Restored(t, round, seed, method, schedule, nnz, tensors)
+    return Restored(t, round, seed, method, schedule, nnz, tensors, numbers, budget, kept)
 
 
 def _error(problems: list[str]) -> ValueError:
@@ -203,14 +227,18 @@ def _read(key: str, from_dict: Callable[[dict[str, Any]], T], value: object, pro
 def _check_layer(saved: object, layer: SparseLayer, round: object, strict: bool, method: Method | None) -> list[str]:
     if not isinstance(saved, dict):
         return [f"expected a dict, got {type(saved).__name__}"]
-    known = {"shape", "nnz", *_TENSORS, *(f"{key}_digest" for key in _TENSORS)}
+    known = {"shape", "nnz", "budget", "kept", "kept_digests", *_TENSORS, *(f"{key}_digest" for key in _TENSORS)}
     wrong = [f"unknown entry {key!r}" for key in saved if key not in known]
     shape, nnz, n = saved.get("shape"), saved.get("nnz"), layer.numel
     if not isinstance(shape, list) or not all(type(d) is int for d in shape) or shape != list(layer.shape):
         return [*wrong, f"shape {shape!r}, the model has {list(layer.shape)}"]
     if not is_int(nnz, 0, n):
         return [*wrong, f"nnz must be in 0..{n}, got {nnz!r}"]
-    if strict and nnz != layer.nnz:
+    moves = method is not None and method.moves_budgets
+    if not is_int(saved.get("budget", 0), 0, n):
+        wrong.append(f"budget must be in 0..{n}, got {saved['budget']!r}")
+    wrong += _check_kept(saved, layer, method)
+    if strict and not moves and nnz != layer.nnz:
         wrong.append(f"{nnz} active weights, the model has {layer.nnz} (strict=False takes over the saved number)")
     if "mask" not in saved:
         wrong.append("the mask is missing")
@@ -224,13 +252,31 @@ def _check_layer(saved: object, layer: SparseLayer, round: object, strict: bool,
     for key in ("mask", "previous"):
         if key in saved:
             active = int(ops.count_active([saved[key]]))
-            if active != nnz:
+            if active != nnz and not (key == "previous" and moves):
                 wrong.append(f"{key} has {active} active weights, nnz says {nnz}")
             if n % 8 and int(saved[key][-1]) >> n % 8:
                 wrong.append(f"{key} has bits beyond its {n} weights")
     if "counts" in saved and isinstance(round, int) and is_int(round, 0, MAX_ROUNDS):
         out = counts_out_of_range(saved["counts"], round)
         wrong += [f"counts {out}"] if out else []
+    return wrong
+
+
+def _check_kept(saved: Mapping[str, Any], layer: SparseLayer, method: Method | None) -> list[str]:
+    """What is wrong with the tensors that the method keeps of a layer."""
+    kept, digests = saved.get("kept", {}), saved.get("kept_digests", {})
+    if not isinstance(kept, dict) or not isinstance(digests, dict) or kept.keys() != digests.keys():
+        return ["kept and kept_digests are no dicts with the same keys"]
+    wrong = []
+    for key, t in kept.items():
+        if method is not None and key not in method.keeps:
+            wrong.append(f"kept tensor {key!r} is none of {method.name}'s, {list(method.keeps)}: it is another method's")
+        elif not isinstance(t, Tensor) or t.layout is not torch.strided or t.is_meta:
+            wrong.append(f"kept tensor {key!r} must be a dense tensor, got {type(t).__name__}")
+        elif t.dtype != torch.float32 or t.shape != layer.shape or not t.is_contiguous():
+            wrong.append(f"kept tensor {key!r} is {t.dtype} {list(t.shape)}, expected torch.float32 {list(layer.shape)}")
+        elif digests[key] != digest(t):
+            wrong.append(f"kept tensor {key!r} is damaged: its digest does not match")
     return wrong
 
 

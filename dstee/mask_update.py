@@ -11,8 +11,7 @@ from torch import Tensor
 
 from dstee import _checks, ops
 from dstee.layer_batch import LayerBatch
-from dstee.methods import Method
-from dstee.schedule import UpdateSchedule
+from dstee.methods import Action, KeepGlobal, Method, Project, Random, SetDensity, Swap, Update, growth_seeds
 from dstee.sparse_layer import SparseLayer
 
 __all__ = ["FusingOptimizer", "Journal", "MaskKeeper", "MaskUpdate"]
@@ -20,36 +19,54 @@ __all__ = ["FusingOptimizer", "Journal", "MaskKeeper", "MaskUpdate"]
 
 @dataclass(frozen=True)
 class MaskUpdate:
-    """What the update at step ``t`` does. An optimizer may fuse it with its step; ``SparseModel`` does the rest."""
+    """What the update at a step does. An optimizer may carry it in its step where ``swap`` is set; ``SparseModel`` does the
+    rest."""
 
-    t: int
-    round: int
-    seed: int
+    context: Update
     method: Method
-    schedule: UpdateSchedule
-    bonus: Tensor | None
+    actions: Sequence[Action]
     allow_missing_gradients: bool = False
 
     @classmethod
-    def due(
-        cls, t: int, round: int, seed: int, method: Method, schedule: UpdateSchedule, allow_missing_gradients: bool = False
-    ) -> MaskUpdate | None:
-        """The update that step ``t`` carries, if any.
+    def make(cls, context: Update, method: Method, allow_missing_gradients: bool = False) -> MaskUpdate:
+        """What ``method`` plans for ``context``.
 
         Raises:
-            ValueError: the method's counters cannot hold another round.
+            ValueError: the method's counters cannot hold another round. TypeError: it has planned something else than actions.
         """
-        if not (method.updates and schedule.is_due(t)):
-            return None
         if method.needs_counter:
-            _checks.check_round(round)
-        return cls(t, round, seed, method, schedule, method.bonus(t, round), allow_missing_gradients)
+            _checks.check_round(context.round)
+        actions = method.plan(context)
+        if not isinstance(actions, (list, tuple)):
+            raise TypeError(f"{method.name}.plan must return a list of actions, got {type(actions).__name__}")
+        for i, action in enumerate(actions):
+            if not isinstance(action, (Swap, KeepGlobal, Project, SetDensity)):
+                raise TypeError(
+                    f"{method.name}.plan returned {type(action).__name__} at [{i}], expected a Swap, KeepGlobal, Project or "
+                    "SetDensity"
+                )
+        return cls(context, method, actions, allow_missing_gradients)
+
+    @property
+    def t(self) -> int:
+        return self.context.t
+
+    @property
+    def round(self) -> int:
+        return self.context.round
+
+    @property
+    def swap(self) -> Swap | None:
+        """The one swap that this update is, where the step may carry it."""
+        action = self.actions[0] if len(self.actions) == 1 else None
+        alone = type(self.method).after_step is Method.after_step  # else it comes between the two
+        return action if isinstance(action, Swap) and action.is_fusible and alone else None
 
     def swaps(self, layer: SparseLayer) -> int:
         """k of one layer; a dense layer has nothing to grow, a frozen one is left out."""
         if layer.nnz == layer.numel or not layer.param.requires_grad:
             return 0
-        return self.schedule.swap_count(layer.nnz, self.t)
+        return self.context.schedule.swap_count(layer.nnz, self.t)
 
     def reaches(self, layer: SparseLayer) -> bool:
         """False for layers that the update leaves out: frozen ones, and, where that is allowed, those without a gradient."""
@@ -80,9 +97,13 @@ class MaskUpdate:
             )
 
     def apply(self, batch: LayerBatch) -> None:
-        """Swaps weights in the layers of ``batch``, after its step where it has one. Nothing has changed when it raises."""
+        """The ``swap`` in the layers of ``batch``, after its step where it has one. Nothing has changed when it raises."""
+        swap = self.swap
+        assert swap is not None
         k = [self.swaps(layer) for layer in batch.layers]
-        scale = ops.growth_scale(batch.grads, batch.mask_bits, k, self.round) if self.method.scaled_bonus else None
+        bonus = None if swap.bonus is None else swap.bonus.to(batch.device, non_blocking=True)
+        scaled = bonus is not None and bonus.dtype is torch.float64
+        names = [layer.name for layer in batch.layers]
         ops.drop_grow_(
             batch.params,
             batch.grads or None,
@@ -90,14 +111,17 @@ class MaskUpdate:
             batch.mask_bits,
             batch.counts or None,
             k,
-            bonus=None if self.bonus is None else self.bonus.to(batch.device, non_blocking=True),
-            bonus_scale=scale,
+            bonus=bonus,
+            bonus_scale=ops.growth_scale(batch.grads, batch.mask_bits, k, self.round) if scaled else None,
             round=self.round if batch.counts else 0,  # only counters limit it
-            grow_seeds=self.method.grow_seeds(self.seed, [layer.name for layer in batch.layers], self.round),
-            regrow=self.method.regrow,
+            grow_seeds=self.seeds(swap.grow_by, names) if isinstance(swap.grow_by, Random) else None,
+            regrow=self.method.regrow if swap.regrow is None else swap.regrow,
             reset_regrown=self.method.reset_regrown,
             sgd=batch.rule,
         )
+
+    def seeds(self, random: Random, names: Sequence[str]) -> list[int]:
+        return growth_seeds(self.context.seed, names, self.round, random.tag)
 
 
 @dataclass(frozen=True)

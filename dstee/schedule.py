@@ -101,6 +101,11 @@ class UpdateSchedule:
         """True when step ``t`` updates the mask."""
         return t > 0 and t % self.every == 0 and (self.stop is None or t < self.stop)
 
+    @property
+    def last_update(self) -> int | None:
+        """The last step with an update, 0 where there is none, None where they never stop."""
+        return None if self.stop is None else (self.stop - 1) // self.every * self.every
+
     def fraction(self, t: int) -> float:
         """Share of the active weights that an update at step ``t`` swaps."""
         return self.drop(t, self.stop or 0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -112,7 +112,7 @@ class SparseLayer:
 
     ``count``: active weights, an int, or an int64 tensor of one element; ``nnz`` reads it. ``mask_bits``: uint8 [ceil(n/8)].
     ``counts``: int16 [n] in lazy form, None without counters. ``previous_bits``: the mask before the last update, None before
-    the first.
+    the first. ``state``: what the method keeps for each weight (:attr:`dstee.methods.Method.keeps`), float32.
     """
 
     name: str
@@ -124,6 +124,7 @@ class SparseLayer:
     strides: Strides
     dtype: torch.dtype
     previous_bits: Tensor | None = None
+    state: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def nnz(self) -> int:
@@ -202,6 +203,19 @@ class SparseLayer:
         ):
             return t
         return like(t, self.param)
+
+    def fitted_state(self, key: str) -> Tensor:
+        """The method's tensor ``key``, laid out like the weight: 0 at first."""
+        p = self.param
+        kept = self.state.get(key)
+        if kept is None:
+            kept = torch.zeros_like(p, dtype=torch.float32, requires_grad=False)
+        self.state[key] = fitting = self.fit_float(kept)
+        return fitting
+
+    def fit_float(self, t: Tensor) -> Tensor:
+        """A float32 tensor of the weight's shape on its device and in its memory order: itself if it is, else a copy."""
+        return like(t, self.param, (torch.float32,))
 
     def bools(self, bits: Tensor) -> Tensor:
         """A packed mask as a bool tensor with the shape and strides of the weight; :meth:`follow` first."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from dstee import _export_formats, _state_dict, ops
+from dstee import _export_formats, _state_dict, method_hooks, ops
 from dstee.methods import Method
 from dstee.parameter_names import ParameterPlace
 from dstee.schedule import UpdateSchedule
@@ -177,7 +177,9 @@ class SparseModel(Topology):
         Loads under ``torch.load(weights_only=True)``; masks and counters are in row-major order, with a digest per tensor.
         """
         self._settle()
-        return _state_dict.encode(self.t, self.round, self.seed, self.method, self.schedule, self.layers)
+        return _state_dict.encode(
+            self.t, self.round, self.seed, self.method, self.schedule, self.layers, self.budget, self._numbers
+        )
 
     def export(
         self,
@@ -214,9 +216,13 @@ class SparseModel(Topology):
         for name, layer in self.layers.items():
             bits, counts, previous = _state_dict.restore_layer(layer, restored)
             layers[name] = dataclasses.replace(
-                layer, mask_bits=bits, counts=counts, previous_bits=previous, count=restored.nnz.get(name, layer.nnz)
-            )
+                layer, mask_bits=bits, counts=counts, previous_bits=previous, count=restored.nnz.get(name, layer.nnz),
+                state={key: layer.fit_float(t) for key, t in restored.kept.get(name, {}).items()},
+            )  # fmt: skip
+        numbers = method_hooks.fresh_numbers(restored.method, layers.values())
         self.__dict__.update(  # one call: no signal comes in between
             layers=layers, _t=restored.t, _round=restored.round, seed=restored.seed, _method=restored.method,
             _schedule=restored.schedule, _unchecked=True, _stepped=False, _updated=set(),
+            _numbers={key: torch.full_like(x, restored.numbers[key]) for key, x in numbers.items()},
+            budget={name: restored.budget.get(name, layer.nnz) for name, layer in layers.items()},
         )  # fmt: skip

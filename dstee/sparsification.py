@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from numbers import Real
 from operator import index
-from typing import Literal, SupportsIndex
+from typing import Any, Literal, SupportsIndex
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from dstee import _checks, rules, sparsity_distribution
 from dstee.layer_batch import count_nonzero
-from dstee.methods import DSTEE, METHODS, Method
+from dstee.methods import DSTEE, METHODS, Method, Start
+from dstee.methods.context import LossFn
 from dstee.parameter_names import match_names
 from dstee.schedule import UpdateSchedule
 from dstee.selection import Candidate, Rules, candidates, refuse_computed, select
@@ -39,6 +42,8 @@ def sparsify(
     exclude: Rules = None,
     track_exploration: bool = False,
     masks: Mapping[str, Tensor] | Literal["nonzero", "magnitude"] | None = None,
+    batches: Iterable[tuple[Any, Any]] | None = None,
+    loss_fn: LossFn = cross_entropy,
 ) -> SparseModel:
     """Gives the weights of ``model`` masks, zeroes what they rule out, and returns the keeper of the masks.
 
@@ -68,7 +73,10 @@ def sparsify(
         track_exploration: keep counters for methods that do not need them, for ``dstee.metrics.exploration``.
         masks: what is active at the start, for models that are pruned or fine-tuned already: a dict from parameter name to
             mask (:func:`dstee.export.from_masks`), "nonzero" for the weights that are not 0, or "magnitude" for as many of
-            the largest as the budget has, the lowest index first on ties. None: random masks.
+            the largest as the budget has, the lowest index first on ties. None: the method's, as a rule random ones.
+        batches: pairs (inputs, targets), for methods that look at data before the first step (SNIP); ``model(inputs)`` is
+            called with each. A list or another iterable that starts anew each time.
+        loss_fn: ``(model(inputs), targets) -> loss`` of these.
 
     Raises:
         ValueError: the model is sparse already, nothing to make sparse, a pattern that matches nothing, a sparsity out of
@@ -86,26 +94,77 @@ def sparsify(
     elif masks not in (None, "magnitude"):
         raise ValueError(f"masks must be a dict from parameter name to mask, 'nonzero' or 'magnitude', got {masks!r}")
     method, schedule, seed = _check_arguments(model, method, schedule, seed)
+    _check_needs(method, schedule, batches, given=masks is not None)
     chosen, left_out, share = select(model, include, exclude)
     _check_parameters(chosen)
+    nnz: dict[str, int] | None = None
     if masks == "nonzero":
         pairs = [(c, c.param.detach() != 0) for c in chosen]
     else:
-        nnz = _budget({c.name: c.param.shape for c in chosen}, 0.9 if sparsity is None else sparsity, distribution)
-        pairs = [(c, _mask(c, nnz[c.name], seed, largest=masks == "magnitude")) for c in chosen]
+        shapes = {c.name: c.param.shape for c in chosen}
+        sparsity = 0.9 if sparsity is None else sparsity
+        nnz = _budget(shapes, sparsity, distribution)
+        if masks == "magnitude":
+            pairs = [(c, _largest(c.param.detach(), nnz[c.name])) for c in chosen]
+        else:
+            nnz_at = partial(_budget_at, shapes, sparsity, distribution)
+            start = Start(model, {c.name: c.param for c in chosen}, nnz, nnz_at, seed, schedule, batches, loss_fn)
+            first = method.start(start)
+            found = start.random_masks() if first is None else first  # row-major: the same whatever the memory format
+            _check_start(method, start, found)
+            pairs = [(c, found[c.name]) for c in chosen]
     if share > _WARN_ABOVE:
         lines = "\n  ".join(map(str, left_out))
         warnings.warn(f"{share:.0%} of the matrix weights stay dense; exclude= says that it is meant:\n  {lines}", stacklevel=2)
     sparse = _make(model, pairs, method, schedule, seed, track_exploration)
     sparse.left_out = left_out
+    if nnz is not None:
+        sparse.budget = nnz
+    if method.needs_batches:
+        sparse.batches, sparse.loss_fn = batches, loss_fn
     return sparse
 
 
-def _mask(c: Candidate, nnz: int, seed: int, largest: bool) -> Tensor:
-    if largest:
-        return _largest(c.param.detach(), nnz)
-    # row-major: the same whatever the memory format
-    return sparsity_distribution.random_mask(c.param.numel(), nnz, seed, c.name).view(c.param.shape)
+def _check_needs(method: Method, schedule: UpdateSchedule, batches: object, given: bool) -> None:
+    """What the method cannot do without."""
+    if given and method.starts_denser:
+        raise ValueError(
+            f"{method.name} starts with more weights than it ends with and chooses them itself: leave out masks, and say "
+            "with sparsity= what it is to end with"
+        )
+    if method.needs_batches and batches is None and not given:
+        raise ValueError(
+            f"{method.name} looks at data: pass batches=[(inputs, targets), ...], and loss_fn= if the loss is not cross entropy"
+        )
+    if method.needs_stop and not schedule.last_update:
+        raise ValueError(
+            f"{method.name} must reach its sparsity by the last mask update, but with {schedule} there is "
+            f"{'no last one' if schedule.stop is None else 'none'}: give the schedule stop= > every="
+        )
+
+
+def _check_start(method: Method, start: Start, masks: Mapping[str, Tensor]) -> None:
+    """What a method's ``start`` must give: a mask for each layer, of its shape; as many weights as the budget has."""
+    if odd := masks.keys() ^ start.weights.keys():
+        raise ValueError(f"{method.name}.start gave masks for other layers than there are: {', '.join(sorted(odd))}")
+    for name, mask in masks.items():
+        if mask.dtype is not torch.bool or mask.shape != start.weights[name].shape:
+            raise ValueError(
+                f"{method.name}.start gave {name} a mask {mask.dtype} {list(mask.shape)}, "
+                f"expected torch.bool {list(start.weights[name].shape)}"
+            )
+    total = sum(count_nonzero(list(masks.values())))
+    if total != start.total and not method.starts_denser:
+        raise ValueError(f"{method.name}.start made {total} weights active, the budget has {start.total}")
+
+
+def _budget_at(
+    shapes: Mapping[str, Sequence[int]], sparsity: float | Mapping[str, float], kind: str, density: float
+) -> dict[str, int]:
+    """The budgets at another density of the whole; where each layer has its own, none falls below it."""
+    if isinstance(sparsity, Mapping):
+        return _budget(shapes, {name: min(s, 1 - density) for name, s in sparsity.items()}, kind)
+    return _budget(shapes, 1 - density, kind)
 
 
 def _largest(w: Tensor, k: int) -> Tensor:
@@ -130,7 +189,7 @@ def _make(
     return sparse
 
 
-def _budget(shapes: dict[str, Sequence[int]], sparsity: float | Mapping[str, float], kind: str) -> dict[str, int]:
+def _budget(shapes: Mapping[str, Sequence[int]], sparsity: float | Mapping[str, float], kind: str) -> dict[str, int]:
     if isinstance(sparsity, Mapping):
         return sparsity_distribution.explicit(shapes, sparsity)
     if isinstance(sparsity, bool) or not isinstance(sparsity, Real):
@@ -163,6 +222,7 @@ def from_masks(
         ValueError: listing every mask that does not fit the model. TypeError: a weight's dtype. The model has not changed then.
     """
     method, schedule, seed = _check_arguments(model, method, schedule, seed)
+    _check_needs(method, schedule, None, given=True)
     chosen = fit_masks(model, masks)
     _check_parameters([c for c, _ in chosen])
     return _make(model, chosen, method, schedule, seed, track_exploration)

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import warnings
 import weakref
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+from torch.utils.hooks import RemovableHandle
 
-from dstee import _optimizer_state, _optimizer_step
+from dstee import _optimizer_state, _optimizer_step, after_step, interpreter, method_hooks, ops
 from dstee._optimizer_step import Closure, Stepper
-from dstee.layer_batch import LayerBatch
 from dstee.mask_update import FusingOptimizer, Journal, MaskUpdate
-from dstee.methods import Method
+from dstee.methods import Method, Step, Update
+from dstee.methods.context import LossFn
 from dstee.one_at_a_time import OneAtATime
 from dstee.schedule import UpdateSchedule
 from dstee.sparse_layer import SparseLayer
@@ -40,6 +40,12 @@ class Topology(CheckedWeights):
         self._method = method
         self._schedule = schedule
         self.seed = seed
+        self.budget = {name: layer.nnz for name, layer in layers.items()}
+        """Active weights of each layer at the target sparsity, which methods that start denser end with."""
+        self.batches: Iterable[tuple[Any, Any]] | None = None
+        self.loss_fn: LossFn = torch.nn.functional.cross_entropy
+        """With ``batches``, data for methods that look at it, as ``sparsify`` got them; no part of any state."""
+        self._numbers = method_hooks.fresh_numbers(method, layers.values())
         self._t = 0
         self._round = 0
         self._journal: Journal | None = None
@@ -94,6 +100,10 @@ class Topology(CheckedWeights):
                 f"{method.name} needs counters, which {', '.join(without[:3])}{', ...' * (len(without) > 3)} do not have: "
                 "make the model sparse with track_exploration=True"
             )
+        if type(method) is not type(self._method):  # what the other one remembers means nothing to it
+            self._numbers = method_hooks.fresh_numbers(method, self.layers.values())
+            for layer in self.layers.values():
+                layer.state = {}
         self._method = method
 
     @property
@@ -156,6 +166,12 @@ class Topology(CheckedWeights):
                 self._layers_of(together, full=update is not None)
                 if update is not None:
                     closure = _optimizer_step.before_step(closure, partial(update.check_gradients, self.layers.values()))
+            hooks = []
+            if others and method_hooks.overrides(self.method, "before_step"):
+                if closure is None:
+                    hooks = [self._hook(core) for core in others]
+                else:
+                    closure = _optimizer_step.before_step(closure, lambda: self._change_gradients(others[0]))
             first = [_optimizer_state.FirstStep(core, self.layers.values()) for core in others if core not in self._known]
             self._pending, self._together, self._torn = update, together, bool(others)
             try:
@@ -165,6 +181,8 @@ class Topology(CheckedWeights):
                 self._known.update(others)
             finally:
                 self._pending, self._together = None, []
+                for hook in hooks:
+                    hook.remove()
             self._torn = self._torn and any(performed)
             return any(performed) and self._finish(steppers, update)
 
@@ -190,6 +208,11 @@ class Topology(CheckedWeights):
             raise RuntimeError(
                 f"{self.method.name} with order='replace' updates instead of stepping: call sparse.step(optimizer), "
                 "or choose order='after'"
+            )
+        if method_hooks.overrides(self.method, "before_step") and any(one.fusing is None for one in steppers):
+            raise RuntimeError(
+                f"{self.method.name} adds to the gradients before the step: call sparse.step(optimizer) instead of "
+                "optimizer.step() and sparse.update(), or use dstee.SparseSGD"
             )
         with OneAtATime(self, "update"):
             foreign = any(one.fusing is None for one in steppers)
@@ -224,7 +247,11 @@ class Topology(CheckedWeights):
         layers = self._layers_of(self._together or [optimizer], full=update is not None)
         if update is not None:
             update.check_gradients(layers.values())
-            self._begin(update)
+        if method_hooks.overrides(self.method, "before_step"):
+            self._change_gradients(optimizer)
+        if update is None or update.swap is None:
+            return layers, None
+        self._begin(update)
         return layers, update
 
     def end_step(self, optimizer: FusingOptimizer, updated: Sequence[SparseLayer]) -> None:
@@ -244,7 +271,26 @@ class Topology(CheckedWeights):
     # --- inside a step ---------------------------------------------------------------------------------------------------
 
     def _due(self) -> MaskUpdate | None:
-        return MaskUpdate.due(self._t + 1, self._round, self.seed, self.method, self.schedule, self.allow_missing_gradients)
+        if not (self.method.updates and self.method.due(self._t + 1, self.schedule)):
+            return None
+        context = Update(**vars(self._context()), budget=self.budget, model=self.model, batches=self.batches)
+        update = MaskUpdate.make(context, self.method, self.allow_missing_gradients)
+        if update.swap is None:
+            interpreter.refuse_devices(list(self.layers.values()), update)
+        return update
+
+    def _hook(self, core: torch.optim.Optimizer) -> RemovableHandle:
+        """Runs the method's ``before_step`` when ``core`` really steps, with gradients that a GradScaler has unscaled."""
+        return core.register_step_pre_hook(lambda *_: self._change_gradients(core))
+
+    def _change_gradients(self, core: torch.optim.Optimizer) -> None:
+        method_hooks.run_before_step(self.method, self._context(), core)
+
+    def _context(self) -> Step:
+        """What the step under way tells the method's hooks."""
+        layers = [layer for layer in self.layers.values() if layer.follow().requires_grad]
+        numbers = {key: x.to(layers[0].mask_bits.device) for key, x in self._numbers.items()} if layers else self._numbers
+        return Step(self._t + 1, self._round, self.seed, self.schedule, layers, dict(numbers))
 
     def _steppers(self, optimizers: Sequence[Stepper | FusingOptimizer]) -> list[_optimizer_step.Owner]:
         if not optimizers:
@@ -294,6 +340,8 @@ class Topology(CheckedWeights):
         for name, layer in self.layers.items():
             if changed:
                 layer.previous_bits = journal.before[name] if name in changed else None
+            if name in changed and self.method.moves_budgets:
+                layer.nnz = int(ops.count_active([layer.mask_bits]))
         counted = {"_t": journal.t, "_round": journal.round} if changed else {}
         self.__dict__.update(counted, _journal=None, _stepped=False, _updated=set())  # one call: no signal comes in between
 
@@ -327,43 +375,28 @@ class Topology(CheckedWeights):
                 off = layer.inactive()
                 layer.param.masked_fill_(off, 0)
                 _optimizer_state.zero_state(owners[name].core, layer.param, off)
-        round = self._round
+        round, numbers = self._round, self._numbers
+        if method_hooks.overrides(self.method, "after_step") and not (update is not None and self.method.order == "replace"):
+            context = self._context() if update is None else update.context
+            context.lr = method_hooks.learning_rates(context.layers, owners)
+            self.method.after_step(context)
+            for layer in self.layers.values():
+                layer.clear_outside()
+            numbers = context.numbers
         if update is not None:
             journal = self._journal or self._begin(update)  # the step that carried the update has begun it
             done = self._updated if fused else set()
             swapped = {name for name, layer in self.layers.items() if name in done or update.reaches(layer)}
-            self._swap(owners, update, [self.layers[name] for name in self.layers if name in swapped - done], journal.before)
+            rest = [self.layers[name] for name in self.layers if name in swapped - done]
+            if update.swap is not None:
+                after_step.swap(owners, update, rest, journal.before)
+            elif rest:
+                after_step.execute(owners, update, rest)
+                numbers = update.context.numbers
             for name, layer in self.layers.items():  # in others nothing grew
                 layer.previous_bits = journal.before[name] if name in swapped else None
             round += 1
         self._watch.note_again()
         counted = {"_stepped": False, "_updated": set(), "_uncounted": 0} if fused else {}
-        self.__dict__.update(counted, _t=self._t + 1, _round=round, _journal=None, _torn=False)
+        self.__dict__.update(counted, _t=self._t + 1, _round=round, _numbers=numbers, _journal=None, _torn=False)
         return update is not None
-
-    def _swap(
-        self,
-        owners: Mapping[str, _optimizer_step.Owner],
-        update: MaskUpdate,
-        layers: Sequence[SparseLayer],
-        before: Mapping[str, Tensor],
-    ) -> None:
-        """The topology alone, for ``layers`` whose step did not carry the update: one call per device."""
-        groups = defaultdict(list)
-        for layer in layers:
-            fusing = owners[layer.name].fusing
-            if fusing is not None:
-                momentum = fusing.momentum_buffer(layer)
-            else:  # masks do not tell which weights were dropped and regrown: a marker does, it comes back 0 there
-                momentum = torch.ones_like(layer.param) if update.method.reset_regrown else None
-            groups[layer.param.device, momentum is None].append((layer, momentum))
-        for rows in groups.values():
-            params: list[Tensor] = [layer.param for layer, _ in rows]
-            grads = [layer.fit(layer.param.grad) for layer, _ in rows if layer.param.grad is not None]
-            momenta = [momentum for _, momentum in rows if momentum is not None]
-            given = grads if update.method.needs_gradients else []
-            update.apply(LayerBatch([layer for layer, _ in rows], params, given, momenta))
-            for layer, marker in rows:
-                if owners[layer.name].fusing is None:
-                    cleared = layer.bools(before[layer.name] & ~layer.mask_bits) if marker is None else marker == 0
-                    _optimizer_state.zero_state(owners[layer.name].core, layer.param, cleared)

@@ -1,7 +1,18 @@
-"""The sparse training methods, one file each; ``registry`` holds them by key. What all share: ``base``."""
+"""The sparse training methods, one file each; ``registry`` holds them by key. What all share: ``base``; what an update can do:
+``actions``; what hooks are told: ``context``."""
 
+from dstee.methods.actions import Action as Action
+from dstee.methods.actions import KeepGlobal as KeepGlobal
+from dstee.methods.actions import Project as Project
+from dstee.methods.actions import Random as Random
+from dstee.methods.actions import SetDensity as SetDensity
+from dstee.methods.actions import Swap as Swap
 from dstee.methods.base import Method as Method
 from dstee.methods.base import Order as Order
+from dstee.methods.context import Start as Start
+from dstee.methods.context import Step as Step
+from dstee.methods.context import Update as Update
+from dstee.methods.context import growth_seeds as growth_seeds
 from dstee.methods.dst_ee import DSTEE as DSTEE
 from dstee.methods.registry import METHODS as METHODS
 from dstee.methods.registry import method_from_dict as method_from_dict
@@ -10,4 +21,7 @@ from dstee.methods.rigl import RigL as RigL
 from dstee.methods.sparse_evolution import SET as SET
 from dstee.methods.static import Static as Static
 
-__all__ = ["DSTEE", "METHODS", "SET", "Method", "Order", "RigL", "Static", "method_from_dict", "register"]
+__all__ = [
+    "DSTEE", "METHODS", "SET", "Action", "KeepGlobal", "Method", "Order", "Project", "Random", "RigL", "SetDensity", "Start",
+    "Static", "Step", "Swap", "Update", "growth_seeds", "method_from_dict", "register",
+]  # fmt: skip

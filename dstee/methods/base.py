@@ -1,4 +1,4 @@
-"""What a method decides: what an update ranks, and whether it replaces the step or follows it."""
+"""What a method decides: the masks to start with, when they are updated, and what an update does."""
 
 from __future__ import annotations
 
@@ -8,14 +8,24 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
-__all__ = ["Method", "Order"]
+from dstee.methods.actions import Action, Swap
+from dstee.methods.context import Start, Step, Update
+from dstee.schedule import UpdateSchedule
+
+__all__ = ["Group", "Method", "Order"]
 
 Order = Literal["after", "replace"]
+Group = Literal["dense", "at initialisation", "dense-to-sparse", "dynamic"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """What all methods share. All drop the active weights closest to zero; they differ in what they grow.
+    """What all methods share. A subclass has settings (fields) and says what differs by the hooks; it touches no bits,
+    counters or kernels. By default masks start at random, an update drops the active weights closest to zero and grows as many where
+    abs(gradient) is largest.
+
+    Settings never change; what a method remembers from step to step lies in the model: numbers
+    (:meth:`initial_numbers`) and tensors like the weights (``keeps``), saved and loaded with the masks.
 
     Args:
         order: "after": a due step does SGD, then drops by the new weights and grows by the same gradient (ITOP, GraNet);
@@ -32,10 +42,25 @@ class Method:
     """As people write it, in tables and messages."""
     key: ClassVar[str]
     """Name on the command line and in checkpoints."""
+    group: ClassVar[Group] = "dynamic"
+    """Under which heading of a table it stands."""
     updates: ClassVar[bool] = True
+    """Whether there are mask updates at all."""
     needs_counter: ClassVar[bool] = False
     needs_gradients: ClassVar[bool] = False
-    """Growth ranks the dense gradient."""
+    """An update ranks the dense gradient."""
+    needs_every_gradient: ClassVar[bool] = False
+    """Every step reads the dense gradient, for an average of it."""
+    needs_batches: ClassVar[bool] = False
+    """``sparsify`` must be given batches of data."""
+    needs_stop: ClassVar[bool] = False
+    """The schedule must say when updates end, because something must be reached by then."""
+    starts_denser: ClassVar[bool] = False
+    """The first masks may hold more weights than the budget, which ``sparsify`` must know: given masks are refused."""
+    moves_budgets: ClassVar[bool] = False
+    """Updates change how many weights of a layer are active."""
+    keeps: ClassVar[tuple[str, ...]] = ()
+    """Names of tensors, float32 and like the weights, 0 at first, that the method keeps for each layer (``u.state(name)``)."""
 
     def __post_init__(self) -> None:
         if self.order not in ("after", "replace"):
@@ -44,18 +69,36 @@ class Method:
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}")
 
-    @property
-    def scaled_bonus(self) -> bool:
-        """Whether :meth:`bonus` is in units of the gradient, a float64 table for :func:`dstee.ops.growth_scale` to scale."""
-        return False
+    # --- hooks -----------------------------------------------------------------------------------------------------------
 
-    def bonus(self, t: int, round: int) -> Tensor | None:
-        """Exploration bonus by counter for the update at step ``t`` after ``round`` others: float32 [round + 2], or None."""
+    def start(self, s: Start) -> Mapping[str, Tensor] | None:
+        """The first masks (bool, by name); None: random ones of the budget."""
         return None
 
-    def grow_seeds(self, seed: int, names: Sequence[str], round: int) -> list[int] | None:
-        """One signed 64-bit seed per layer where growth is random, else None."""
-        return None
+    def due(self, t: int, schedule: UpdateSchedule) -> bool:
+        """Whether step ``t`` updates the masks."""
+        return schedule.is_due(t)
+
+    def before_step(self, c: Step) -> None:
+        """After backward, before the optimizer's step: may write to ``c.grads``. The gradients are unscaled."""
+
+    def after_step(self, c: Step) -> None:
+        """After every optimizer step, before an update that is due: may write to active weights, ``c.weights``."""
+
+    def plan(self, u: Update) -> Sequence[Action]:
+        """What the update does, in order. Called before the step; functions inside the actions are called after it."""
+        return [Swap()]
+
+    def total(self, u: Update) -> int:
+        """Active weights of the layers together after the update; default: as many as before it. Asked before the actions and
+        held against what they did."""
+        return u.total
+
+    def initial_numbers(self) -> dict[str, float]:
+        """The numbers that the method keeps (``u.numbers``), at the start."""
+        return {}
+
+    # --- in files --------------------------------------------------------------------------------------------------------
 
     def to_dict(self) -> dict[str, str | float | bool]:
         """Plain values for a checkpoint; :func:`dstee.methods.method_from_dict` is the inverse."""

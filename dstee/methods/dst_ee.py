@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from dstee.encoding import bonus_table
+from dstee.methods.actions import Action, Swap
 from dstee.methods.base import Method
+from dstee.methods.context import Update
 from dstee.methods.registry import register
 
 __all__ = ["DSTEE"]
@@ -62,11 +64,12 @@ class DSTEE(Method):
         """Algorithm 1 to the letter: an update replaces the step. The paper does not state its c and eps."""
         return cls(c, eps, order="replace")
 
-    @property
-    def scaled_bonus(self) -> bool:
-        return self.c_rel is not None
+    def plan(self, u: Update) -> Sequence[Action]:
+        return [Swap(bonus=self.bonus(u.t, u.round))]
 
     def bonus(self, t: int, round: int) -> Tensor:
+        """Exploration bonus by counter for the update at step ``t`` after ``round`` others: [round + 2], float32 by ``c``, or
+        float64 in units of the gradient by ``c_rel``."""
         if self.c is not None:
             return bonus_table(self.c, self.eps, t, round)
         assert self.c_rel is not None

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from dstee.methods.actions import Action, Random, Swap
 from dstee.methods.base import Method
+from dstee.methods.context import Update
 from dstee.methods.registry import register
-from dstee.sparsity_distribution import seed64
 
 __all__ = ["SET"]
 
@@ -20,5 +21,5 @@ class SET(Method):
     name = "SET"
     key = "set"
 
-    def grow_seeds(self, seed: int, names: Sequence[str], round: int) -> list[int]:
-        return [seed64("grow", seed, name, round) for name in names]
+    def plan(self, u: Update) -> Sequence[Action]:
+        return [Swap(grow_by=Random())]

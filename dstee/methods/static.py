@@ -17,4 +17,5 @@ class Static(Method):
 
     name = "static"
     key = "static"
+    group = "at initialisation"
     updates = False

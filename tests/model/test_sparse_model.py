@@ -12,6 +12,7 @@ from torch import nn
 
 import dstee
 from dstee import ops
+from dstee.methods import growth_seeds
 
 RULES = [
     {"momentum": 0.0},
@@ -56,7 +57,7 @@ class ByHand:
                     scale = ops.growth_scale([g], bits, [k], self.round)
                 ops.drop_grow_(
                     [w], [g], m, bits, [self.counts[name]], [k], bonus=bonus, bonus_scale=scale, round=self.round,
-                    grow_seeds=method.grow_seeds(seed, [name], self.round), reset_regrown=method.reset_regrown,
+                    grow_seeds=growth_seeds(seed, [name], self.round) if isinstance(method, dstee.SET) else None, reset_regrown=method.reset_regrown,
                 )  # fmt: skip
         self.round += due
 

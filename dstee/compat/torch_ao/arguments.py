@@ -26,8 +26,15 @@ class Magnitude(Method):
     key = "magnitude"
 
 
+_SWAPS = (
+    methods.DSTEE,
+    methods.RigL,
+    methods.SET,
+)  # whose updates a sparsifier knows how to make
+
+
 def _known() -> dict[str, type[Method]]:
-    return {key: cls for key, cls in methods.METHODS.items() if cls.updates} | {Magnitude.key: Magnitude}
+    return {key: cls for key, cls in methods.METHODS.items() if issubclass(cls, _SWAPS)} | {Magnitude.key: Magnitude}
 
 
 def to_method(method: str | Method) -> Method:
@@ -43,6 +50,10 @@ def to_method(method: str | Method) -> Method:
         return known[method](order="after")
     if not isinstance(method, Method):
         raise TypeError(f"method must be a name or a dstee Method, got {type(method).__name__}")
+    if method.updates and not isinstance(method, (*_SWAPS, Magnitude)):
+        raise ValueError(
+            f"{method.name} is none of the methods that a sparsifier can run, {', '.join(_known())}: use dstee.sparsify"
+        )
     if method.updates and method.order == "replace":
         raise ValueError(
             f"{method.name} with order='replace' must own the optimizer's step, which a sparsifier does not: pass "

@@ -24,7 +24,7 @@ from dstee.compat.torch_ao.arguments import Magnitude, active_weights, check_con
 from dstee.compat.torch_ao.parametrization import DenseGradFakeSparsity
 from dstee.distributed import ranks
 from dstee.layer_batch import count_active
-from dstee.methods import Method
+from dstee.methods import DSTEE, SET, Method, growth_seeds
 from dstee.schedule import UpdateSchedule
 from dstee.sparse_layer import check_parameter
 from dstee.sparsity_distribution import random_mask
@@ -204,13 +204,12 @@ class DSTEESparsifier(BaseSparsifier):
             if grads:
                 layer.signal = grads[i].to(layer.weight.dtype).reshape(-1)
             round = self.state[fqn]["round"]
-            seeds = self.method.grow_seeds(self.seed, [fqn], round)
-            layer.seed = seeds[0] if seeds else None
+            layer.seed = growth_seeds(self.seed, [fqn], round)[0] if isinstance(self.method, SET) else None
             rounds.setdefault(round, []).append(i)
         for round, indices in rounds.items():  # one, unless update_mask was called for some layers alone
             zeroed = layer_update.drop_grow_(
                 [layers[i] for i in indices],
-                bonus=self.method.bonus(self.t + 1, round),
+                bonus=self.method.bonus(self.t + 1, round) if isinstance(self.method, DSTEE) else None,
                 round=round,
                 regrow=self.method.regrow,
                 reset_regrown=self.method.reset_regrown,

@@ -1,0 +1,60 @@
+"""The mask update of layers whose optimizer step did not carry it."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from dstee import _optimizer_state, interpreter
+from dstee._optimizer_step import Owner
+from dstee.layer_batch import LayerBatch
+from dstee.mask_update import MaskUpdate
+from dstee.sparse_layer import SparseLayer
+
+__all__ = ["execute", "swap"]
+
+
+def swap(
+    owners: Mapping[str, Owner],
+    update: MaskUpdate,
+    layers: Sequence[SparseLayer],
+    before: Mapping[str, Tensor],
+) -> None:
+    """The topology alone, for ``layers`` whose step did not carry the update: one call per device."""
+    groups = defaultdict(list)
+    for layer in layers:
+        fusing = owners[layer.name].fusing
+        if fusing is not None:
+            momentum = fusing.momentum_buffer(layer)
+        else:  # masks do not tell which weights were dropped and regrown: a marker does, it comes back 0 there
+            momentum = torch.ones_like(layer.param) if update.method.reset_regrown else None
+        groups[layer.param.device, momentum is None].append((layer, momentum))
+    for rows in groups.values():
+        params: list[Tensor] = [layer.param for layer, _ in rows]
+        grads = [layer.fit(layer.param.grad) for layer, _ in rows if layer.param.grad is not None]
+        momenta = [momentum for _, momentum in rows if momentum is not None]
+        given = grads if update.method.needs_gradients else []
+        update.apply(LayerBatch([layer for layer, _ in rows], params, given, momenta))
+        for layer, marker in rows:
+            if owners[layer.name].fusing is None:
+                cleared = layer.bools(before[layer.name] & ~layer.mask_bits) if marker is None else marker == 0
+                _optimizer_state.zero_state(owners[layer.name].core, layer.param, cleared)
+
+
+def execute(owners: Mapping[str, Owner], update: MaskUpdate, layers: list[SparseLayer]) -> None:
+    """An update that is more than a swap: all layers together, after the step."""
+    momenta = []
+    for layer in layers:
+        fusing = owners[layer.name].fusing
+        momentum = None if fusing is None else fusing.momentum_buffer(layer)
+        if momentum is None:  # in place of one: it comes back 0 where a weight was dropped
+            momentum = torch.ones_like(layer.param, requires_grad=False)
+        momenta.append(momentum)
+    update.context.layers = layers
+    interpreter.execute(update, layers, momenta)
+    for layer, marker in zip(layers, momenta, strict=True):
+        if owners[layer.name].fusing is None:
+            _optimizer_state.zero_state(owners[layer.name].core, layer.param, marker == 0)

@@ -1,0 +1,207 @@
+"""What a method is told: ``Start`` when a model becomes sparse, ``Step`` around a step, ``Update`` at a mask update."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from dstee import ops
+from dstee.schedule import UpdateSchedule
+from dstee.score_masks import masks_from_scores
+from dstee.sparsity_distribution import random_mask, seed64
+
+__all__ = ["LayerView", "LossFn", "Start", "Step", "Update", "growth_seeds", "samples"]
+
+LossFn = Callable[[Any, Any], Tensor]
+"""(model output, target) -> scalar loss."""
+
+
+def growth_seeds(seed: int, names: Sequence[str], round: int, tag: str = "grow") -> list[int]:
+    """One signed 64-bit seed per layer, a hash of (tag, seed, layer name, round): what random growth hashes indices with."""
+    return [seed64(tag, seed, name, round) for name in names]
+
+
+@dataclass
+class Start:
+    """A model that is about to become sparse; its weights are dense still, and no hook may leave them changed.
+
+    Attributes:
+        model: as the user gave it.
+        weights: those that get masks, by name: the parameters themselves.
+        nnz: the budget of each, from the sparsity and the distribution.
+        nnz_at: the budgets for another density in (0, 1].
+        seed, schedule: as given to ``sparsify``.
+        batches: (inputs, targets) pairs, as given; iterated anew at each use.
+        loss_fn: as given; default cross entropy.
+    """
+
+    model: nn.Module
+    weights: Mapping[str, nn.Parameter]
+    nnz: Mapping[str, int]
+    nnz_at: Callable[[float], dict[str, int]]
+    seed: int
+    schedule: UpdateSchedule
+    batches: Iterable[tuple[Any, Any]] | None = None
+    loss_fn: LossFn = torch.nn.functional.cross_entropy
+
+    @property
+    def total(self) -> int:
+        """Active weights of all layers together."""
+        return sum(self.nnz.values())
+
+    def samples(self) -> Iterator[tuple[Any, Any]]:
+        """The batches, on the device of the weights."""
+        return samples(self.batches, next(iter(self.weights.values())).device)
+
+    def keep_best(
+        self,
+        scores: Mapping[str, Tensor],
+        k: Mapping[str, int] | None = None,
+        total: int | None = None,
+    ) -> dict[str, Tensor]:
+        """Masks of the highest scores: ``k`` in each layer, or ``total`` over all (:func:`dstee.masks_from_scores`)."""
+        return masks_from_scores(scores, k, total)
+
+    def dense_masks(self) -> dict[str, Tensor]:
+        """Everything active."""
+        return {name: torch.ones_like(w, dtype=torch.bool) for name, w in self.weights.items()}
+
+    def random_masks(self, nnz: Mapping[str, int] | None = None) -> dict[str, Tensor]:
+        """Random masks of these numbers of weights (default: the budget), by seed and name, as ``sparsify`` draws them."""
+        numbers = self.nnz if nnz is None else nnz
+        return {name: random_mask(w.numel(), numbers[name], self.seed, name).view(w.shape) for name, w in self.weights.items()}
+
+
+def samples(batches: Iterable[tuple[Any, Any]] | None, device: torch.device) -> Iterator[tuple[Any, Any]]:
+    """(inputs, targets) of each of ``batches``, on ``device``."""
+    for inputs, targets in batches or ():
+        yield _to(inputs, device), _to(targets, device)
+
+
+def _to(value: Any, device: torch.device) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, (tuple, list)):
+        return type(value)(_to(one, device) for one in value)
+    return {key: _to(one, device) for key, one in value.items()} if isinstance(value, Mapping) else value
+
+
+class LayerView(Protocol):
+    """What hooks see of a sparse layer (:class:`dstee.sparse_layer.SparseLayer`)."""
+
+    name: str
+    mask_bits: Tensor
+    state: dict[str, Tensor]
+
+    @property
+    def param(self) -> nn.Parameter: ...
+    @property
+    def numel(self) -> int: ...
+    def fit(self, t: Tensor) -> Tensor: ...
+    def active(self) -> Tensor: ...
+    def fitted_state(self, key: str) -> Tensor: ...
+
+
+@dataclass
+class Step:
+    """The sparse layers that a step concerns, in the model's order; frozen ones are left out, in ``before_step`` those without
+    a gradient too. Lists have one entry per layer.
+
+    Attributes:
+        t: this step, from 1. ``round``: mask updates before it. ``seed``: the model's.
+        schedule: of the updates.
+        lr: learning rates of the layers' weights, as the optimizer has them at this step.
+        numbers: the method's own numbers (:meth:`dstee.methods.Method.initial_numbers`), float64 tensors of no dimension on the
+            layers' device. Replace entries, never write into them: they count from the end of the update on.
+    """
+
+    t: int
+    round: int
+    seed: int
+    schedule: UpdateSchedule
+    layers: Sequence[LayerView]
+    numbers: dict[str, Tensor]
+    lr: Sequence[float] = ()
+
+    @property
+    def names(self) -> list[str]:
+        return [layer.name for layer in self.layers]
+
+    @property
+    def weights(self) -> list[Tensor]:
+        """The weights as they are now, without history: writing to them in place writes to the model."""
+        return [layer.param.detach() for layer in self.layers]
+
+    @property
+    def grads(self) -> list[Tensor]:
+        """The gradients as they are now, laid out like the weights; in ``before_step`` what is written to them is stepped."""
+        return [layer.fit(layer.param.grad) for layer in self.layers if layer.param.grad is not None]
+
+    @property
+    def sizes(self) -> list[int]:
+        """Weights, active or not."""
+        return [layer.numel for layer in self.layers]
+
+    def masks(self) -> list[Tensor]:
+        """What is active now: bool, like the weights."""
+        return [layer.active() for layer in self.layers]
+
+    def state(self, key: str) -> list[Tensor]:
+        """The method's own tensors ``key``, float32, like the weights, 0 at first; written in place."""
+        return [layer.fitted_state(key) for layer in self.layers]
+
+    def seeds(self, tag: str = "grow") -> list[int]:
+        """A seed for each layer, a hash of (tag, seed, name, round)."""
+        return growth_seeds(self.seed, self.names, self.round, tag)
+
+
+@dataclass
+class Update(Step):
+    """A mask update. ``plan`` sees it before the step, the functions inside actions after it: then weights are the new ones.
+
+    Attributes:
+        budget: active weights of each layer at the target sparsity, by name.
+        model: whose layers these are. ``batches``: as ``sparsify`` got them, where the method needs them.
+    """
+
+    budget: Mapping[str, int] = field(default_factory=dict)
+    model: nn.Module | None = None
+    batches: Iterable[tuple[Any, Any]] | None = None
+
+    @property
+    def nnz(self) -> Tensor:
+        """Active weights of each layer now: int64 [L] on the device."""
+        return ops.count_active([layer.mask_bits for layer in self.layers])
+
+    @property
+    def total(self) -> int:
+        """Active weights of the layers together now; a host sync on a GPU."""
+        return int(self.nnz.sum())
+
+    @property
+    def target(self) -> int:
+        """Active weights of the layers together at the target sparsity."""
+        return sum(self.budget[name] for name in self.names)
+
+    @property
+    def progress(self) -> float:
+        """From 0 at step 0 to 1 at the last due step before ``schedule.stop``; needs ``stop``."""
+        last = self.schedule.last_update
+        return min(self.t / last, 1.0) if last else 1.0
+
+    @property
+    def k(self) -> Tensor:
+        """Weights that the schedule has each layer swap, by what is active now, 0 where all are: int64 [L] on the device."""
+        nnz = self.nnz
+        k = (nnz.double() * self.schedule.fraction(self.t)).ceil().long()
+        return k.masked_fill_(nnz == torch.tensor(self.sizes, device=nnz.device), 0)
+
+    def count_below(self, threshold: Tensor | float) -> Tensor:
+        """Active weights of each layer with abs(w) below ``threshold``: int64 [L], exact, no host sync."""
+        weights = self.weights
+        limits = torch.as_tensor(threshold, dtype=torch.float32, device=weights[0].device).expand(len(weights)).contiguous()
+        return ops.count_below(weights, [layer.mask_bits for layer in self.layers], limits)
