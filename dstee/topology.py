@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.hooks import RemovableHandle
 
 from dstee import _optimizer_state, _optimizer_step, after_step, interpreter, method_hooks, ops
 from dstee._optimizer_step import Closure, Stepper
@@ -168,10 +167,10 @@ class Topology(CheckedWeights):
                     closure = _optimizer_step.before_step(closure, partial(update.check_gradients, self.layers.values()))
             hooks = []
             if others and method_hooks.overrides(self.method, "before_step"):
-                if closure is None:
-                    hooks = [self._hook(core) for core in others]
-                else:
-                    closure = _optimizer_step.before_step(closure, lambda: self._change_gradients(others[0]))
+                if closure is not None:
+                    closure = _optimizer_step.before_step(closure, partial(self._change_gradients, others[0]))
+                else:  # runs when the optimizer really steps, with gradients that a GradScaler has unscaled
+                    hooks = [core.register_step_pre_hook(lambda one, *_: self._change_gradients(one)) for core in others]
             first = [_optimizer_state.FirstStep(core, self.layers.values()) for core in others if core not in self._known]
             self._pending, self._together, self._torn = update, together, bool(others)
             try:
@@ -278,10 +277,6 @@ class Topology(CheckedWeights):
         if update.swap is None:
             interpreter.refuse_devices(list(self.layers.values()), update)
         return update
-
-    def _hook(self, core: torch.optim.Optimizer) -> RemovableHandle:
-        """Runs the method's ``before_step`` when ``core`` really steps, with gradients that a GradScaler has unscaled."""
-        return core.register_step_pre_hook(lambda *_: self._change_gradients(core))
 
     def _change_gradients(self, core: torch.optim.Optimizer) -> None:
         method_hooks.run_before_step(self.method, self._context(), core)

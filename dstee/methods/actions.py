@@ -33,7 +33,7 @@ Signal: TypeAlias = Callable[["Update"], Sequence[Tensor]]
 
 @dataclass(frozen=True)
 class Random:
-    """Growth at random: by a hash of (tag, seed, layer name, round, index), the same on every machine and for every sharding."""
+    """Growth at random: by a hash of (tag, seed, layer name, round, index), the same on every machine."""
 
     tag: str = "grow"
 

@@ -21,8 +21,8 @@ Group = Literal["dense", "at initialisation", "dense-to-sparse", "dynamic"]
 @dataclass(frozen=True, kw_only=True)
 class Method:
     """What all methods share. A subclass has settings (fields) and says what differs by the hooks; it touches no bits,
-    counters or kernels. By default masks start at random, an update drops the active weights closest to zero and grows as many where
-    abs(gradient) is largest.
+    counters or kernels. By default masks start at random, and an update drops the active weights closest to zero and grows
+    as many where abs(gradient) is largest.
 
     Settings never change; what a method remembers from step to step lies in the model: numbers
     (:meth:`initial_numbers`) and tensors like the weights (``keeps``), saved and loaded with the masks.

@@ -57,7 +57,8 @@ class ByHand:
                     scale = ops.growth_scale([g], bits, [k], self.round)
                 ops.drop_grow_(
                     [w], [g], m, bits, [self.counts[name]], [k], bonus=bonus, bonus_scale=scale, round=self.round,
-                    grow_seeds=growth_seeds(seed, [name], self.round) if isinstance(method, dstee.SET) else None, reset_regrown=method.reset_regrown,
+                    grow_seeds=growth_seeds(seed, [name], self.round) if isinstance(method, dstee.SET) else None,
+                    reset_regrown=method.reset_regrown,
                 )  # fmt: skip
         self.round += due
 
