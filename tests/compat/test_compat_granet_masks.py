@@ -161,10 +161,25 @@ def test_pruning_over_all_layers_decides_ties_by_layer_and_index_and_keeps_count
 
     before = counters()
     assert len(before) == 2
-    masking.steps = 10
     masking.pruning(10)  # update 5 of 20: 1 - 0.9 * (1 - 0.75**3) of 10 weights
     assert [mask.int().flatten().tolist() for mask in masking.masks.values()] == [[1, 0, 1, 1, 0, 0], [0, 0, 0, 1]]
     assert model[0].weight.flatten().tolist() == [0.5, 0, 0.5, 0.5, 0, 0] and counters() == before
+
+
+def test_uniform_pruning_spares_the_classifier_and_keeps_the_total() -> None:
+    model = nn.Sequential()
+    for name, n in (("a", 500), ("b", 300), ("classifier", 200)):
+        model.add_module(name, nn.Linear(n, 1, bias=False))
+    masking = granet(model, "uniform", method="GMP_uniform", update_frequency=10)
+    masking.add_module(model)
+    masking.pruning_uniform(20)  # update 2 of 4: 1 - 0.9 * (1 - 0.5**3) is above 0.2
+    assert [int(mask.sum()) for mask in masking.masks.values()] == [106, 63, 42]
+    masking.pruning_uniform(30)  # 1 - 0.9 * (1 - 0.25**3) = 0.1140625 of 1000, 40 of them in the classifier
+    assert [int(mask.sum()) for mask in masking.masks.values()] == [46, 27, 40]
+    masking.pruning_uniform(40)  # the last: 0.1
+    assert [int(mask.sum()) for mask in masking.masks.values()] == [37, 22, 40]
+    masking.pruning_uniform(50)
+    assert masking.target_density(50) is None and sum(int(mask.sum()) for mask in masking.masks.values()) == 99
 
 
 def test_gmp_starts_dense() -> None:

@@ -216,12 +216,12 @@ def test_granet_prunes_gradually(method: str, exact: str) -> None:
     total = sum(m.numel() for m in mask.masks.values())
     start = sum(int(m.sum()) for m in mask.masks.values())
     found = [sum(int(m.sum()) for m in masks.values()) for masks in train(mask, model, 50)]
-    # updates 1..7 of 8 prune: density 0.5 - 0.4 * (1 - (1 - i/8)**3)
-    goal = [int(total * (0.5 - 0.4 * (1 - (1 - i / 8) ** 3))) for i in range(1, 8)]
+    # updates 1..8 prune: density 0.5 - 0.4 * (1 - (1 - i/8)**3)
+    goal = [int(total * (1 - (0.5 + 0.4 * (1 - (1 - i / 8) ** 3)))) for i in range(1, 9)]
     if exact == "fixed":
         assert start == (total if method == "GMP" else round(0.5 * total))
         if method in ("GraNet", "GMP"):
-            assert found[:7] == [min(start, g) for g in goal] and found[7:] == [goal[-1]] * 3
+            assert found[:8] == [min(start, g) for g in goal] and found[8:] == [int(total * (1 - (0.5 + 0.4)))] * 2
         elif method == "DST":
             assert found == [start] * 10
         else:

@@ -166,14 +166,14 @@ class GraNetMasking(Masking):
         assert self.train_loader is not None  # which "DST" alone allows
         return len(self.train_loader) * getattr(self.args, "multiplier", 1)
 
-    def _progress(self) -> tuple[int, int, int]:
-        """Number of this update, and of the first and the last of the schedule."""
+    def _progress(self, step: int) -> tuple[int, int, int]:
+        """Number of the update at ``step``, and of the first and the last of the schedule."""
         assert self.prune_every_k_steps is not None
         steps = self._steps_per_epoch()
         first, last = (
             int(e * steps / self.prune_every_k_steps) for e in (self.args.init_prune_epoch, self.args.final_prune_epoch)
         )
-        return self.steps // self.prune_every_k_steps, first, last
+        return step // self.prune_every_k_steps, first, last
 
     def _update(self) -> None:
         method = self.args.method
@@ -188,10 +188,10 @@ class GraNetMasking(Masking):
 
     def target_density(self, step: int) -> float | None:
         """What a pruning at ``step`` leaves over all layers; None outside the schedule."""
-        now, first, last = self._progress()
-        if not first <= now < last:
+        now, first, last = self._progress(step)
+        if not first <= now <= last:
             return None
-        ramp = 1 - (1 - (now - first) / (last - first)) ** 3
+        ramp = 1 - (1 - (now - first) / (last - first)) ** 3 if first < last else 1
         return 1 - ((1 - self.args.init_density) + (self.args.init_density - self.args.final_density) * ramp)
 
     @torch.no_grad()
@@ -206,12 +206,17 @@ class GraNetMasking(Masking):
 
     @torch.no_grad()
     def pruning_uniform(self, step: int) -> None:
-        """Keeps the largest weights of each layer; a layer named "classifier" never falls below density 0.2."""
+        """Keeps the largest weights of each layer, as many as the schedule leaves.
+
+        Layers named "classifier" do not fall below density 0.2; the others make up for that, as in the original.
+        """
         density = self.target_density(step)
         if density is None:
             return
-
-        def keep(name: str, p: Tensor) -> int:
-            return max(int(p.numel() * (max(density, 0.2) if "classifier" in name else density)), 1)
-
-        self._prune({name: keep(name, p) for name, p in self.params().items()})
+        sizes = {name: p.numel() for name, p in self.params().items()}
+        classifier = sum(n for name, n in sizes.items() if "classifier" in name)
+        others = sum(sizes.values()) - classifier
+        low = density
+        if density <= 0.2 and others:
+            low = max((sum(sizes.values()) * density - 0.2 * classifier) / others, 0)
+        self._prune({name: max(int(n * (max(density, 0.2) if "classifier" in name else low)), 1) for name, n in sizes.items()})
