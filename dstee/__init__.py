@@ -8,6 +8,7 @@ from dstee.backends import use_backend as use_backend
 from dstee.encoding import bonus_table as bonus_table
 from dstee.methods import DSTEE as DSTEE
 from dstee.methods import SET as SET
+from dstee.methods import SIS as SIS
 from dstee.methods import RigL as RigL
 from dstee.methods import Static as Static
 from dstee.ops import SGDRule as SGDRule
@@ -24,6 +25,7 @@ from dstee.sparsification import sparsify as sparsify
 __all__ = [
     "DSTEE",
     "SET",
+    "SIS",
     "CheckpointError",
     "ConstantDrop",
     "CosineDrop",

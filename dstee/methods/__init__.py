@@ -18,10 +18,11 @@ from dstee.methods.registry import METHODS as METHODS
 from dstee.methods.registry import method_from_dict as method_from_dict
 from dstee.methods.registry import register as register
 from dstee.methods.rigl import RigL as RigL
+from dstee.methods.sis import SIS as SIS
 from dstee.methods.sparse_evolution import SET as SET
 from dstee.methods.static import Static as Static
 
 __all__ = [
-    "DSTEE", "METHODS", "SET", "Action", "KeepGlobal", "Method", "Order", "Project", "Random", "RigL", "SetDensity", "Start",
-    "Static", "Step", "Swap", "Update", "growth_seeds", "method_from_dict", "register",
+    "DSTEE", "METHODS", "SET", "SIS", "Action", "KeepGlobal", "Method", "Order", "Project", "Random", "RigL", "SetDensity",
+    "Start", "Static", "Step", "Swap", "Update", "growth_seeds", "method_from_dict", "register",
 ]  # fmt: skip

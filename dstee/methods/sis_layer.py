@@ -7,12 +7,10 @@ from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
-from torch.nn.modules.conv import _ConvNd
 
 from dstee import rules
 
-__all__ = ["Activation", "SparsifiedLayer", "distance", "patches", "sparsify_layer"]
+__all__ = ["Activation", "SparsifiedLayer", "distance", "sparsify_layer"]
 
 Activation = Literal["relu", "identity"]
 
@@ -90,19 +88,6 @@ def sparsify_layer(
     weight_of, mask = min(reversed(found), key=lambda pair: problem.error(pair[0]))
     rounded = weight_of.to(weight.dtype)
     return SparsifiedLayer(rounded, mask, problem.error(rounded.to(kind)) / max(len(X), 1) ** 0.5)
-
-
-def patches(module: _ConvNd, x: Tensor) -> list[Tensor]:
-    """What a convolution multiplies its weight with: for each group [samples * places, in / groups * kernel]."""
-    n = len(module.kernel_size)
-    x = x if x.dim() == n + 2 else x.unsqueeze(0)
-    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
-    x = F.pad(x, module._reversed_padding_repeated_twice, mode=mode)
-    for d in range(n):
-        reach = module.dilation[d] * (module.kernel_size[d] - 1) + 1
-        x = x.unfold(2 + d, reach, module.stride[d])[..., :: module.dilation[d]]
-    x = x.movedim(1, 1 + n)  # samples, places, channels, kernel
-    return [part.reshape(-1, part.shape[1 + n :].numel()) for part in x.chunk(module.groups, 1 + n)]
 
 
 class _Problem:

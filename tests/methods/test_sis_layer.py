@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from dstee.methods.sis_layer import _Problem, _split, distance, patches, sparsify_layer
+from dstee.methods.sis_layer import _Problem, _split, distance, sparsify_layer
 
 
 def case(seed: int, out: int = 6, n: int = 10, samples: int = 40, dtype: torch.dtype = torch.float64) -> tuple[Tensor, ...]:
@@ -125,27 +125,6 @@ def test_without_inputs_the_largest_stay() -> None:
     weight, bias, inputs, _, _ = case(7)
     kept = sparsify_layer(weight, bias, torch.zeros_like(inputs), bias.relu().expand(40, 6), 9)
     assert kept.eta == 0 and set(kept.weight[kept.mask].abs().tolist()) == set(weight.abs().flatten().topk(9).values.tolist())
-
-
-@pytest.mark.parametrize(
-    "module",
-    [
-        nn.Conv1d(4, 6, 3, stride=2, padding=1, dtype=torch.float64),
-        nn.Conv2d(4, 6, (2, 3), stride=(1, 2), padding=(1, 0), dilation=(2, 1), groups=2, dtype=torch.float64),
-        nn.Conv2d(4, 4, 3, padding="same", padding_mode="circular", dtype=torch.float64),
-        nn.Conv3d(2, 3, 2, dtype=torch.float64),
-    ],
-    ids=str,
-)
-def test_patches_are_what_the_convolution_multiplies(module: Any) -> None:
-    generator = torch.Generator().manual_seed(8)
-    x = torch.randn(3, module.in_channels, *(7, 6, 5)[: len(module.kernel_size)], generator=generator, dtype=torch.float64)
-    weights = module.weight.detach().chunk(module.groups)
-    rows = [part @ w.flatten(1).T for part, w in zip(patches(module, x), weights, strict=True)]
-    expected = module(x).detach().movedim(1, -1)
-    torch.testing.assert_close(torch.cat(rows, 1) + module.bias.detach(), expected.reshape(-1, module.out_channels))
-    single = patches(module, x[0])[0]
-    torch.testing.assert_close(single, patches(module, x[:1])[0], rtol=0, atol=0)
 
 
 def test_what_does_not_fit_is_refused() -> None:
