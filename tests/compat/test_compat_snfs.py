@@ -133,6 +133,34 @@ def test_shares_by_hand() -> None:
     assert list(masking.name2variance.values()) == [0, 0] and sum(map(len, active(masking))) == 8
 
 
+@pytest.mark.parametrize("growth", ["momentum", "global_momentum_growth"])
+def test_what_was_dropped_is_a_candidate_and_keeps_its_value(growth: str) -> None:
+    masking = two_layers(growth_mode=growth)
+    first, _ = masking.modules[0].parameters()
+    masking.optimizer.state[first]["momentum_buffer"][0, 0] = 99.0  # abs(momentum) of the first layer is 27 now
+    masking.truncate_weights()
+    assert active(masking) == ([[0, 2, 3, 4, 5, 6], [1, 2]] if growth == "momentum" else [[0, 2, 3], [1, 2, 4, 5, 6]])
+    assert first.flatten().tolist()[:4] == [1.0, 0.0, 3.0, -4.0]
+
+
+def test_random_growth_goes_by_seed_layer_and_update() -> None:
+    def grown(seed: int, updates: int = 1) -> list[list[int]]:
+        model = nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 16))
+        masking = SNFSMasking(sgd(model), None, growth_mode="random", redistribution_mode="none", seed=seed)
+        masking.add_module(model, 0.5)
+        for _ in range(updates):
+            for name, p in masking.params().items():
+                masking.masks[name] = (torch.arange(256) < 128).view(16, 16).float()
+                with torch.no_grad():
+                    p.fill_(1.0)
+            masking.truncate_weights()
+        return [sorted(set(on) - set(range(64, 128))) for on in active(masking)]
+
+    a, b = grown(1)
+    assert len(a) == len(b) == 64 and a != b
+    assert grown(1) == [a, b] and a not in grown(2) and a not in grown(1, updates=2)
+
+
 def test_a_nearly_dense_layer_that_grows_is_pruned_less() -> None:
     masking = two_layers()
     masking.masks["0.weight"] = torch.tensor([[1.0] * 7 + [0.0]])
@@ -319,6 +347,18 @@ def test_patch_refuses_what_it_cannot_keep_exact() -> None:
     del old.redistribution_func
     with pytest.raises(ValueError, match=r"this version of SNFS .* take its last version"):
         patch(old)
+
+
+def test_a_patched_original_keeps_its_momenta_dense() -> None:
+    model = mlp()
+    masking = PlainSNFS(sgd(model), 0.4, "magnitude", 4)
+    masking.growth_mode = "random"
+    masking.add_module(model, {"2.weight": torch.zeros(32, 48).fill_diagonal_(1.0)})
+    patch(masking)
+    (found,) = go(masking, model, list(batches(4)))
+    weight = model[2].weight
+    assert int(found["2.weight"].sum()) == 32 and not bool(weight[found["2.weight"] == 0].any())
+    assert bool(masking.optimizer.state[weight]["momentum_buffer"][found["2.weight"] == 0].any())
 
 
 def test_patched_itop_without_redistribution_swaps_in_each_layer() -> None:
