@@ -111,6 +111,7 @@ class SoftThreshold:
         self._schedule = UpdateSchedule() if schedule is None else schedule
         self._seed, self._counted = index(seed), track_exploration
         self._t = 0
+        self._used: tuple[int | Tensor, int] = 0, 0  # active weights summed over the steps of step(), and their number
         self._total()
         for layer in layers:
             layer.put_on()
@@ -157,6 +158,11 @@ class SoftThreshold:
     def density(self) -> float:
         """Share of the weights that are not 0 for the model."""
         return self.nnz / self.numel
+
+    def mean_density(self) -> float:
+        """The mean over the steps that :meth:`step` made of the :meth:`density` that they computed with."""
+        active, steps = self._used
+        return int(active) / (steps * self.numel) if steps else self.density()
 
     def masks(self) -> dict[str, Tensor]:
         """Which weights are not 0 for the model, by parameter name: bool, shape and strides of the weight."""
@@ -211,8 +217,13 @@ class SoftThreshold:
         Raises:
             ValueError: the optimizers do not hold the weights and thresholds. Nothing has changed then.
         """
+        active, steps = self._used
         if self.sparse is not None:
-            return self.sparse.step(*optimizers, closure=closure, scaler=scaler)
+            nnz, t = self.sparse.nnz, self.sparse.t
+            changed = self.sparse.step(*optimizers, closure=closure, scaler=scaler)
+            if self.sparse.t > t:
+                self._used = active + nnz, steps + 1
+            return changed
         steppers = [_optimizer_step.owner(optimizer) for optimizer in optimizers]
         held: set[int] = set().union(*(_optimizer_state.held_by(one.core) for one in steppers))
         missing = [
@@ -227,9 +238,10 @@ class SoftThreshold:
             raise ValueError("a closure belongs to one optimizer: call it, and backward, before stepping several")
         if scaler is not None and not scaler.is_enabled():
             scaler = None
+        beyond = count_beyond(self._soft()).sum()
         if not any([_optimizer_step.run_step(one.optimizer, one.core, closure, scaler) for one in steppers]):
             return False
-        self._t += 1
+        self.__dict__.update(_t=self._t + 1, _used=(active + beyond, steps + 1))
         if self._t != self.freeze_at:
             return False
         self.freeze()
@@ -308,6 +320,7 @@ class SoftThreshold:
             "sparsity": self.sparsity,
             "freeze_at": self.freeze_at,
             "shift": self.shift,
+            "used": [int(number) for number in self._used],
             "layers": {name: list(layer.weight.shape) for name, layer in self._layers.items()},
             "sparse": None if self.sparse is None else self.sparse.state_dict(),
         }
@@ -336,12 +349,12 @@ class SoftThreshold:
                     sparse.remove(*sparse.layers)
                     raise
         progress = {key: state[key] for key in ("sparsity", "freeze_at", "shift")}
-        self.__dict__.update(progress, _t=state["t"], sparse=sparse)
+        self.__dict__.update(progress, _t=state["t"], _used=tuple(state["used"]), sparse=sparse)
 
 
 def _checked(state: object, shapes: Mapping[str, list[int]]) -> Mapping[str, Any]:
     """``state`` if it is one of layers of these ``shapes``; its masks are left to ``SparseModel.load_state_dict``."""
-    keys = {"format_version", "t", "sparsity", "freeze_at", "shift", "layers", "sparse"}
+    keys = {"format_version", "t", "sparsity", "freeze_at", "shift", "used", "layers", "sparse"}
     if not isinstance(state, Mapping) or not is_int(state.get("format_version"), FORMAT_VERSION, FORMAT_VERSION):
         raise ValueError("the state of a SoftThreshold must be a dict made by SoftThreshold.state_dict of this format")
     if odd := sorted(map(str, keys ^ state.keys())):
@@ -355,6 +368,9 @@ def _checked(state: object, shapes: Mapping[str, list[int]]) -> Mapping[str, Any
         wrong.append(f"freeze_at must be a step number, got {state['freeze_at']!r}")
     if (state["shift"] is None) != (masks is None) or (masks is not None and not is_number(state["shift"])):
         wrong.append(f"shift must be a number in the frozen phase and None before, got {state['shift']!r}")
+    used = state["used"]
+    if not (isinstance(used, list) and len(used) == 2 and all(is_int(number, 0, 2**63 - 1) for number in used)):
+        wrong.append(f"used must be two numbers, got {used!r}")
     if state["layers"] != shapes:
         wrong.append(f"it is of layers {state['layers']!r}, the model has {shapes!r}")
     if masks is not None and not (

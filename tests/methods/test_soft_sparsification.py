@@ -118,6 +118,16 @@ def test_it_steps_freezes_and_goes_on() -> None:
     assert_invariant(soft.sparse, optimizer)
 
 
+def test_the_mean_density_is_that_of_the_steps() -> None:
+    soft = make(0.7, freeze_at=4)
+    optimizer, densities = sgd(soft), []
+    assert soft.mean_density() == soft.density()
+    for step in range(7):
+        densities.append(soft.density())
+        train(soft, optimizer, range(step, step + 1))
+    assert soft.mean_density() == pytest.approx(sum(densities) / 7, rel=1e-12) and densities[3] > densities[4]
+
+
 def test_any_optimizer_over_the_parameters_takes_part() -> None:
     soft = make(0.5, freeze_at=3)
     optimizer = torch.optim.AdamW(soft.model.parameters(), lr=0.05)
@@ -279,6 +289,7 @@ def test_a_bad_state_changes_nothing() -> None:
         ({**good, "sparsity": 1}, "sparsity must be in"),
         ({**good, "freeze_at": 0}, "freeze_at must be a step number"),
         ({**good, "shift": None}, "shift must be a number in the frozen phase"),
+        ({**good, "used": [1]}, "used must be two numbers"),
         ({**good, "layers": {}}, "it is of layers"),
         ({**good, "sparse": {"layers": {}}}, "the masks are not those"),
         ({**good, "sparse": {**good["sparse"], "t": 5}}, "digest does not match"),
