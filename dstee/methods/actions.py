@@ -42,7 +42,8 @@ class Random:
 class Swap:
     """In every layer the weakest weights go and the best candidates come (:func:`dstee.ops.drop_grow_`).
 
-    Where only ``bonus``, ``regrow`` and :class:`Random` growth are set, it is one sweep with the optimizer's step.
+    Where only ``bonus``, ``regrow`` and :class:`Random` growth are set, it is one sweep with the optimizer's step. Functions
+    are called in the order of the arguments, with the masks before the swap.
 
     Args:
         drop: weights to drop; None: the schedule's share of the layer's active weights, rounded up.

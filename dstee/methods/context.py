@@ -178,6 +178,12 @@ class Update(Step):
         return ops.count_active([layer.mask_bits for layer in self.layers])
 
     @property
+    def inactive(self) -> Tensor:
+        """Inactive weights of each layer now: int64 [L] on the device."""
+        nnz = self.nnz
+        return torch.tensor(self.sizes, device=nnz.device) - nnz
+
+    @property
     def total(self) -> int:
         """Active weights of the layers together now; a host sync on a GPU."""
         return int(self.nnz.sum())
