@@ -6,9 +6,13 @@ from dstee._files import CheckpointError as CheckpointError
 from dstee.allocation import allocate as allocate
 from dstee.backends import use_backend as use_backend
 from dstee.encoding import bonus_table as bonus_table
+from dstee.methods import DSR as DSR
 from dstee.methods import DSTEE as DSTEE
+from dstee.methods import MEST as MEST
 from dstee.methods import SET as SET
 from dstee.methods import SIS as SIS
+from dstee.methods import SNFS as SNFS
+from dstee.methods import DeepR as DeepR
 from dstee.methods import RigL as RigL
 from dstee.methods import Static as Static
 from dstee.ops import SGDRule as SGDRule
@@ -23,12 +27,16 @@ from dstee.sparse_model import SparseModel as SparseModel
 from dstee.sparsification import sparsify as sparsify
 
 __all__ = [
+    "DSR",
     "DSTEE",
+    "MEST",
     "SET",
     "SIS",
+    "SNFS",
     "CheckpointError",
     "ConstantDrop",
     "CosineDrop",
+    "DeepR",
     "LinearDrop",
     "RigL",
     "SGDRule",

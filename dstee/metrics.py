@@ -147,6 +147,7 @@ def training_flops(dense: float, sparse: float, method: Method, schedule: Update
     ``2 * sparse + dense``, whether the update follows the step or replaces it. RigL's appendix counts an update in addition
     to ``every`` steps; here it is one of them. So the mean before ``schedule.stop`` is about
     ``(3 * sparse * (every - 1) + 2 * sparse + dense) / every``, and ``3 * sparse`` from there on.
+    A method that reads the dense gradient at every step (SNFS) costs ``2 * sparse + dense`` throughout.
 
     Args:
         steps: optimizer steps of the whole training, over which the updates are counted exactly; None: it ends at
@@ -154,6 +155,8 @@ def training_flops(dense: float, sparse: float, method: Method, schedule: Update
     """
     if steps is not None and steps < 1:
         raise ValueError(f"steps must be the number of optimizer steps of the training, at least 1, got {steps}")
+    if method.needs_every_gradient:
+        return 2 * sparse + dense
     if not (method.updates and method.needs_gradients):
         return 3 * sparse
     if steps is None:

@@ -13,16 +13,21 @@ from dstee.methods.context import Start as Start
 from dstee.methods.context import Step as Step
 from dstee.methods.context import Update as Update
 from dstee.methods.context import growth_seeds as growth_seeds
+from dstee.methods.deepr import DeepR as DeepR
+from dstee.methods.dsr import DSR as DSR
 from dstee.methods.dst_ee import DSTEE as DSTEE
+from dstee.methods.mest import MEST as MEST
 from dstee.methods.registry import METHODS as METHODS
 from dstee.methods.registry import method_from_dict as method_from_dict
 from dstee.methods.registry import register as register
 from dstee.methods.rigl import RigL as RigL
 from dstee.methods.sis import SIS as SIS
+from dstee.methods.snfs import SNFS as SNFS
 from dstee.methods.sparse_evolution import SET as SET
 from dstee.methods.static import Static as Static
 
 __all__ = [
-    "DSTEE", "METHODS", "SET", "SIS", "Action", "KeepGlobal", "Method", "Order", "Project", "Random", "RigL", "SetDensity",
-    "Start", "Static", "Step", "Swap", "Update", "growth_seeds", "method_from_dict", "register",
+    "DSR", "DSTEE", "MEST", "METHODS", "SET", "SIS", "SNFS", "Action", "DeepR", "KeepGlobal", "Method", "Order", "Project",
+    "Random", "RigL", "SetDensity", "Start", "Static", "Step", "Swap", "Update", "growth_seeds", "method_from_dict",
+    "register",
 ]  # fmt: skip

@@ -6,16 +6,22 @@ import math
 import pytest
 import torch
 
-from dstee.methods import DSTEE, METHODS, SET, SIS, Method, RigL, Static, growth_seeds, method_from_dict
+from dstee.methods import DSR, DSTEE, MEST, METHODS, SET, SIS, SNFS, DeepR, Method, RigL, Static, growth_seeds, method_from_dict
 
 # name, order, updates, needs_counter, needs_gradients
 TABLE = [
+    (DSR, "dsr", "DSR", "after", True, False, False),
     (DSTEE, "dst-ee", "DST-EE", "after", True, True, True),
+    (DeepR, "deepr", "DeepR", "after", True, False, False),
+    (MEST, "mest", "MEST", "after", True, False, False),
     (RigL, "rigl", "RigL", "replace", True, False, True),
     (SET, "set", "SET", "after", True, False, False),
     (SIS, "sis", "SIS", "after", True, False, False),
+    (SNFS, "snfs", "SNFS", "after", True, False, False),
     (Static, "static", "static", "after", False, False, False),
 ]
+# regrow, reset_regrown where they are not True and False
+REGROWTH = {DSR: (False, False), DeepR: (True, True), MEST: (True, True)}
 
 
 @pytest.mark.parametrize(("cls", "key", "name", "order", "updates", "counter", "gradients"), TABLE)
@@ -24,7 +30,7 @@ def test_table(cls, key, name, order, updates, counter, gradients):
     assert METHODS[key] is cls and isinstance(method, Method)
     assert (method.name, method.key, method.order) == (name, key, order)
     assert (method.updates, method.needs_counter, method.needs_gradients) == (updates, counter, gradients)
-    assert method.regrow is True and method.reset_regrown is False
+    assert (method.regrow, method.reset_regrown) == REGROWTH.get(cls, (True, False))
 
 
 def test_registry_is_complete():
@@ -69,6 +75,11 @@ METHODS_SEEN = [
     RigL(),
     RigL(order="after"),
     SET(regrow=False),
+    SNFS(beta=0.5),
+    DSR(threshold=0.25, share=0.5),
+    DeepR(l1=0.0, noise=0.5),
+    MEST(lam=0.5),
+    MEST(soft=True, halve_at=0.5),
     Static(),
 ]
 

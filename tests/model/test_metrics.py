@@ -7,7 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bench.shapes import resnet50, resnet50_macs
 from dstee import metrics, ops
-from dstee.methods import DSTEE, SET, RigL, Static
+from dstee.methods import DSTEE, SET, SNFS, RigL, Static
 from dstee.optim import SparseSGD
 from dstee.schedule import ConstantDrop, UpdateSchedule
 from dstee.sparse_model import SparseModel
@@ -349,6 +349,7 @@ def test_training_flops_by_hand():
     # every = 4, for ever: three steps (3 x 10) and one update (2 x 10 + 100) in four
     assert metrics.training_flops(100, 10, RigL(), UpdateSchedule(every=4)) == (3 * 30 + 120) / 4
     assert metrics.training_flops(100, 10, RigL(), UpdateSchedule(every=1)) == 120
+    assert metrics.training_flops(100, 10, SNFS(), UpdateSchedule(every=4, stop=8), 12) == 120  # a dense gradient at every step
     # 12 steps, stop at 9: updates at 4 and 8
     stopped = UpdateSchedule(every=4, stop=9)
     for method in (RigL(), DSTEE(), DSTEE.paper()):  # the order of step and update changes nothing
