@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
 
-from dstee._optimizer_step import Owner
+from dstee.mask_update import FusingOptimizer
 from dstee.methods import Method, Step
-from dstee.methods.context import LayerView
 from dstee.sparse_layer import SparseLayer
 
-__all__ = ["fresh_numbers", "learning_rates", "overrides", "run_before_step"]
+__all__ = ["checked_numbers", "fresh_numbers", "learning_rates", "overrides", "run_before_step"]
 
 
 def overrides(method: Method, hook: str) -> bool:
@@ -26,13 +26,32 @@ def fresh_numbers(method: Method, layers: Iterable[SparseLayer]) -> dict[str, Te
     return {key: torch.tensor(x, dtype=torch.float64, device=device) for key, x in method.initial_numbers().items()}
 
 
-def learning_rates(layers: Sequence[LayerView], owners: Mapping[str, Owner]) -> list[float]:
-    """Of each layer's weight, as its optimizer has it now; 0 for what none holds."""
-    rates: dict[int, float] = {}
-    for one in {id(one): one for one in owners.values()}.values():
-        for group in one.core.param_groups:
-            rates |= {id(p): float(group["lr"]) for p in group["params"]}
-    return [rates.get(id(layer.param), 0.0) for layer in layers]
+def learning_rates(layers: Iterable[SparseLayer], optimizers: Iterable[torch.optim.Optimizer]) -> dict[str, float]:
+    """Of the layers' weights that one of ``optimizers`` holds, as it has them now, by name."""
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    rates = {id(p): float(group["lr"]) for group in groups for p in group["params"]}
+    return {layer.name: rates[id(layer.param)] for layer in layers if id(layer.param) in rates}
+
+
+def checked_numbers(method: Method, numbers: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What a hook has left of the method's numbers: those and no others, as they are stored.
+
+    Raises:
+        ValueError: a hook has added or taken away one, or put something else in its place.
+    """
+    expected = method.initial_numbers().keys()
+    wrong = [
+        key
+        for key, x in numbers.items()
+        if not isinstance(x, Tensor) or x.dtype is not torch.float64 or x.dim() or x.requires_grad
+    ]
+    if wrong or numbers.keys() != expected:
+        got = {key: f"{x.dtype} {list(x.shape)}" if isinstance(x, Tensor) else type(x).__name__ for key, x in numbers.items()}
+        raise ValueError(
+            f"a hook of {method.name} left the numbers {got}, expected {sorted(expected)}, each a torch.float64 tensor []: "
+            "name them in initial_numbers, and replace them by tensors of the same kind"
+        )
+    return dict(numbers)
 
 
 @torch.no_grad()
@@ -42,11 +61,13 @@ def run_before_step(method: Method, context: Step, optimizer: torch.optim.Optimi
     Raises:
         RuntimeError: their gradients are scaled, because the optimizer itself unscales them.
     """
-    if getattr(optimizer, "grad_scale", None) is not None:
+    unscaled = isinstance(optimizer, FusingOptimizer)  # asks for this when they are
+    if not unscaled and getattr(optimizer, "grad_scale", None) is not None:
         raise RuntimeError(
             f"{method.name} adds to the gradients, but {type(optimizer).__name__} gets them scaled and unscales them itself: "
             "make it with fused=False, or use dstee.SparseSGD"
         )
+    context.numbers = MappingProxyType(context.numbers)  # type: ignore[assignment]  # the step may not come to pass
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     context.layers = [layer for layer in context.layers if id(layer.param) in held and layer.param.grad is not None]
     for layer in context.layers:

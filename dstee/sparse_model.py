@@ -217,12 +217,12 @@ class SparseModel(Topology):
             bits, counts, previous = _state_dict.restore_layer(layer, restored)
             layers[name] = dataclasses.replace(
                 layer, mask_bits=bits, counts=counts, previous_bits=previous, count=restored.nnz.get(name, layer.nnz),
-                state={key: layer.fit_float(t) for key, t in restored.kept.get(name, {}).items()},
+                state={key: layer.fit_float(t).clone() for key, t in restored.kept.get(name, {}).items()},
             )  # fmt: skip
         numbers = method_hooks.fresh_numbers(restored.method, layers.values())
         self.__dict__.update(  # one call: no signal comes in between
             layers=layers, _t=restored.t, _round=restored.round, seed=restored.seed, _method=restored.method,
             _schedule=restored.schedule, _unchecked=True, _stepped=False, _updated=set(),
             _numbers={key: torch.full_like(x, restored.numbers[key]) for key, x in numbers.items()},
-            budget={name: restored.budget.get(name, layer.nnz) for name, layer in layers.items()},
+            budget={name: restored.budget.get(name, self.budget[name]) for name in layers},
         )  # fmt: skip

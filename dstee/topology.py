@@ -65,6 +65,8 @@ class Topology(CheckedWeights):
             "_busy": None,
             "_pending": None,
             "_together": [],
+            "batches": None,  # may be a loader of any size, a generator
+            "loss_fn": torch.nn.functional.cross_entropy,
             "_watch": WeightWatch(),
         }
         return {name: value for name, value in (self.__dict__ | passing).items() if name != "_known"}
@@ -156,7 +158,7 @@ class Topology(CheckedWeights):
                     "these gradients were stepped already, by optimizer.step(): call sparse.update() after that, "
                     "or sparse.step(optimizer) instead of it, not both"
                 )
-            update = self._due()
+            update = self._due(one.core for one in steppers)
             if update is not None and self.method.order == "replace":
                 return self._replace(steppers, update, closure, scaler)
             others = [one.core for one in steppers if one.fusing is None]
@@ -165,15 +167,15 @@ class Topology(CheckedWeights):
                 self._layers_of(together, full=update is not None)
                 if update is not None:
                     closure = _optimizer_step.before_step(closure, partial(update.check_gradients, self.layers.values()))
+            hooked = others if method_hooks.overrides(self.method, "before_step") else []
+            if hooked and closure is not None:
+                closure, hooked = _optimizer_step.before_step(closure, partial(self._change_gradients, others[0])), []
             hooks = []
-            if others and method_hooks.overrides(self.method, "before_step"):
-                if closure is not None:
-                    closure = _optimizer_step.before_step(closure, partial(self._change_gradients, others[0]))
-                else:  # runs when the optimizer really steps, with gradients that a GradScaler has unscaled
-                    hooks = [core.register_step_pre_hook(lambda one, *_: self._change_gradients(one)) for core in others]
             first = [_optimizer_state.FirstStep(core, self.layers.values()) for core in others if core not in self._known]
             self._pending, self._together, self._torn = update, together, bool(others)
             try:
+                for core in hooked:  # runs when the optimizer really steps, with gradients that a GradScaler has unscaled
+                    hooks.append(core.register_step_pre_hook(lambda one, *_: self._change_gradients(one)))
                 performed = [_optimizer_step.run_step(one.optimizer, one.core, closure, scaler) for one in steppers]
                 for one in first:
                     one.check()
@@ -222,7 +224,7 @@ class Topology(CheckedWeights):
                 if core not in self._known:
                     _optimizer_state.refuse_codes(core, self.layers.values())
             self._torn = foreign  # it has written everywhere
-            update = self._due()
+            update = self._due(cores)
             self._layers_of(cores, full=update is not None, foreign=foreign)
             if update is not None:
                 update.check_gradients(self.layers.values())
@@ -269,23 +271,24 @@ class Topology(CheckedWeights):
 
     # --- inside a step ---------------------------------------------------------------------------------------------------
 
-    def _due(self) -> MaskUpdate | None:
+    def _due(self, optimizers: Iterable[torch.optim.Optimizer]) -> MaskUpdate | None:
         if not (self.method.updates and self.method.due(self._t + 1, self.schedule)):
             return None
-        context = Update(**vars(self._context()), budget=self.budget, model=self.model, batches=self.batches)
+        context = Update(**vars(self._context(optimizers)), budget=self.budget, model=self.model, batches=self.batches)
         update = MaskUpdate.make(context, self.method, self.allow_missing_gradients)
         if update.swap is None:
             interpreter.refuse_devices(list(self.layers.values()), update)
         return update
 
     def _change_gradients(self, core: torch.optim.Optimizer) -> None:
-        method_hooks.run_before_step(self.method, self._context(), core)
+        method_hooks.run_before_step(self.method, self._context([core]), core)
 
-    def _context(self) -> Step:
-        """What the step under way tells the method's hooks."""
+    def _context(self, optimizers: Iterable[torch.optim.Optimizer]) -> Step:
+        """What the step under way, of ``optimizers``, tells the method's hooks."""
         layers = [layer for layer in self.layers.values() if layer.follow().requires_grad]
         numbers = {key: x.to(layers[0].mask_bits.device) for key, x in self._numbers.items()} if layers else self._numbers
-        return Step(self._t + 1, self._round, self.seed, self.schedule, layers, dict(numbers))
+        rates = method_hooks.learning_rates(layers, optimizers)
+        return Step(self._t + 1, self._round, self.seed, self.schedule, layers, dict(numbers), rates)
 
     def _steppers(self, optimizers: Sequence[Stepper | FusingOptimizer]) -> list[_optimizer_step.Owner]:
         if not optimizers:
@@ -335,10 +338,10 @@ class Topology(CheckedWeights):
         for name, layer in self.layers.items():
             if changed:
                 layer.previous_bits = journal.before[name] if name in changed else None
-            if name in changed and self.method.moves_budgets:
+            if name in changed:
                 layer.nnz = int(ops.count_active([layer.mask_bits]))
-        counted = {"_t": journal.t, "_round": journal.round} if changed else {}
-        self.__dict__.update(counted, _journal=None, _stepped=False, _updated=set())  # one call: no signal comes in between
+        counted = {"_t": journal.t, "_round": journal.round, "_stepped": False} if changed else {}
+        self.__dict__.update(counted, _journal=None, _updated=set())  # one call: no signal comes in between
 
     def _replace(
         self,
@@ -372,12 +375,11 @@ class Topology(CheckedWeights):
                 _optimizer_state.zero_state(owners[name].core, layer.param, off)
         round, numbers = self._round, self._numbers
         if method_hooks.overrides(self.method, "after_step") and not (update is not None and self.method.order == "replace"):
-            context = self._context() if update is None else update.context
-            context.lr = method_hooks.learning_rates(context.layers, owners)
+            context = self._context(one.core for one in steppers) if update is None else update.context
             self.method.after_step(context)
             for layer in self.layers.values():
                 layer.clear_outside()
-            numbers = context.numbers
+            numbers = method_hooks.checked_numbers(self.method, context.numbers)
         if update is not None:
             journal = self._journal or self._begin(update)  # the step that carried the update has begun it
             done = self._updated if fused else set()
@@ -387,7 +389,7 @@ class Topology(CheckedWeights):
                 after_step.swap(owners, update, rest, journal.before)
             elif rest:
                 after_step.execute(owners, update, rest)
-                numbers = update.context.numbers
+            numbers = method_hooks.checked_numbers(self.method, update.context.numbers)
             for name, layer in self.layers.items():  # in others nothing grew
                 layer.previous_bits = journal.before[name] if name in swapped else None
             round += 1

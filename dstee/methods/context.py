@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -114,9 +114,10 @@ class Step:
     Attributes:
         t: this step, from 1. ``round``: mask updates before it. ``seed``: the model's.
         schedule: of the updates.
-        lr: learning rates of the layers' weights, as the optimizer has them at this step.
         numbers: the method's own numbers (:meth:`dstee.methods.Method.initial_numbers`), float64 tensors of no dimension on the
-            layers' device. Replace entries, never write into them: they count from the end of the update on.
+            layers' device. Replace entries, never write into them: they count from the end of the step or update on. They
+            cannot be replaced in ``before_step``, whose step may be skipped.
+        rates: learning rates by layer, see ``lr``.
     """
 
     t: int
@@ -124,8 +125,8 @@ class Step:
     seed: int
     schedule: UpdateSchedule
     layers: Sequence[LayerView]
-    numbers: dict[str, Tensor]
-    lr: Sequence[float] = ()
+    numbers: MutableMapping[str, Tensor]
+    rates: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def names(self) -> list[str]:
@@ -140,6 +141,11 @@ class Step:
     def grads(self) -> list[Tensor]:
         """The gradients as they are now, laid out like the weights; in ``before_step`` what is written to them is stepped."""
         return [layer.fit(layer.param.grad) for layer in self.layers if layer.param.grad is not None]
+
+    @property
+    def lr(self) -> list[float]:
+        """Learning rates of the weights, as the optimizer has them at this step; 0 for what none holds."""
+        return [self.rates.get(layer.name, 0.0) for layer in self.layers]
 
     @property
     def sizes(self) -> list[int]:

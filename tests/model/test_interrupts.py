@@ -5,7 +5,8 @@ from __future__ import annotations
 import random
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
@@ -15,6 +16,7 @@ from support.small_models import assert_invariant, mlp, set_gradients
 from torch import Tensor, nn
 
 import dstee
+from dstee.methods import Action, KeepGlobal, Method, Step, Swap, Update, register
 
 EVERY_STEP = dstee.UpdateSchedule(every=1, drop=dstee.ConstantDrop(0.4))
 RUNS = 1000
@@ -81,11 +83,38 @@ def check_what_is_left(sparse: dstee.SparseModel, before: dict[str, tuple[Tensor
     dstee.sparsify(mlp(), 0.7, track_exploration=True).load_state_dict(state)
 
 
+@register
+@dataclass(frozen=True)
+class Moving(Method):
+    """An update in two actions, of which the first moves budgets, and hooks on both sides of the step."""
+
+    name, key = "moving", "moving-under-interrupts"
+    needs_counter = needs_gradients = moves_budgets = True
+    keeps = ("mean",)
+
+    def initial_numbers(self) -> dict[str, float]:
+        return {"steps": 0.0}
+
+    def before_step(self, c: Step) -> None:
+        for mean, grad in zip(c.state("mean"), c.grads, strict=True):
+            mean.mul_(0.9).add_(grad)
+
+    def after_step(self, c: Step) -> None:
+        c.numbers["steps"] = c.numbers["steps"] + 1
+
+    def total(self, u: Update) -> int:
+        return u.total - 2
+
+    def plan(self, u: Update) -> Sequence[Action]:
+        return [KeepGlobal(self.total), Swap(drop=lambda u: u.nnz // 3, grow_by=lambda u: u.state("mean"))]
+
+
 METHODS = [
     dstee.DSTEE(c=1e-2),
     dstee.DSTEE(c=1e-2, reset_regrown=True),
     dstee.SET(),
     dstee.RigL(),  # in place of the step
+    Moving(),
 ]
 
 
