@@ -15,6 +15,7 @@ from dstee.methods import SNFS as SNFS
 from dstee.methods import DeepR as DeepR
 from dstee.methods import RigL as RigL
 from dstee.methods import Static as Static
+from dstee.methods import preset as preset
 from dstee.ops import SGDRule as SGDRule
 from dstee.optim import SparseSGD as SparseSGD
 from dstee.schedule import ConstantDrop as ConstantDrop
@@ -51,6 +52,7 @@ __all__ = [
     "masks_from_scores",
     "metrics",
     "ops",
+    "preset",
     "sparsify",
     "use_backend",
 ]

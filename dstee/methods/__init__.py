@@ -17,6 +17,9 @@ from dstee.methods.deepr import DeepR as DeepR
 from dstee.methods.dsr import DSR as DSR
 from dstee.methods.dst_ee import DSTEE as DSTEE
 from dstee.methods.mest import MEST as MEST
+from dstee.methods.presets import PRESETS as PRESETS
+from dstee.methods.presets import Preset as Preset
+from dstee.methods.presets import preset as preset
 from dstee.methods.registry import METHODS as METHODS
 from dstee.methods.registry import method_from_dict as method_from_dict
 from dstee.methods.registry import register as register
@@ -27,7 +30,7 @@ from dstee.methods.sparse_evolution import SET as SET
 from dstee.methods.static import Static as Static
 
 __all__ = [
-    "DSR", "DSTEE", "MEST", "METHODS", "SET", "SIS", "SNFS", "Action", "DeepR", "KeepGlobal", "Method", "Order", "Project",
-    "Random", "RigL", "SetDensity", "Start", "Static", "Step", "Swap", "Update", "growth_seeds", "method_from_dict",
-    "register",
+    "DSR", "DSTEE", "MEST", "METHODS", "PRESETS", "SET", "SIS", "SNFS", "Action", "DeepR", "KeepGlobal", "Method", "Order",
+    "Preset", "Project", "Random", "RigL", "SetDensity", "Start", "Static", "Step", "Swap", "Update", "growth_seeds",
+    "method_from_dict", "preset", "register",
 ]  # fmt: skip
