@@ -34,7 +34,8 @@ def test_table(cls, key, name, order, updates, counter, gradients):
 
 
 def test_registry_is_complete():
-    assert METHODS.keys() == {row[1] for row in TABLE}
+    ours = {key for key, cls in METHODS.items() if cls.__module__.startswith("dstee.")}  # other tests register their own
+    assert ours == {row[1] for row in TABLE}
 
 
 def test_bonus_is_equation_1():
