@@ -15,7 +15,7 @@ from torch import nn
 import dstee
 from dstee.methods import DSR, MEST, SNFS, DeepR, Method
 
-SCHEDULE = dstee.UpdateSchedule(every=2, stop=20, drop=dstee.CosineDrop(0.5, 0.1))
+SCHEDULE = dstee.UpdateSchedule(every=2, stop=20, drop=dstee.CosineDrop(0.5, 0.02))
 
 
 def net(seed: int = 0) -> nn.Sequential:
@@ -156,6 +156,19 @@ def test_snfs_moves_weights_where_momentum_is() -> None:
     assert active(sparse) == [[0, 1, 2, 3, 4, 5, 6, 7], []] and sparse.nnz == 8
 
 
+def test_snfs_spares_a_full_layer_no_more_than_the_schedule() -> None:
+    model = nn.Sequential(nn.Linear(20, 1, False), nn.Linear(1, 20, False))
+    for p in model.parameters():
+        nn.init.constant_(p, 1.0)
+    masks = {"0.weight": torch.arange(20).view(1, 20) < 17, "1.weight": torch.arange(20).view(20, 1) < 4}
+    schedule = dstee.UpdateSchedule(every=1, drop=dstee.ConstantDrop(0.1))
+    sparse = dstee.sparsify(model, method=SNFS(), schedule=schedule, masks=masks)
+    for p, g in zip(model.parameters(), (3.0, 1.0), strict=True):
+        p.grad = torch.where(torch.arange(20) < (17 if g == 3 else 4), g, 2 * g).view(p.shape)
+    sparse.step(dstee.SparseSGD(model.parameters(), sparse, lr=0.0))
+    assert active(sparse) == [list(range(2, 19)), [1, 2, 3, 4]], "10 % of 17, not the inactive 15 %; then 2.25 and 0.75"
+
+
 def test_snfs_without_regrowth_drops_what_finds_a_place() -> None:
     sparse, optimizer = two_layers(SNFS(regrow=False), dstee.UpdateSchedule(every=1, drop=dstee.ConstantDrop(1.0)))
     for _ in range(3):
@@ -187,6 +200,32 @@ def test_dsr_gives_an_empty_layer_nothing() -> None:
         sparse.layers["0.weight"].param.mul_(0.25)
     step(sparse, optimizer, 1.0, 1.0)
     assert active(sparse) == [[], [0, 1, 2, 3, 4, 5, 6, 7]] and float(sparse._numbers["threshold"]) == 0.25
+
+
+@pytest.mark.parametrize(("found", "factor"), [(8, 2.0), (9, 1.0), (11, 1.0), (12, 0.5)])
+def test_dsr_doubles_or_halves_its_threshold(found: int, factor: float) -> None:
+    model = nn.Sequential(nn.Linear(50, 1, False))
+    with torch.no_grad():
+        model[0].weight.copy_(torch.where(torch.arange(50) < found, 0.01, 1.0))
+    masks = {"0.weight": torch.arange(50).view(1, 50) < 20}
+    sparse = dstee.sparsify(model, method=DSR(threshold=0.25, share=0.5), schedule=ONCE, masks=masks)
+    model[0].weight.grad = torch.zeros(1, 50)
+    sparse.step(dstee.SparseSGD(model.parameters(), sparse, lr=0.0))
+    assert float(sparse._numbers["threshold"]) == 0.25 * factor
+    assert sparse.nnz == 20 and not sparse.mask("0.weight")[0, :found].any() and sparse.mask("0.weight")[0, found:20].all()
+
+
+def test_deepr_drops_what_is_0_and_not_what_is_new() -> None:
+    sparse, optimizer = two_layers(DeepR(l1=0.0, noise=0.0))
+    with torch.no_grad():
+        sparse.layers["0.weight"].param.zero_()
+    step(sparse, optimizer, 0.0, 0.0)
+    first = active(sparse)
+    assert sparse.nnz == 8 and first[1] == [0, 1, 2, 3], "four of the first layer, any"
+    assert not sparse.layers["0.weight"].param.any()
+    step(sparse, optimizer, 0.0, 0.0)
+    step(sparse, optimizer, 0.0, 0.0)
+    assert active(sparse) == first and sparse.layers["0.weight"].param.abs().unique().tolist() == [0.0, pytest.approx(1e-12)]
 
 
 def test_deepr_keeps_signs_and_has_no_last_round() -> None:
