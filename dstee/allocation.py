@@ -75,7 +75,8 @@ def _fill(budget: Tensor, shares: Tensor, capacity: Tensor) -> Tensor:
     part, _ = _muldiv(rest.clamp(min=0), share, rest_shares.clamp(min=1))
     open_ = ((part < room) & (share > 0)).cumsum(0) > 0
     first = (~open_).sum().clamp(max=max(len(room) - 1, 0))
-    spare = torch.where(open_.any(), rest[first] if len(room) else budget, 0)
+    left = rest.index_select(0, first.view(1)).view(()) if len(room) else budget  # rest[first] would sync
+    spare = torch.where(open_.any(), left, 0)
     total = torch.where(open_, share, 0).sum().clamp(min=1)
     part, remainder = _muldiv(spare, torch.where(open_, share, 0), total)
     part = torch.where(open_, part, room)

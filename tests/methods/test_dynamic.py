@@ -11,9 +11,10 @@ import torch
 from support.plain_dynamic import Plain, PlainDeepR, PlainDSR, PlainMEST, PlainSNFS
 from support.small_models import assert_invariant, convnet, differing, set_gradients, snapshot
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import dstee
-from dstee.methods import DSR, MEST, SNFS, DeepR, Method
+from dstee.methods import DSR, MEST, SNFS, DeepR, Method, Swap, Update
 
 SCHEDULE = dstee.UpdateSchedule(every=2, stop=20, drop=dstee.CosineDrop(0.5, 0.02))
 
@@ -248,6 +249,40 @@ def test_mest_grows_above_its_budget_and_comes_back() -> None:
         step(sparse, optimizer, float(i), 1.0)
         totals.append([layer.nnz for layer in sparse.layers.values()])
     assert totals == [[6, 6], [6, 6], [5, 5], [4, 4], [4, 4], [4, 4]]
+
+
+class NoSync(TorchDispatchMode):
+    """Fails where a tensor's value is asked for, which would make a host wait for its GPU."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        assert func not in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default), func
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("method", [*RESUMED, SNFS(regrow=False), DSR(regrow=True)])
+def test_no_hook_waits_for_the_device(method: Method, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dstee.allocation, "_check", lambda *args: None)  # on the CPU alone, where it costs no wait
+    sparse, optimizer = make(method)
+    for i in range(2):
+        set_gradients(sparse.model, i)
+        sparse.step(optimizer)
+        u = Update(
+            4,
+            i,
+            0,
+            SCHEDULE,
+            list(sparse.layers.values()),
+            sparse._numbers,
+            dict.fromkeys(sparse.layers, 0.1),
+            budget=sparse.budget,
+        )
+        with NoSync(), torch.no_grad():
+            method.after_step(u)
+            for action in method.plan(u):
+                assert isinstance(action, Swap)
+                for make_numbers in (action.drop, action.grow, action.drop_by, action.grow_by):
+                    if callable(make_numbers):
+                        make_numbers(u)
 
 
 @pytest.mark.parametrize(
