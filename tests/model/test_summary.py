@@ -88,3 +88,14 @@ def test_the_limit_of_exploration_without_updates():
     assert metrics.exploration_limit(falling).per_layer["0.weight"] == (27 + 9 + 3) / 108
     falling.model[0].weight.requires_grad_(False)
     assert metrics.exploration_limit(falling).per_layer["0.weight"] == 27 / 108
+
+
+@pytest.mark.parametrize("method", [dstee.DeepR(l1=1.0, noise=3.0), dstee.MEST(soft=True), dstee.SNFS()])
+def test_exploration_beyond_the_schedule_is_not_limited_by_it(method):
+    schedule = UpdateSchedule(every=4, stop=30, drop=ConstantDrop(0.05))
+    sparse = dstee.sparsify(mlp(), 0.8, method=method, schedule=schedule, track_exploration=True)
+    sparse.model[3].weight.requires_grad_(False)
+    train(sparse, 28)
+    limit, found = metrics.exploration_limit(sparse), metrics.exploration(sparse)
+    assert limit.per_layer == {"0.weight": 1.0, "3.weight": sparse.layers["3.weight"].nnz / 45}
+    assert all(found.per_layer[name] <= limit.per_layer[name] for name in sparse.layers)
