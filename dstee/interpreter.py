@@ -13,7 +13,7 @@ from dstee import ops
 from dstee.mask_update import MaskUpdate
 from dstee.methods import Action, KeepGlobal, Project, Random, SetDensity, Swap, Update
 from dstee.methods.actions import Amount, Signal
-from dstee.sparse_layer import SparseLayer
+from dstee.sparse_layer import LaterCounts, SparseLayer
 
 __all__ = ["execute", "refuse_devices"]
 
@@ -50,8 +50,9 @@ def execute(update: MaskUpdate, layers: list[SparseLayer], momenta: list[Tensor]
     if checked:
         _check_totals(update, layers, before.tolist(), after.tolist(), expected)
     if update.method.moves_budgets:
-        for layer, count in zip(layers, after.tolist() if after.device.type == "cpu" else after, strict=True):
-            layer.nnz = count
+        counts = LaterCounts(after)
+        for i, layer in enumerate(layers):
+            layer.nnz = counts, i
 
 
 def _check_totals(
@@ -142,10 +143,10 @@ class _Pass:
             )
         nnz = self.u.nnz
         asked = [action.nnz.get(name, -1) for name in self.u.names]
-        wanted = torch.tensor(asked, device=self.device)
         for name, number, n in zip(self.u.names, asked, self.u.sizes, strict=True):
-            if number > n or (number < 0 and name in action.nnz):
-                raise ValueError(f"SetDensity wants {number} active weights in {name}, which has {n}")
+            if name in action.nnz and (isinstance(number, bool) or not isinstance(number, int) or not 0 <= number <= n):
+                raise ValueError(f"SetDensity wants {number!r} active weights in {name}, expected an int in 0..{n}")
+        wanted = torch.tensor(asked, device=self.device)
         wanted = torch.where(wanted < 0, nnz, wanted)
         grow_by: Signal | Random = (
             (lambda u: [torch.zeros_like(w) for w in u.weights]) if action.grow_by is None else action.grow_by
@@ -161,15 +162,8 @@ class _Pass:
         bonus = None if bonus is None else bonus.to(self.device, non_blocking=True)
         scale = None
         if bonus is not None and bonus.dtype is torch.float64:
-            ranked = signal if signal is not None else grads
-            if ranked is None:
-                raise ValueError("Swap.bonus in units of the signal (float64) needs a signal, but growth is at random")
-            scale = ops.growth_scale(
-                ranked,
-                self.mask_bits,
-                k if k_grow is None else k_grow,
-                self.update.round,
-            )
+            ranked = self.u.grads if signal is None else signal
+            scale = ops.growth_scale(ranked, self.mask_bits, k if k_grow is None else k_grow, self.update.round)
         ops.drop_grow_(
             self.params, grads, self.momenta, self.mask_bits, self.counts, k, k_grow=k_grow, bonus=bonus, bonus_scale=scale,
             round=self.round, drop_scores=drop_by, grow_signal=signal,
@@ -182,23 +176,32 @@ class _Pass:
         numbers = amount(self.u) if callable(amount) else amount
         if isinstance(numbers, Tensor):
             return numbers.to(self.device)
+        if isinstance(numbers, bool) or not isinstance(numbers, (int, Mapping, Sequence)):
+            raise TypeError(f"{what} must be an int, a list, a dict by layer or a tensor, got {type(numbers).__name__}")
         if isinstance(numbers, Mapping):
             if missing := set(self.u.names) - numbers.keys():
                 raise ValueError(f"{what} has no number for {', '.join(sorted(missing))}")
-            return [numbers[name] for name in self.u.names]
-        return [numbers] * len(self.layers) if isinstance(numbers, int) else list(numbers)
+            numbers = [numbers[name] for name in self.u.names]
+        found = [numbers] * len(self.layers) if isinstance(numbers, int) else list(numbers)
+        if any(isinstance(n, bool) or not isinstance(n, int) or n < 0 for n in found):
+            raise ValueError(f"{what} must be whole numbers of weights >= 0, got {found}")
+        return found
 
     def signal(self, what: str, make: Callable[[Update], Sequence[Tensor]]) -> list[Tensor]:
         found = make(self.u)
         if not isinstance(found, (list, tuple)) or len(found) != len(self.layers):
             got = f"{len(found)} tensors" if isinstance(found, (list, tuple)) else type(found).__name__
             raise ValueError(f"{what} must give a list with a tensor for each of {len(self.layers)} layers, got {got}")
+        for layer, t, p in zip(self.layers, found, self.params, strict=True):
+            if not isinstance(t, Tensor) or t.shape != p.shape or t.device != p.device:
+                got = f"{list(t.shape)} on {t.device}" if isinstance(t, Tensor) else type(t).__name__
+                raise ValueError(f"{what} gave {got} for {layer.name}, expected a tensor {list(p.shape)} on {p.device}")
         return [_like(t, p) for t, p in zip(found, self.params, strict=True)]
 
 
 def _like(t: Tensor, p: Tensor) -> Tensor:
-    """In the memory order of ``p``, float32 unless it has the dtype of ``p``; shapes are the op's to check."""
+    """In the memory order of ``p``, float32 unless it has the dtype of ``p``."""
     t = t.detach()
     if t.dtype not in (p.dtype, torch.float32):
         t = t.float()
-    return t if t.stride() == p.stride() or t.shape != p.shape else torch.empty_like(p, dtype=t.dtype).copy_(t)
+    return t if t.stride() == p.stride() else torch.empty_like(p, dtype=t.dtype).copy_(t)

@@ -32,7 +32,8 @@ class MaskUpdate:
         """What ``method`` plans for ``context``.
 
         Raises:
-            ValueError: the method's counters cannot hold another round. TypeError: it has planned something else than actions.
+            ValueError: the counters cannot hold another round, or a bonus has no signal to scale with. TypeError: it has
+                planned something else than actions.
         """
         if method.needs_counter:
             _checks.check_round(context.round)
@@ -44,6 +45,12 @@ class MaskUpdate:
                 raise TypeError(
                     f"{method.name}.plan returned {type(action).__name__} at [{i}], expected a Swap, KeepGlobal, Project or "
                     "SetDensity"
+                )
+            bonus = action.bonus if isinstance(action, Swap) and isinstance(action.grow_by, Random) else None
+            if bonus is not None and bonus.dtype is torch.float64:
+                raise ValueError(
+                    f"{method.name}.plan returned a Swap at [{i}] with a bonus in units of the signal (float64), but growth at "
+                    "random has none: use a float32 bonus, or grow by a signal"
                 )
         return cls(context, method, actions, allow_missing_gradients)
 

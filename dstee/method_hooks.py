@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from types import MappingProxyType
 
 import torch
@@ -12,7 +12,7 @@ from dstee.mask_update import FusingOptimizer
 from dstee.methods import Method, Step
 from dstee.sparse_layer import SparseLayer
 
-__all__ = ["checked_numbers", "fresh_numbers", "learning_rates", "overrides", "run_before_step"]
+__all__ = ["fresh_numbers", "left_by_hooks", "overrides", "run_before_step"]
 
 
 def overrides(method: Method, hook: str) -> bool:
@@ -26,31 +26,28 @@ def fresh_numbers(method: Method, layers: Iterable[SparseLayer]) -> dict[str, Te
     return {key: torch.tensor(x, dtype=torch.float64, device=device) for key, x in method.initial_numbers().items()}
 
 
-def learning_rates(layers: Iterable[SparseLayer], optimizers: Iterable[torch.optim.Optimizer]) -> dict[str, float]:
-    """Of the layers' weights that one of ``optimizers`` holds, as it has them now, by name."""
-    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
-    rates = {id(p): float(group["lr"]) for group in groups for p in group["params"]}
-    return {layer.name: rates[id(layer.param)] for layer in layers if id(layer.param) in rates}
-
-
-def checked_numbers(method: Method, numbers: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What a hook has left of the method's numbers: those and no others, as they are stored.
+def left_by_hooks(method: Method, context: Step) -> dict[str, Tensor]:
+    """The method's numbers as its hooks have left them in ``context``.
 
     Raises:
-        ValueError: a hook has added or taken away one, or put something else in its place.
+        ValueError: they are not those of ``initial_numbers`` as they are stored, or a layer has other tensors than ``keeps``
+            names: a state with them could not be loaded.
     """
-    expected = method.initial_numbers().keys()
-    wrong = [
-        key
-        for key, x in numbers.items()
-        if not isinstance(x, Tensor) or x.dtype is not torch.float64 or x.dim() or x.requires_grad
-    ]
-    if wrong or numbers.keys() != expected:
+    numbers, expected = context.numbers, method.initial_numbers().keys()
+    if numbers.keys() != expected or not all(
+        isinstance(x, Tensor) and x.dtype is torch.float64 and not x.dim() and not x.requires_grad for x in numbers.values()
+    ):
         got = {key: f"{x.dtype} {list(x.shape)}" if isinstance(x, Tensor) else type(x).__name__ for key, x in numbers.items()}
         raise ValueError(
             f"a hook of {method.name} left the numbers {got}, expected {sorted(expected)}, each a torch.float64 tensor []: "
             "name them in initial_numbers, and replace them by tensors of the same kind"
         )
+    for layer in context.layers:
+        if unknown := layer.state.keys() - set(method.keeps):
+            raise ValueError(
+                f"a hook of {method.name} keeps {', '.join(sorted(unknown))} of {layer.name}, but keeps = {method.keeps!r}: "
+                "name there what the method keeps"
+            )
     return dict(numbers)
 
 

@@ -61,9 +61,8 @@ def exploration(sparse: SparseModel) -> Shares:
 
 
 def density(sparse: SparseModel) -> float:
-    """Share of the sparse weights that are active; no host sync."""
-    layers = sparse.layers.values()
-    return sum(layer.nnz for layer in layers) / sum(layer.numel for layer in layers)
+    """Share of the sparse weights that are active."""
+    return sparse.nnz / max(sparse.numel, 1)
 
 
 def churn(sparse: SparseModel) -> float:
@@ -72,7 +71,7 @@ def churn(sparse: SparseModel) -> float:
     def count(layers: list[SparseLayer]) -> Tensor:
         return ops.count_active([layer.grown_bits() for layer in layers])
 
-    return sum(_counts(sparse, count).values()) / sum(layer.nnz for layer in sparse.layers.values())
+    return sum(_counts(sparse, count).values()) / max(sparse.nnz, 1)
 
 
 def exploration_limit(sparse: SparseModel) -> Shares:
@@ -80,7 +79,8 @@ def exploration_limit(sparse: SparseModel) -> Shares:
 
     Of a layer min(1, density * (1 + sum of the shares of active weights that the updates swapped)): if every weight that
     was grown had never been active before. The shares are the schedule's (rounded up to whole weights, as an update does);
-    the total is the mean by size. No host sync.
+    the total is the mean by size. Methods that move budgets or update when they themselves say have no limit but 1. No host
+    sync.
     """
     layers = list(sparse.layers.values())
     most = summary.explorable(layers, sparse.t, sparse.method, sparse.schedule)

@@ -15,6 +15,7 @@ from dstee.selection import Candidate
 from dstee.weight_kinds import is_lazy
 
 __all__ = [
+    "LaterCounts",
     "SparseLayer",
     "Strides",
     "check_parameter",
@@ -106,18 +107,30 @@ def reorder_bits(bits: Tensor, shape: Sequence[int], old: Strides, new: Strides)
     return ops.pack_mask(reorder(ops.unpack_mask(bits, (torch.Size(shape).numel(),)), shape, old, new))
 
 
+class LaterCounts:
+    """Numbers of active weights, one for each layer, that stay on their device until somebody asks: then all come at once."""
+
+    def __init__(self, counts: Tensor) -> None:
+        self._counts: Tensor | list[int] = counts
+
+    def __getitem__(self, i: int) -> int:
+        if isinstance(self._counts, Tensor):
+            self._counts = self._counts.tolist()
+        return self._counts[i]
+
+
 @dataclass(eq=False)
 class SparseLayer:
     """A weight of the model, found by name each time it is used, with its mask and counters in the weight's memory order.
 
-    ``count``: active weights, an int, or an int64 tensor of one element; ``nnz`` reads it. ``mask_bits``: uint8 [ceil(n/8)].
+    ``count``: active weights, or where they will be found; ``nnz`` reads it. ``mask_bits``: uint8 [ceil(n/8)].
     ``counts``: int16 [n] in lazy form, None without counters. ``previous_bits``: the mask before the last update, None before
     the first. ``state``: what the method keeps for each weight (:attr:`dstee.methods.Method.keeps`), float32.
     """
 
     name: str
     place: ParameterPlace
-    count: int | Tensor
+    count: int | tuple[LaterCounts, int]
     mask_bits: Tensor
     counts: Tensor | None
     shape: torch.Size
@@ -128,13 +141,14 @@ class SparseLayer:
 
     @property
     def nnz(self) -> int:
-        """Active weights. Where an update took its numbers from the device, the first look costs a host sync."""
-        if isinstance(self.count, Tensor):
-            self.count = int(self.count)
+        """Active weights. After an update that moved budgets the first look costs a host sync, one for all layers."""
+        if not isinstance(self.count, int):
+            later, i = self.count
+            self.count = later[i]
         return self.count
 
     @nnz.setter
-    def nnz(self, count: int | Tensor) -> None:
+    def nnz(self, count: int | tuple[LaterCounts, int]) -> None:
         self.count = count
 
     @property

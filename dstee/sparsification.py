@@ -145,17 +145,24 @@ def _check_needs(method: Method, schedule: UpdateSchedule, batches: object, give
 
 def _check_start(method: Method, start: Start, masks: Mapping[str, Tensor]) -> None:
     """What a method's ``start`` must give: a mask for each layer, of its shape; as many weights as the budget has."""
+    if not isinstance(masks, Mapping):
+        raise TypeError(
+            f"{method.name}.start must return a dict from parameter name to mask, or None, got {type(masks).__name__}"
+        )
     if odd := masks.keys() ^ start.weights.keys():
         raise ValueError(f"{method.name}.start gave masks for other layers than there are: {', '.join(sorted(odd))}")
     for name, mask in masks.items():
-        if mask.dtype is not torch.bool or mask.shape != start.weights[name].shape:
-            raise ValueError(
-                f"{method.name}.start gave {name} a mask {mask.dtype} {list(mask.shape)}, "
-                f"expected torch.bool {list(start.weights[name].shape)}"
-            )
+        shape = start.weights[name].shape
+        if not isinstance(mask, Tensor) or mask.dtype is not torch.bool or mask.shape != shape or not _has_values(mask):
+            got = f"{mask.dtype} {list(mask.shape)} {mask.layout} on {mask.device}" if isinstance(mask, Tensor) else repr(mask)
+            raise ValueError(f"{method.name}.start gave {name} the mask {got}, expected dense torch.bool {list(shape)}")
     total = sum(count_nonzero(list(masks.values())))
     if total != start.total and not method.starts_denser:
         raise ValueError(f"{method.name}.start made {total} weights active, the budget has {start.total}")
+
+
+def _has_values(mask: Tensor) -> bool:
+    return mask.layout is torch.strided and not mask.is_meta
 
 
 def _budget_at(

@@ -158,7 +158,7 @@ class Topology(CheckedWeights):
                     "these gradients were stepped already, by optimizer.step(): call sparse.update() after that, "
                     "or sparse.step(optimizer) instead of it, not both"
                 )
-            update = self._due(one.core for one in steppers)
+            update = self._due([one.core for one in steppers])
             if update is not None and self.method.order == "replace":
                 return self._replace(steppers, update, closure, scaler)
             others = [one.core for one in steppers if one.fusing is None]
@@ -271,7 +271,7 @@ class Topology(CheckedWeights):
 
     # --- inside a step ---------------------------------------------------------------------------------------------------
 
-    def _due(self, optimizers: Iterable[torch.optim.Optimizer]) -> MaskUpdate | None:
+    def _due(self, optimizers: Sequence[torch.optim.Optimizer]) -> MaskUpdate | None:
         if not (self.method.updates and self.method.due(self._t + 1, self.schedule)):
             return None
         context = Update(**vars(self._context(optimizers)), budget=self.budget, model=self.model, batches=self.batches)
@@ -283,12 +283,11 @@ class Topology(CheckedWeights):
     def _change_gradients(self, core: torch.optim.Optimizer) -> None:
         method_hooks.run_before_step(self.method, self._context([core]), core)
 
-    def _context(self, optimizers: Iterable[torch.optim.Optimizer]) -> Step:
+    def _context(self, optimizers: Sequence[torch.optim.Optimizer]) -> Step:
         """What the step under way, of ``optimizers``, tells the method's hooks."""
         layers = [layer for layer in self.layers.values() if layer.follow().requires_grad]
         numbers = {key: x.to(layers[0].mask_bits.device) for key, x in self._numbers.items()} if layers else self._numbers
-        rates = method_hooks.learning_rates(layers, optimizers)
-        return Step(self._t + 1, self._round, self.seed, self.schedule, layers, dict(numbers), rates)
+        return Step(self._t + 1, self._round, self.seed, self.schedule, layers, dict(numbers), optimizers)
 
     def _steppers(self, optimizers: Sequence[Stepper | FusingOptimizer]) -> list[_optimizer_step.Owner]:
         if not optimizers:
@@ -375,11 +374,11 @@ class Topology(CheckedWeights):
                 _optimizer_state.zero_state(owners[name].core, layer.param, off)
         round, numbers = self._round, self._numbers
         if method_hooks.overrides(self.method, "after_step") and not (update is not None and self.method.order == "replace"):
-            context = self._context(one.core for one in steppers) if update is None else update.context
+            context = self._context([one.core for one in steppers]) if update is None else update.context
             self.method.after_step(context)
             for layer in self.layers.values():
                 layer.clear_outside()
-            numbers = method_hooks.checked_numbers(self.method, context.numbers)
+            numbers = method_hooks.left_by_hooks(self.method, context)
         if update is not None:
             journal = self._journal or self._begin(update)  # the step that carried the update has begun it
             done = self._updated if fused else set()
@@ -389,7 +388,7 @@ class Topology(CheckedWeights):
                 after_step.swap(owners, update, rest, journal.before)
             elif rest:
                 after_step.execute(owners, update, rest)
-            numbers = method_hooks.checked_numbers(self.method, update.context.numbers)
+            numbers = method_hooks.left_by_hooks(self.method, update.context)
             for name, layer in self.layers.items():  # in others nothing grew
                 layer.previous_bits = journal.before[name] if name in swapped else None
             round += 1

@@ -117,7 +117,7 @@ class Step:
         numbers: the method's own numbers (:meth:`dstee.methods.Method.initial_numbers`), float64 tensors of no dimension on the
             layers' device. Replace entries, never write into them: they count from the end of the step or update on. They
             cannot be replaced in ``before_step``, whose step may be skipped.
-        rates: learning rates by layer, see ``lr``.
+        optimizers: who makes the step.
     """
 
     t: int
@@ -126,7 +126,7 @@ class Step:
     schedule: UpdateSchedule
     layers: Sequence[LayerView]
     numbers: MutableMapping[str, Tensor]
-    rates: Mapping[str, float] = field(default_factory=dict)
+    optimizers: Sequence[torch.optim.Optimizer] = ()
 
     @property
     def names(self) -> list[str]:
@@ -145,7 +145,9 @@ class Step:
     @property
     def lr(self) -> list[float]:
         """Learning rates of the weights, as the optimizer has them at this step; 0 for what none holds."""
-        return [self.rates.get(layer.name, 0.0) for layer in self.layers]
+        groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
+        rates = {id(p): float(group["lr"]) for group in groups for p in group["params"]}
+        return [rates.get(id(layer.param), 0.0) for layer in self.layers]
 
     @property
     def sizes(self) -> list[int]:

@@ -273,7 +273,7 @@ def test_no_hook_waits_for_the_device(method: Method, monkeypatch: pytest.Monkey
             SCHEDULE,
             list(sparse.layers.values()),
             sparse._numbers,
-            dict.fromkeys(sparse.layers, 0.1),
+            [optimizer],
             budget=sparse.budget,
         )
         with NoSync(), torch.no_grad():

@@ -15,6 +15,7 @@ from torch import nn
 
 import dstee
 from dstee.methods import Action, KeepGlobal, Method, RigL, Step, Swap, Update, register
+from dstee.sparse_layer import LaterCounts
 
 Trained = tuple[nn.Sequential, dstee.SparseModel, torch.optim.Optimizer]
 
@@ -281,3 +282,24 @@ def test_kept_tensors_of_odd_kinds_are_read_or_refused_as_a_state(kept: torch.Te
     state["layers"]["0.weight"]["kept"]["mean"] = kept
     with pytest.raises(ValueError, match="cannot load the sparse state"):
         sparse.load_state_dict(state)
+
+
+def test_tensors_that_a_method_does_not_name_are_refused() -> None:
+    class Careless(Remembering):
+        def before_step(self, c: Step) -> None:
+            c.state("other")
+
+    with pytest.raises(ValueError, match=r"keeps other of 0\.weight, but keeps = \('mean',\)"):
+        make(Careless(), steps=1)
+
+
+def test_moved_budgets_are_read_back_once_for_all_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, sparse, _ = make(Shrinking(), steps=1)
+    read, tolist = [], torch.Tensor.tolist
+    monkeypatch.setattr(torch.Tensor, "tolist", lambda t: (read.append(1), tolist(t))[1])
+    later = LaterCounts(torch.tensor([3, 4]))
+    for i, layer in enumerate(layers_of(sparse)):
+        layer.nnz = later, i
+    other = copy.deepcopy(layers_of(sparse)[1])
+    assert read == [] and [layer.nnz for layer in layers_of(sparse) * 2] == [3, 4, 3, 4] and read == [1]
+    assert other.nnz == 4

@@ -10,6 +10,7 @@ from torch import nn
 
 import dstee
 from dstee.layer_batch import LayerBatch
+from dstee.sparse_layer import LaterCounts
 
 SCORES = {"a": torch.tensor([[3.0, -1.0], [0.0, 2.0]]), "b": torch.tensor([3.0, 2.0, math.nan])}
 
@@ -72,5 +73,5 @@ def test_the_number_of_active_weights_may_come_from_the_device():
     batch = LayerBatch(layers, [layer.param for layer in layers], [], [])
     on_device = batch.nnz
     assert on_device.tolist() == [layer.nnz for layer in layers] and on_device.dtype == torch.int64
-    layers[0].nnz = on_device[0] + 3
+    layers[0].nnz = LaterCounts(on_device + 3), 0
     assert sparse.nnz == 23 and type(layers[0].nnz) is int
