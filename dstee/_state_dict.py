@@ -20,7 +20,7 @@ import json
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
 import torch
 from torch import Tensor
@@ -235,8 +235,8 @@ def _check_layer(saved: object, layer: SparseLayer, round: object, strict: bool,
     if not is_int(nnz, 0, n):
         return [*wrong, f"nnz must be in 0..{n}, got {nnz!r}"]
     moves = method is not None and method.moves_budgets
-    if not is_int(saved.get("budget", 0), 0, n):
-        wrong.append(f"budget must be in 0..{n}, got {saved['budget']!r}")
+    if not is_int(saved.get("budget", None if moves else 0), 0, n):
+        wrong.append(f"budget must be in 0..{n}, got {saved.get('budget')!r}")
     wrong += _check_kept(saved, layer, method)
     if strict and not moves and nnz != layer.nnz:
         wrong.append(f"{nnz} active weights, the model has {layer.nnz} (strict=False takes over the saved number)")
@@ -271,7 +271,7 @@ def _check_kept(saved: Mapping[str, Any], layer: SparseLayer, method: Method | N
     for key, t in kept.items():
         if method is not None and key not in method.keeps:
             wrong.append(f"kept tensor {key!r} is none of {method.name}'s, {list(method.keeps)}: it is another method's")
-        elif not isinstance(t, Tensor) or t.layout is not torch.strided or t.is_meta:
+        elif not _is_dense(t):
             wrong.append(f"kept tensor {key!r} must be a dense tensor, got {type(t).__name__}")
         elif t.dtype != torch.float32 or t.shape != layer.shape or not t.is_contiguous() or t.is_neg():
             wrong.append(f"kept tensor {key!r} is {t.dtype} {list(t.shape)}, expected torch.float32 {list(layer.shape)}")
@@ -286,9 +286,13 @@ def counts_out_of_range(counts: Tensor, round: int) -> str | None:
     return f"lie in {low}..{high}, expected 0..{round}" if low < 0 or high > round else None
 
 
+def _is_dense(t: object) -> TypeGuard[Tensor]:
+    return isinstance(t, Tensor) and t.layout is torch.strided and not t.is_meta and not t.is_nested
+
+
 def _check_tensor(key: str, t: object, saved_digest: object, dtype: torch.dtype, size: int) -> list[str]:
     """Sizes come before contents, so that a small file cannot declare a huge tensor."""
-    if not isinstance(t, Tensor) or t.layout is not torch.strided or t.is_meta:
+    if not _is_dense(t):
         return [f"{key} must be a dense tensor, got {type(t).__name__}"]
     if t.dtype != dtype or t.shape != (size,) or not t.is_contiguous():
         return [f"{key} is {t.dtype} {list(t.shape)} stride {t.stride()}, expected {dtype} [{size}], contiguous"]

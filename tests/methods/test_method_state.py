@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -275,12 +276,36 @@ def test_layers_that_a_state_does_not_have_keep_their_budget() -> None:
     assert sparse.layers["3.weight"].nnz != budget["3.weight"] and sparse.budget == budget
 
 
-@pytest.mark.parametrize("kept", [torch.ones(9, 12, requires_grad=True), torch._neg_view(torch.ones(9, 12))])
-def test_kept_tensors_of_odd_kinds_are_read_or_refused_as_a_state(kept: torch.Tensor) -> None:
+def nested() -> torch.Tensor:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.nested.nested_tensor([torch.ones(12)] * 9)
+
+
+@pytest.mark.parametrize(
+    "kept",
+    [
+        torch.ones(9, 12, requires_grad=True), torch._neg_view(torch.ones(9, 12)), torch.ones(9, 12).double(), None,
+        torch.ones(12, 9).t(), torch.ones(1, 1).expand(9, 12), torch.ones(9, 12, device="meta"), torch.ones(9, 12).to_sparse(),
+        nested(), [1.0], torch.ones(12, 9),
+    ],
+)  # fmt: skip
+def test_kept_tensors_of_odd_kinds_are_refused_as_a_state(kept: Any) -> None:
     _, sparse, _ = make(Remembering(), steps=1)
     state = sparse.state_dict()
     state["layers"]["0.weight"]["kept"]["mean"] = kept
     with pytest.raises(ValueError, match="cannot load the sparse state"):
+        sparse.load_state_dict(state)
+
+
+@pytest.mark.parametrize("budget", [None, True, -1, 109, 3.0, "3"])
+def test_budgets_of_a_state_are_checked(budget: Any) -> None:
+    _, sparse, _ = make(Shrinking(), steps=1)
+    state = sparse.state_dict()
+    state["layers"]["0.weight"]["budget"] = budget
+    if budget is None:
+        del state["layers"]["0.weight"]["budget"]
+    with pytest.raises(ValueError, match=r"0\.weight: budget must be in 0\.\.108, got"):
         sparse.load_state_dict(state)
 
 
@@ -303,3 +328,37 @@ def test_moved_budgets_are_read_back_once_for_all_layers(monkeypatch: pytest.Mon
     other = copy.deepcopy(layers_of(sparse)[1])
     assert read == [] and [layer.nnz for layer in layers_of(sparse) * 2] == [3, 4, 3, 4] and read == [1]
     assert other.nnz == 4
+
+
+def test_counters_and_bonus_over_two_actions() -> None:
+    """Growth after a global pruning, ranked by gradient and bonus, worked out from counters and masks alone."""
+    expected: dict[str, torch.Tensor] = {}
+
+    @register
+    @dataclass(frozen=True)
+    class Exploring(Shrinking):
+        key = "exploring"
+
+        def plan(self, u: Update) -> Sequence[Action]:
+            return [
+                KeepGlobal(lambda u: u.total - 2),
+                Swap(drop=5, grow=self._grow, bonus=torch.arange(u.round + 2.0).neg() + 9),
+            ]
+
+        def _grow(self, u: Update) -> int:
+            for name, w, g, active in zip(u.names, u.weights, u.grads, u.masks(), strict=True):
+                order = torch.where(active, w.abs(), torch.inf).view(-1).argsort(stable=True)
+                active.view(-1)[order[:5]] = False
+                score = torch.where(active, -1, g.abs() + (9 - counted[name])).view(-1)
+                active.view(-1)[score.argsort(descending=True, stable=True)[:5]] = True
+                expected[name] = active
+            return 5
+
+    model, sparse, optimizer = make(Exploring())
+    counted = {name: mask.int() for name, mask in sparse.masks().items()}
+    for t in range(6):
+        train((model, sparse, optimizer), range(t, t + 1))
+        for name, mask in sparse.masks().items():
+            assert torch.equal(mask, expected[name])
+            counted[name] += mask.int()
+            assert torch.equal(sparse.counter(name), counted[name])
