@@ -90,7 +90,12 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
         meta, flag = setting(field), "--" + field.name.replace("_", "-")
         group = groups.get(meta.group) or groups.setdefault(meta.group, parser.add_argument_group(meta.group))
         options: dict[str, Any] = {"dest": field.name, "default": argparse.SUPPRESS, "help": _help(field)}
-        if isinstance(field.default, bool):
+        if field.name == "compare":
+            options |= {"nargs": "?", "const": True, "metavar": "all|KEY,KEY"}
+        elif field.name == "method_settings":
+            flag = "--set"
+            options |= {"action": "append", "metavar": "NAME=VALUE"}
+        elif isinstance(field.default, bool):
             options["action"] = "store_true" if field.default is False else argparse.BooleanOptionalAction
         elif meta.choices:
             options["choices"] = meta.choices()
@@ -108,7 +113,7 @@ def _help(field: dataclasses.Field[object]) -> str:
     from dstee.experiments.data import DATA_SETS
 
     text = setting(field).text.replace("%", "%%")
-    if (isinstance(field.default, bool) and not field.default) or "default" in text:
+    if field.default is False or field.default == () or "default" in text:
         return text
     by_data = {name: source.settings[field.name] for name, source in DATA_SETS.items() if field.name in source.settings}
     shown = {name: ",".join(map(str, value)) if isinstance(value, tuple) else value for name, value in by_data.items()}

@@ -18,8 +18,8 @@ from dstee.sparse_layer import SparseLayer
 from dstee.sparse_model import SparseModel
 
 __all__ = [
-    "Flops", "Shares", "churn", "dead_units", "density", "exploitation", "exploration", "exploration_limit", "flops",
-    "training_flops",
+    "Flops", "ForwardCost", "Shares", "churn", "dead_units", "density", "exploitation", "exploration", "exploration_limit",
+    "flops", "forward_cost", "training_flops",
 ]  # fmt: skip
 
 
@@ -149,6 +149,8 @@ def training_flops(dense: float, sparse: float, method: Method, schedule: Update
     ``(3 * sparse * (every - 1) + 2 * sparse + dense) / every``, and ``3 * sparse`` from there on.
     A method that reads the dense gradient at every step (SNFS) costs ``2 * sparse + dense`` throughout.
 
+    These are the costs of one density; :class:`dstee.training_cost.TrainingCost` adds up those of a density that changes.
+
     Args:
         steps: optimizer steps of the whole training, over which the updates are counted exactly; None: it ends at
             ``schedule.stop``, and never without one.
@@ -161,8 +163,7 @@ def training_flops(dense: float, sparse: float, method: Method, schedule: Update
         return 3 * sparse
     if steps is None:
         steps = schedule.every if schedule.stop is None else schedule.stop
-    last = steps if schedule.stop is None else min(steps, schedule.stop - 1)
-    updates = last // schedule.every
+    updates = len(method.update_steps(schedule, steps))
     return (3 * sparse * (steps - updates) + (2 * sparse + dense) * updates) / steps
 
 
@@ -179,18 +180,42 @@ def flops(sparse: SparseModel, example_input: object, steps: int | None = None) 
     Raises:
         ValueError: a sparse weight belongs to another kind of module, or the forward used none of these layers.
     """
+    cost = forward_cost(sparse, example_input)
+    dense = round(cost.of({name: layer.numel for name, layer in sparse.layers.items()}))
+    forward = round(cost.of({name: layer.nnz for name, layer in sparse.layers.items()}))
+    return Flops(dense, forward, 3 * dense, training_flops(dense, forward, sparse.method, sparse.schedule, steps))
+
+
+@dataclass(frozen=True)
+class ForwardCost:
+    """FLOPs of one forward: ``per_weight`` for each active weight of a sparse layer, by name, ``rest`` for what is dense."""
+
+    rest: float
+    per_weight: dict[str, float]
+
+    def of(self, nnz: Mapping[str, int]) -> float:
+        """With so many active weights, by layer."""
+        return self.rest + sum(self.per_weight[name] * n for name, n in nnz.items())
+
+
+def forward_cost(sparse: SparseModel, example_input: object) -> ForwardCost:
+    """What :func:`flops` counts, for any density; arguments and errors are its own."""
     known = (
         layer.name for layer in sparse.layers.values() if _is_counted(layer.module) or weight_kinds.is_embedding(layer.module)
     )
     if foreign := sorted(sparse.layers.keys() - known):  # a look-up in an embedding costs nothing
         raise ValueError(f"cannot count the FLOPs of {', '.join(foreign)}: not linear, convolution or attention layers")
-    nnz = {id(layer.param): layer.nnz for layer in sparse.layers.values()}
-    cost = {"dense": 0.0, "sparse": 0.0}
+    names = {id(layer.param): name for name, layer in sparse.layers.items()}
+    per_weight = dict.fromkeys(sparse.layers, 0.0)
+    rest = 0.0
 
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        nonlocal rest
         for weight, uses in _uses(module, args, kwargs, output):
-            cost["dense"] += 2 * weight.numel() * uses
-            cost["sparse"] += 2 * nnz.get(id(weight), weight.numel()) * uses
+            if (name := names.get(id(weight))) is None:
+                rest += 2 * weight.numel() * uses
+            else:
+                per_weight[name] += 2 * uses
 
     modules = list(sparse.model.modules())
     modes = [module.training for module in modules]
@@ -204,11 +229,9 @@ def flops(sparse: SparseModel, example_input: object, steps: int | None = None) 
             handle.remove()
         for module, mode in zip(modules, modes, strict=True):
             module.training = mode
-    if not cost["dense"]:
+    if not (rest or any(per_weight.values())):
         raise ValueError("the forward used no linear, convolution or attention layer: nothing to count")
-    dense_forward, sparse_forward = round(cost["dense"]), round(cost["sparse"])
-    training = training_flops(dense_forward, sparse_forward, sparse.method, sparse.schedule, steps)
-    return Flops(dense_forward, sparse_forward, 3 * dense_forward, training)
+    return ForwardCost(rest, per_weight)
 
 
 def _call(model: nn.Module, example_input: object) -> None:

@@ -87,13 +87,12 @@ def explorable(layers: Sequence[SparseLayer], t: int, method: Method, schedule: 
     R_max = min(1, density * (1 + the sum over the updates of the share of active weights that each swaps)): at best no weight
     that an update grows was ever active before. The shares are the schedule's at the steps t' <= t with an update, each
     rounded up to whole weights as the update does. Of several layers R_max is the mean by size. The schedule, the density and
-    what is frozen are those of now. A method that updates at steps of its own or moves weights between layers follows its own
-    numbers: 1, but for frozen layers.
+    what is frozen are those of now. A method that starts denser, or whose updates do other things than to swap the schedule's
+    share of each layer, follows its own numbers: 1, but for frozen layers.
     """
-    if method.updates and (method.moves_budgets or type(method).due is not Method.due):
+    if method.updates and not method.is_bounded:
         return [layer.numel if layer.param.requires_grad else layer.nnz for layer in layers]
-    steps = range(schedule.every, (t if schedule.stop is None else min(t, schedule.stop - 1)) + 1, schedule.every)
-    fractions = np.array([schedule.fraction(step) for step in steps] if method.updates else [], dtype=np.float64)
+    fractions = np.array([schedule.fraction(step) for step in method.update_steps(schedule, t)], dtype=np.float64)
     swapped = [int(np.ceil(fractions * layer.nnz).sum()) if layer.param.requires_grad else 0 for layer in layers]
     return [min(layer.numel, layer.nnz + k) for layer, k in zip(layers, swapped, strict=True)]
 

@@ -15,8 +15,9 @@ from dstee import backends
 from dstee._console import UsageError, complain, make_console
 from dstee._files import parse_json
 from dstee.experiments import data, plot
-from dstee.experiments.config import COMPARED, Config
+from dstee.experiments.config import Config
 from dstee.experiments.info import versions
+from dstee.experiments.method_settings import parse_pairs
 from dstee.experiments.progress import Progress, config_lines, results_table
 from dstee.experiments.records import write_results
 from dstee.experiments.run_folder import Manifest, Mode, RunFolder, WriteRetries, read_manifest
@@ -70,7 +71,11 @@ def configuration(given: Mapping[str, object], file: str | None, held: Mapping[s
             raise UsageError(f"--config {file} cannot be read: {error.strerror}") from error
         except (ValueError, AttributeError, TypeError) as error:
             raise UsageError(f"--config {file} is not a JSON object of settings: {error}") from error
-    return Config.resolve({**settings, **given})
+    more = {name: value for name, value in given.items() if name != "method_settings"}
+    if isinstance(own := given.get("method_settings"), list):
+        before = settings.get("method_settings") or {}
+        more["method_settings"] = {**before, **parse_pairs(own)} if isinstance(before, dict) else before
+    return Config.resolve({**settings, **more})
 
 
 def _default_folder(config: Config) -> Path:
@@ -85,13 +90,13 @@ def train(
 
     ``kill_at_step``: the process dies by SIGKILL after that many steps; ``show_paths`` names the files at the end.
     """
-    dataset = data.load(config.data, data_dir)
+    dataset = data.load(config.data, data_dir).limited(config.train_limit)
     console = make_console(sys.stdout)
     try:
         backend = backends.resolve("drop_grow_", torch.device("cpu")).name
     except (ValueError, RuntimeError) as error:
         raise UsageError(str(error)) from error
-    for method, seed in config.trials()[: len(COMPARED)]:
+    for method, seed in config.trials()[: len(config.methods())]:
         Trial(config, method, seed, dataset)
     here = versions()
     manifest: Manifest = {

@@ -12,14 +12,28 @@ import json
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar, get_args
 
 from dstee._console import UsageError
 from dstee.experiments.data import DATA_SETS
-from dstee.methods import METHODS
+from dstee.experiments.method_settings import (
+    STR,
+    Value,
+    check_settings,
+    make_method,
+    of_method,
+    parse_pairs,
+)
+from dstee.methods import METHODS, Method
+from dstee.methods.base import Group
+from dstee.soft_sparsification import SoftThreshold
 from dstee.sparsification import Distribution
 
-__all__ = ["COMPARED", "DENSE", "Config", "Setting", "differences", "method_keys", "method_name", "setting"]
+__all__ = [
+    "COMPARED", "DENSE", "STR", "Config", "Setting", "differences", "grouped_keys", "method_group", "method_keys",
+    "method_name", "setting",
+]  # fmt: skip
 
 DENSE = "dense"
 """The training without a mask, beside the methods of :mod:`dstee.methods`."""
@@ -31,12 +45,22 @@ Limit = tuple[str, Callable[[T], bool]]
 
 def method_keys() -> tuple[str, ...]:
     """What may be trained, as the command line names it."""
-    return (*METHODS, DENSE)
+    return (*METHODS, STR, DENSE)
 
 
 def method_name(key: str) -> str:
     """What tables and pictures call it."""
-    return METHODS[key].name if key in METHODS else key
+    return METHODS[key].name if key in METHODS else SoftThreshold.name if key == STR else key
+
+
+def method_group(key: str) -> Group:
+    """Under which heading of a table it stands."""
+    return METHODS[key].group if key in METHODS else "dense-to-sparse" if key == STR else "dense"
+
+
+def grouped_keys() -> tuple[str, ...]:
+    """All methods, in the order of a table."""
+    return tuple(key for group in get_args(Group) for key in method_keys() if method_group(key) == group)
 
 
 @dataclass(frozen=True)
@@ -88,8 +112,13 @@ class Config:
     """Everything that decides the bits of a run; see ``dstee train --help`` for the meaning of each field."""
 
     data: str = _field("data", "data set", "digits", choices=lambda: tuple(DATA_SETS))
-    compare: bool = _field("run", "train dense, static, SET, RigL and DST-EE instead of one method", False)
+    compare: bool | str = _field(
+        "run", "train several methods instead of one: dense, static, SET, RigL and DST-EE, or all, or a list of them", False
+    )
     method: str = _field("method", "how the mask is trained", "dst-ee", choices=method_keys)
+    method_settings: tuple[tuple[str, Value], ...] = _field(
+        "method", "a setting of the method's own, as beta=0.99; in a comparison snfs.beta=0.99; as often as needed", ()
+    )
     seed: int = _field("run", "first seed: initial weights, initial mask, order of the data", 0, _SEED)
     seeds: int = _field("run", "number of seeds (default 1, with --compare 3)", 1, ("in 1..1000", lambda x: 1 <= x <= 1000))
     sparsity: float = _field("method", "share of weights that are zero", 0.98, _BELOW_ONE)
@@ -111,6 +140,7 @@ class Config:
         choices=_of("default", "after", "replace"),
     )  # fmt: skip
     hidden: tuple[int, ...] = _field("model", "widths of the hidden layers, as 512,256", (512, 256), _WIDTHS)
+    train_limit: int = _field("data", "train on that many images, the first ones; 0: on all", 0, _at_least(0))
     epochs: int = _field("training", "passes over the training data", 60, _at_least(1))
     batch_size: int = _field("training", "samples per step", 64, _at_least(2))
     lr: float = _field("training", "learning rate at first", 0.1, _at_least(0))
@@ -139,12 +169,12 @@ class Config:
                 wrong.append(f"unknown setting {name!r}" + (f" (did you mean {close[0]!r}?)" if close else ""))
         data = str(given.get("data", Config.data))
         values: dict[str, object] = {**DATA_SETS[data].settings} if data in DATA_SETS else {}
-        if given.get("compare") is True:
+        if given.get("compare"):
             values["seeds"] = 3
         values |= {name: given[name] for name in given if name in fields}
         for name, value in values.items():
             try:
-                values[name] = _checked(fields[name], value)
+                values[name] = _CHECKS.get(name, partial(_checked, fields[name]))(value)
             except UsageError as error:
                 wrong.append(str(error))
         if not wrong and values.get("nesterov", True) and values.get("momentum", 0.9) == 0:
@@ -153,27 +183,78 @@ class Config:
             wrong.append("c and c_rel are both given: c_rel is c in units of the gradient; pass one")
         if wrong:
             raise UsageError("; ".join(wrong))
-        return Config(**values)  # type: ignore[arg-type]  # just checked
+        settings = values.pop("method_settings", {})
+        config = Config(**values)  # type: ignore[arg-type]  # just checked
+        checked = check_settings(settings, config.methods(), bool(config.compare))
+        return dataclasses.replace(config, method_settings=tuple(sorted(checked.items())))
 
     def to_dict(self) -> dict[str, object]:
         """Plain types, as stored in JSON; :meth:`resolve` reads it back."""
         values = dataclasses.asdict(self)
-        return {**values, "hidden": list(self.hidden)}
+        return {**values, "hidden": list(self.hidden), "method_settings": dict(self.method_settings)}
 
     def identity(self) -> dict[str, object]:
         """The settings that decide the result; the others may change when a run is resumed."""
         free = {f.name for f in dataclasses.fields(self) if setting(f).free}
-        free |= {"c" if self.c_rel else "c_rel"}  # runs by c are as they were before there was a c_rel
+        # Runs without these settings are as they were before there were any.
+        free |= {"c" if self.c_rel else "c_rel"} | {n for n in ("method_settings", "train_limit") if not getattr(self, n)}
         return {name: value for name, value in self.to_dict().items() if name not in free}
 
-    def of_training(self) -> dict[str, object]:
+    def of_training(self, method: str) -> dict[str, object]:
         """The settings that decide one training; how many others stand beside it does not matter to it."""
-        return {name: value for name, value in self.identity().items() if name not in ("compare", "method", "seed", "seeds")}
+        others = ("compare", "method", "method_settings", "seed", "seeds")
+        own = self.settings_of(method)
+        rest = {name: value for name, value in self.identity().items() if name not in others}
+        return {**rest, "method_settings": own} if own else rest
+
+    def settings_of(self, method: str) -> dict[str, Value]:
+        """What ``--set`` says of one method."""
+        return of_method(dict(self.method_settings), method, bool(self.compare))
+
+    def make(self, method: str) -> Method | None:
+        """The method with what the configuration says of its settings; None for what is none (dense, STR).
+
+        Raises:
+            UsageError: the method's own objection.
+        """
+        shared: dict[str, object] = {"eps": self.eps, **({"c_rel": self.c_rel} if self.c_rel else {"c": self.c})}
+        if self.order != "default":
+            shared["order"] = self.order
+        return make_method(method, self.settings_of(method), shared)
+
+    def methods(self) -> tuple[str, ...]:
+        """The keys of what the run trains, for each seed."""
+        if isinstance(self.compare, str):
+            return grouped_keys() if self.compare == "all" else tuple(self.compare.split(","))
+        return COMPARED if self.compare else (self.method,)
 
     def trials(self) -> list[tuple[str, int]]:
         """(method, seed) of every training of the run, in order."""
-        methods = COMPARED if self.compare else (self.method,)
-        return [(method, self.seed + i) for i in range(self.seeds) for method in methods]
+        return [(method, self.seed + i) for i in range(self.seeds) for method in self.methods()]
+
+
+def _checked_comparison(value: object) -> bool | str:
+    if isinstance(value, bool):
+        return value
+    if not isinstance(value, str):
+        raise UsageError(f"compare must be true, false, all or a list of methods, got {value!r}")
+    keys = [] if value == "all" else value.split(",")
+    for key in keys:
+        if key not in method_keys():
+            close = difflib.get_close_matches(key, method_keys(), 1)
+            hint = f" (did you mean {close[0]!r}?)" if close else ""
+            raise UsageError(f"compare: unknown method {key!r}{hint}, expected all or some of {','.join(grouped_keys())}")
+        if keys.count(key) > 1:
+            raise UsageError(f"compare: {key} is given twice")
+    return value
+
+
+def _checked_settings(value: object) -> object:
+    """As an object, whose values are checked when the methods are known; of the command line a list of texts."""
+    return parse_pairs(value) if isinstance(value, list) else dict(value) if isinstance(value, tuple) else value
+
+
+_CHECKS: dict[str, Callable[[object], object]] = {"compare": _checked_comparison, "method_settings": _checked_settings}
 
 
 def _checked(field: dataclasses.Field[object], value: object) -> object:

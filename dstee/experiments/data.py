@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import math
@@ -43,6 +44,16 @@ class Dataset:
     y_train: Tensor
     x_test: Tensor
     y_test: Tensor
+
+    def limited(self, count: int) -> Dataset:
+        """With the first ``count`` training images alone, standardised as all of them; 0: as it is.
+
+        Raises:
+            UsageError: there are not so many.
+        """
+        if count > len(self.y_train):
+            raise UsageError(f"train_limit must be at most the {len(self.y_train)} training images, got {count}")
+        return dataclasses.replace(self, x_train=self.x_train[:count], y_train=self.y_train[:count]) if count else self
 
     @functools.cached_property
     def digest(self) -> str:

@@ -1,4 +1,4 @@
-"""The picture of a run, after Fig. 3 of the paper: exploration degree per mask update, test accuracy per epoch."""
+"""The picture of a run, after Fig. 3 of the paper: exploration degree after mask updates, test accuracy per epoch."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ from pathlib import Path
 
 from dstee._console import UsageError
 from dstee._files import parse_json, read_file, write_atomic
-from dstee.experiments.config import DENSE, differences, method_keys, method_name
+from dstee.experiments.config import differences, grouped_keys, method_keys, method_name
 from dstee.experiments.records import as_record
 from dstee.experiments.run_folder import read_manifest
-from dstee.methods import METHODS
 
 __all__ = ["Curves", "draw", "plot_runs", "read_run"]
 
@@ -25,6 +24,9 @@ _STYLES: dict[str, tuple[str, object]] = {
     "dst-ee": ("#D55E00", "solid"),
 }
 _MAX_METRICS = 1 << 27
+_DASHES = ("dashdot", (0, (1, 1)), (0, (3, 1, 1, 1, 1, 1)), "dashed")
+_MANY = 8
+"""Lines from which on the legend stands beside the axes, and bands would hide more than they show."""
 _COLOURS = ("#D55E00", "#0072B2", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#000000", "#999999")
 
 
@@ -33,7 +35,7 @@ Point = tuple[float, float]
 
 @dataclass
 class Curves:
-    """One line of the picture: per seed, ``updates`` (round, R) and ``epochs`` (epoch, accuracy in 0..1)."""
+    """One line of the picture: per seed, ``updates`` (step, R) and ``epochs`` (epoch, accuracy in 0..1)."""
 
     label: str
     method: str
@@ -76,7 +78,8 @@ def read_run(folder: Path, warn: Callable[[str], None] = _ignore) -> tuple[Mappi
             except ValueError as error:
                 raise UsageError(f"{file}, line {number}: not a metric of dstee: {error}") from error
             if record["kind"] == "update":
-                updates.append((record["round"], record["exploration"]))
+                if record["exploration"] is not None:
+                    updates.append((record["step"], record["exploration"]))
             else:
                 epochs.append((record["epoch"], record["accuracy"]))
         if method is not None:
@@ -85,7 +88,7 @@ def read_run(folder: Path, warn: Callable[[str], None] = _ignore) -> tuple[Mappi
             curve.epochs.append(epochs)
     if not curves:
         raise UsageError(f"{folder} holds no metrics yet")
-    return manifest["config"], {method: curves[method] for method in (DENSE, *METHODS) if method in curves}
+    return manifest["config"], {method: curves[method] for method in grouped_keys() if method in curves}
 
 
 def plot_runs(folders: Sequence[Path], output: Path, warn: Callable[[str], None] = _ignore) -> None:
@@ -110,28 +113,31 @@ def plot_runs(folders: Sequence[Path], output: Path, warn: Callable[[str], None]
 
 
 def draw(lines: Sequence[Curves], title: str) -> bytes:
-    """PNG: left R over mask updates, right test accuracy over epochs; mean over seeds, the band from lowest to highest."""
+    """PNG: left R after mask updates, right test accuracy over epochs; mean over seeds, the band from lowest to highest."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
         from matplotlib.ticker import MaxNLocator
     except ImportError as error:
         raise UsageError("the picture needs matplotlib: pip install matplotlib") from error
-    figure = Figure(figsize=(11, 4.6), layout="constrained")
+    many = len(lines) > _MANY
+    figure = Figure(figsize=(13 if many else 11, 5.4 if many else 4.6), layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
     once = len({line.method for line in lines}) == len(lines)
     for i, line in enumerate(lines):
         other = _COLOURS[i % len(_COLOURS)]
-        color, dash = _STYLES.get(line.method, (other, "dashdot"))
+        color, dash = _STYLES.get(line.method, (other, _DASHES[i // len(_COLOURS) % len(_DASHES)]))
         color = color if once else other
         style = {"color": color, "linestyle": dash, "linewidth": 2 if line.method == "dst-ee" else 1.5, "label": line.label}
-        for axes, seeds, scale in ((left, line.updates, 1), (right, line.epochs, 100)):
+        dense_once = any(r == 1 for updates in line.updates for _, r in updates)  # nothing is left to explore
+        for axes, seeds, scale in ((left, [] if dense_once else line.updates, 1), (right, line.epochs, 100)):
             x, low, mean, high = _band(seeds, scale)
             if x:
                 axes.plot(x, mean, **style)
-                axes.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0)
-    left.set(xlabel="mask update", ylabel="exploration degree R", title="Weights that were ever active")
+                if not many:
+                    axes.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0)
+    left.set(xlabel="optimizer step", ylabel="exploration degree R", title="Weights that were ever active")
     right.set(xlabel="epoch", ylabel="test accuracy (%)", title="Accuracy")
     count = max((len(line.epochs) for line in lines), default=0)
     later = [accuracy for line in lines for seed in line.epochs for _, accuracy in seed[len(seed) // 4 :]]
@@ -139,9 +145,12 @@ def draw(lines: Sequence[Curves], title: str) -> bytes:
     for axes in (left, right):
         axes.grid(alpha=0.3)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        if axes.lines:
+        if axes.lines and not many:
             axes.legend(fontsize=9, loc="best")
-    figure.suptitle(title + (f"; mean of {count} seeds, bands from lowest to highest" if count > 1 else ""))
+    if many:
+        figure.legend(handles=max((left.lines, right.lines), key=len), fontsize=8, loc="outside right center")
+    bands = "" if many else ", bands from lowest to highest"
+    figure.suptitle(title + (f"; mean of {count} seeds{bands}" if count > 1 else ""))
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=150)
     return buffer.getvalue()

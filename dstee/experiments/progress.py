@@ -6,12 +6,13 @@ import dataclasses
 import statistics
 import sys
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from dstee._console import make_console, one_line
-from dstee.experiments.config import DENSE, Config, method_name, setting
+from dstee.experiments.config import Config, method_group, method_name, setting
 from dstee.experiments.records import Result
 from dstee.experiments.trial import Trial
+from dstee.methods.base import Group
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
@@ -31,6 +32,7 @@ class Progress:
         self.console = make_console(sys.stderr)
         self.lines = 1 if len(config.trials()) > 1 else self.LINES
         self.count, self.index = len(config.trials()), 0
+        self._width = max(7, *(len(method_name(key)) for key in config.methods()))
         self._warn = warn
         self._bar: Bar | None = None
         self._task: TaskID | None = None
@@ -84,52 +86,65 @@ class Progress:
             self._bar.update(self._task, completed=(self.index - 1) * trial.total + trial.step_number)
 
     def _print(self, trial: Trial, text: str) -> None:
-        print(f"{method_name(trial.method):7} seed {trial.seed}  {text}", file=sys.stderr, flush=True)
+        of = f"{self.index:{len(str(self.count))}}/{self.count}  " if self.count > 1 else ""
+        print(f"{of}{method_name(trial.method):{self._width}} seed {trial.seed}  {text}", file=sys.stderr, flush=True)
 
 
 def _state(trial: Trial, loss: float) -> str:
     last = trial.history[-1] if trial.history else None
     accuracy = trial.accuracy()
     shown = "   --" if accuracy is None else f"{100 * accuracy:5.2f}"
-    return f"loss {loss:6.4f}  accuracy {shown} %  R {last['exploration'] if last else trial.exploration():.3f}"
+    explored = last["exploration"] if last else trial.exploration()
+    return f"loss {loss:6.4f}  accuracy {shown} %  R {'-' if explored is None else f'{explored:.3f}'}"
 
 
 def config_lines(config: Config) -> list[str]:
     """The settings in force, one line per group."""
     groups: dict[str, list[str]] = {}
     for field in dataclasses.fields(config):
-        if field.name == "method" and config.compare:
-            continue
         value = getattr(config, field.name)
-        shown = ",".join(map(str, value)) if isinstance(value, tuple) else value
+        if (field.name == "method" and config.compare) or (field.name == "method_settings" and not value):
+            continue
+        if field.name == "method_settings":
+            shown = ",".join(f"{name}={one}" for name, one in value)
+        else:
+            shown = ",".join(map(str, value)) if isinstance(value, tuple) else value
         groups.setdefault(setting(field).group, []).append(f"{field.name}={shown}")
     return [f"{group:9} {'  '.join(values)}" for group, values in groups.items()]
 
 
 def results_table(results: Sequence[Result]) -> Table:
-    """The closing table: one row per method, accuracy as mean ± standard deviation over the seeds."""
+    """The closing table: one row per method, grouped; accuracy as mean ± standard deviation over the seeds."""
     from rich import box
     from rich.table import Table
 
     seeds = len({r.seed for r in results})
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 0, 0, 1))
-    table.add_column("\nmethod")
+    table.add_column("\nmethod", no_wrap=True)
     measured = f"accuracy %\n({seeds} seed{'s' * (seeds > 1)})"
-    headers = ("\nR", "R /\nR_max", "dead\nunits", "\nnnz", "FLOPs\ninfer", "FLOPs\ntrain", "kernels\ns", "total\ns")
+    headers = ("mean\ndensity", "FLOPs\ninfer", "FLOPs\ntrain", "\nR", "R /\nR_max", "dead\nunits")
     for name in (measured, *headers):
         table.add_column(name, justify="right", no_wrap=True)
+    groups: dict[str, list[str]] = {}
     for method in dict.fromkeys(r.method for r in results):
-        rows = [r for r in results if r.method == method]
-        accuracy = _spread([100 * r.accuracy for r in rows])
-        table.add_row(
-            method_name(method), accuracy, f"{statistics.fmean(r.exploration for r in rows):.3f}",
-            f"{statistics.fmean(r.exploration / r.exploration_limit for r in rows):.3f}",
-            f"{statistics.fmean(r.dead_units for r in rows):.1%}", f"{rows[0].nnz:,}",
-            f"{rows[0].inference_flops:.3f}x", f"{rows[0].training_flops:.3f}x",
-            "-" if method == DENSE else f"{statistics.fmean(r.kernel_seconds for r in rows):.2f}",
-            f"{statistics.fmean(r.seconds for r in rows):.2f}",
-        )  # fmt: skip
+        groups.setdefault(method_group(method), []).append(method)
+    for group in (group for group in get_args(Group) if group in groups):
+        if len(groups) > 1 and groups[group] != [group]:  # dense is the one of its kind
+            table.add_row(group, style="italic")
+        for method in groups[group]:
+            table.add_row(method_name(method), *_figures([r for r in results if r.method == method]))
     return table
+
+
+def _figures(rows: Sequence[Result]) -> tuple[str, ...]:
+    """Of the seeds of one method."""
+    explored = [(r.exploration, r.exploration / r.exploration_limit) for r in rows if r.exploration is not None]
+    mean_r, share = (f"{statistics.fmean(x):.3f}" for x in zip(*explored, strict=True)) if explored else ("-", "-")
+    return (
+        _spread([100 * r.accuracy for r in rows]), f"{statistics.fmean(r.mean_density for r in rows):.4f}",
+        f"{statistics.fmean(r.inference_flops for r in rows):.3f}x", f"{statistics.fmean(r.training_flops for r in rows):.3f}x",
+        mean_r, share, f"{statistics.fmean(r.dead_units for r in rows):.1%}",
+    )  # fmt: skip
 
 
 def _spread(values: list[float]) -> str:

@@ -18,14 +18,14 @@ __all__ = ["EpochRecord", "MetricsLog", "Record", "Result", "UpdateRecord", "as_
 
 
 class UpdateRecord(TypedDict):
-    """A mask update, at its step."""
+    """A mask update, at its step; ``exploration`` is None where there were too many updates to count them."""
 
     kind: Literal["update"]
     method: str
     seed: int
     step: int
     round: int
-    exploration: float
+    exploration: float | None
     churn: float
 
 
@@ -39,7 +39,7 @@ class EpochRecord(TypedDict):
     epoch: int
     loss: float | None
     accuracy: float
-    exploration: float
+    exploration: float | None
 
 
 Record = UpdateRecord | EpochRecord
@@ -66,7 +66,7 @@ def as_record(value: object) -> Record:
     if not isinstance(value["method"], str):
         raise ValueError(f"unknown method {value['method']!r}")
     for key, number in value.items():
-        if key in ("kind", "method") or (key == "loss" and number is None):
+        if key in ("kind", "method") or (key in ("loss", "exploration") and number is None):
             continue
         if key in _COUNTS:
             if type(number) is not int or not 0 <= number < 1 << 63:
@@ -113,17 +113,19 @@ def _line(record: Record) -> bytes:
 class Result:
     """One training at its end. FLOPs are relative to dense; seconds are wall time and time in dstee's ops.
 
-    ``exploration`` is R, ``exploration_limit`` R_max, ``dead_units`` a share of all output units.
+    ``exploration`` is R (None where it was not counted), ``exploration_limit`` R_max, ``dead_units`` a share of all output
+    units, ``nnz`` the active weights at the end, ``mean_density`` their share while training.
     """
 
     method: str
     seed: int
     accuracy: float
-    exploration: float
+    exploration: float | None
     exploration_limit: float
     dead_units: float
     nnz: int
     numel: int
+    mean_density: float
     inference_flops: float
     training_flops: float
     seconds: float
@@ -131,7 +133,7 @@ class Result:
     digest: str
 
 
-_SINCE_0_1_0 = {"exploration_limit", "dead_units"}
+_SINCE_0_1_0 = {"exploration_limit", "dead_units", "mean_density"}
 """Entries of a result that a folder of 0.1.0 does not have."""
 
 

@@ -176,17 +176,23 @@ def read_manifest(path: Path) -> Manifest | None:
         for key, value in manifest.items():
             if type(value) is not _KEYS.get(key):
                 raise ValueError(f"{key!r} is unknown or no {_KEYS.get(key, str).__name__}")
-        if wrong := [name for name, value in manifest["config"].items() if not _is_setting(value)]:
+        if wrong := [name for name, value in manifest["config"].items() if not _is_setting(name, value)]:
             raise ValueError(f"{wrong[0]!r} has no value of a setting")
     except (OSError, ValueError) as error:
         raise UsageError(f"{file} cannot be used: {error}") from error
     return cast(Manifest, manifest)  # the rest may be missing
 
 
-def _is_setting(value: object) -> bool:
-    """Whether a setting of some version may have this value; what it is good for :class:`Config` knows."""
+def _is_setting(name: str, value: object) -> bool:
+    """Whether the setting ``name`` of some version may have this value; what it is good for :class:`Config` knows."""
+    if isinstance(value, dict) and name == "method_settings":
+        return len(value) <= 100 and all(len(key) <= 100 and (one is None or _is_plain(one)) for key, one in value.items())
     if isinstance(value, list):
         return len(value) <= 100 and all(type(item) is int for item in value)
+    return _is_plain(value)
+
+
+def _is_plain(value: object) -> bool:
     return type(value) in (bool, int, float) or (isinstance(value, str) and len(value) <= 1000)
 
 

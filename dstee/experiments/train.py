@@ -19,7 +19,8 @@ from dstee.experiments.config import Config
 from dstee.experiments.data import Dataset
 from dstee.experiments.records import MetricsLog, Result
 from dstee.experiments.run_folder import WriteRetries, refuse_link
-from dstee.experiments.trial import SavedState, Trial
+from dstee.experiments.trial import Trial
+from dstee.experiments.trial_state import SavedState
 
 __all__ = ["Reporter", "run_trials"]
 

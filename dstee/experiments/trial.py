@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.functional import cross_entropy
 
 import dstee
@@ -17,35 +16,19 @@ from dstee import CheckpointError, backends, metrics
 from dstee._console import UsageError
 from dstee.encoding import MAX_ROUNDS
 from dstee.experiments import checkpoint
-from dstee.experiments.config import DENSE, Config, differences, setting
-from dstee.experiments.data import BatchOrder, BatchOrderState, Dataset
-from dstee.experiments.records import EpochRecord, Record, Result, UpdateRecord, as_record
-from dstee.methods import METHODS, Method, method_from_dict
+from dstee.experiments.config import STR, Config
+from dstee.experiments.data import BatchOrder, Dataset
+from dstee.experiments.method_settings import soft_settings
+from dstee.experiments.records import EpochRecord, Record, Result, UpdateRecord
+from dstee.experiments.trial_state import Course, SavedState, TrialState, misfits
+from dstee.methods import Method
 from dstee.schedule import DROPS, UpdateSchedule
+from dstee.training_cost import TrainingCost
 
-__all__ = ["SavedState", "Trial", "TrialState", "mlp", "tensor_differences"]
+__all__ = ["Trial", "mlp"]
 
-
-class TrialState(TypedDict):
-    """Everything that the rest of a training depends on."""
-
-    step: int
-    config: dict[str, object]
-    trial: dict[str, object]
-    data: str
-    model: dict[str, Tensor]
-    optimizer: dict[str, Any]
-    sparse: dict[str, Any] | None
-    order: BatchOrderState
-    rng: Tensor
-    loss_sum: float
-    history: list[Record]
-
-
-class SavedState(TrialState):
-    """What a checkpoint holds: the state, and the wall time and the time in dstee's ops until then."""
-
-    seconds: list[float]
+SEEN = 640
+"""Training samples, the first ones, for methods that look at data."""
 
 
 def mlp(features: int, hidden: tuple[int, ...], classes: int = 10) -> nn.Sequential:
@@ -58,22 +41,8 @@ def mlp(features: int, hidden: tuple[int, ...], classes: int = 10) -> nn.Sequent
     return model
 
 
-def _method(config: Config, key: str) -> Method:
-    """The method with what the configuration says of its parameters."""
-    kind = METHODS[key]
-    said = {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if setting(f).group == "method"}
-    if config.order == "default":
-        del said["order"]
-    del said["c" if config.c_rel else "c_rel"]
-    return kind(**{f.name: said[f.name] for f in dataclasses.fields(kind) if f.init and f.name in said})
-
-
 def _schedule(config: Config, total: int) -> UpdateSchedule:
     stop = max(1, round(config.stop_fraction * total))
-    if (stop - 1) // config.every > MAX_ROUNDS - 2:
-        raise UsageError(
-            f"every {config.every} makes {(stop - 1) // config.every} mask updates, at most {MAX_ROUNDS - 2} are counted"
-        )
     floor = {} if config.drop_schedule == "constant" else {"floor": min(config.drop_floor, config.drop_fraction)}
     return UpdateSchedule(config.every, stop, DROPS[config.drop_schedule](config.drop_fraction, **floor))
 
@@ -94,20 +63,65 @@ class Trial:
         self.step_number, self.loss_sum = 0, 0.0
         self.history: list[Record] = []
         self.seconds = self.kernel_seconds = 0.0
-        sgd: dict[str, Any] = {name: getattr(config, name) for name in ("lr", "momentum", "weight_decay", "nesterov")}
-        self.sparse: dstee.SparseModel | None = None
+        self.sparse: dstee.SparseModel | dstee.SoftThreshold | None = None
         self.optimizer: torch.optim.Optimizer
-        if method == DENSE:
-            self.optimizer = torch.optim.SGD(self.model.named_parameters(), **sgd)
-            return
+        self.updates: Sequence[int] = ()
+        self.recorded: frozenset[int] = frozenset()
+        self.counted = True  # whether it is known which weights were ever active
+        sgd: dict[str, Any] = {name: getattr(config, name) for name in ("lr", "momentum", "weight_decay", "nesterov")}
+        schedule = _schedule(config, self.total)
+        groups: list[dict[str, Any]] = [{"params": list(self.model.named_parameters())}]
         try:
-            self.sparse = dstee.sparsify(
-                self.model, config.sparsity, distribution=config.distribution, seed=seed,
-                method=_method(config, method), schedule=_schedule(config, self.total), track_exploration=True,
-            )  # fmt: skip
+            if method == STR:
+                groups = self._put_thresholds(schedule)
+            elif (made := config.make(method)) is not None:
+                self.sparse = self._sparsified(made, schedule)
         except ValueError as error:
-            raise UsageError(str(error)) from error
-        self.optimizer = dstee.SparseSGD(self.model.named_parameters(), self.sparse, **sgd)
+            raise UsageError(f"{method}: {error}" if config.compare else str(error)) from error
+        self._parameters = {name: p for group in groups for name, p in group["params"]}
+        if isinstance(self.sparse, dstee.SparseModel):
+            self.optimizer = dstee.SparseSGD(groups, self.sparse, **sgd)
+        else:
+            self.optimizer = torch.optim.SGD(groups, **sgd)
+        self.cost = self._fresh_cost()
+
+    def _sparsified(self, method: Method, schedule: UpdateSchedule) -> dstee.SparseModel:
+        config, data = self.config, self.data
+        self.updates = method.update_steps(schedule, self.total)
+        self.counted = len(self.updates) <= MAX_ROUNDS - 2
+        if method.needs_counter and not self.counted:
+            raise UsageError(
+                f"every {config.every} makes {len(self.updates)} mask updates, at most {MAX_ROUNDS - 2} are counted"
+            )
+        scheduled = range(schedule.every, self.total + 1, schedule.every)
+        more = len(self.updates) > max(1, len(scheduled))  # a method with an update at every step
+        self.recorded = frozenset(self.updates) & frozenset(scheduled) if more else frozenset(self.updates)
+        seen = [x[:SEEN].split(config.batch_size) for x in (data.x_train, data.y_train)]
+        batches = list(zip(*seen, strict=True))
+        with torch.random.fork_rng(devices=[]):
+            return dstee.sparsify(
+                self.model, config.sparsity, distribution=config.distribution, seed=self.seed, method=method,
+                schedule=schedule, track_exploration=self.counted, batches=batches if method.needs_batches else None,
+            )  # fmt: skip
+
+    def _put_thresholds(self, schedule: UpdateSchedule) -> list[dict[str, Any]]:
+        """STR: its thresholds become masks where others stop to change them. Returns the optimizer's groups."""
+        settings, stop = soft_settings(self.config.settings_of(STR)), schedule.stop
+        assert stop is not None
+        self.sparse = dstee.SoftThreshold(
+            self.model, self.config.sparsity, init=settings.init, freeze_at=stop, seed=self.seed, schedule=schedule,
+            track_exploration=True,
+        )  # fmt: skip
+        self.updates, self.recorded = (stop,), frozenset((stop,))
+        return self.sparse.parameter_groups(settings.decay)
+
+    def _fresh_cost(self) -> TrainingCost | None:
+        """None where the density of every layer stays what it is, which says it all."""
+        if isinstance(self.sparse, dstee.SoftThreshold):
+            return TrainingCost({row.name: row.numel for row in self.sparse.summary().layers})
+        if self.sparse is None or not (self.sparse.method.starts_denser or self.sparse.method.moves_budgets):
+            return None
+        return TrainingCost(self.sparse)
 
     @property
     def name(self) -> str:
@@ -118,9 +132,16 @@ class Trial:
         """Epochs completed."""
         return self.step_number // self.batch_order.batches
 
-    def exploration(self) -> float:
-        """R: share of the maskable weights that were ever active; 1 for dense."""
-        return 1.0 if self.sparse is None else metrics.exploration(self.sparse).total
+    @property
+    def masked(self) -> dstee.SparseModel | None:
+        """Who has the masks, where there are any: none for dense, nor for STR before they are."""
+        return self.sparse.sparse if isinstance(self.sparse, dstee.SoftThreshold) else self.sparse
+
+    def exploration(self) -> float | None:
+        """R: share of the maskable weights that were ever active; 1 for dense, None where counters could not hold it."""
+        if self.masked is None:
+            return 1.0
+        return metrics.exploration(self.masked).total if self.counted else None
 
     def accuracy(self) -> float | None:
         """Test accuracy of the last completed epoch, in 0..1."""
@@ -139,8 +160,8 @@ class Trial:
         records: list[Record] = []
         if self.sparse is None:
             self.optimizer.step()
-        elif self._sparse_step(self.sparse):
-            records.append(self._update_record(self.sparse, t))
+        elif self._sparse_step(self.sparse) and t in self.recorded and self.masked is not None:
+            records.append(self._update_record(self.masked, t))
         self.step_number = t
         value = loss.item()
         self.loss_sum += value
@@ -150,11 +171,21 @@ class Trial:
         self.history += records
         return value, records
 
-    def _sparse_step(self, sparse: dstee.SparseModel) -> bool:
+    def _sparse_step(self, sparse: dstee.SparseModel | dstee.SoftThreshold) -> bool:
+        before = self._nnz() if self.cost is not None else {}
         with backends.kernel_time() as timer:
             changed = sparse.step(self.optimizer)
         self.kernel_seconds += timer.seconds
+        if self.cost is not None:
+            method = sparse.method
+            self.cost.add(before, method.needs_every_gradient or (changed and method.needs_gradients))
         return changed
+
+    def _nnz(self) -> dict[str, int]:
+        """Active weights by layer; of STR, those beyond the thresholds."""
+        if self.masked is not None:
+            return TrainingCost.nnz_of(self.masked)
+        return {} if self.sparse is None else {row.name: row.nnz for row in self.sparse.summary().layers}
 
     def _update_record(self, sparse: dstee.SparseModel, t: int) -> UpdateRecord:
         return {
@@ -180,9 +211,9 @@ class Trial:
 
     def state(self) -> TrialState:
         """Equal states have equal :func:`checkpoint.digest`."""
-        return {
+        state: TrialState = {
             "step": self.step_number,
-            "config": self.config.of_training(),
+            "config": self.config.of_training(self.method),
             "trial": {"method": self.method, "seed": self.seed},
             "data": self.data.digest,
             "model": dict(self.model.state_dict()),
@@ -193,6 +224,7 @@ class Trial:
             "loss_sum": self.loss_sum,
             "history": self.history,
         }
+        return state if self.cost is None else {**state, "cost": self.cost.state_dict()}
 
     def saved(self) -> SavedState:
         return {**self.state(), "seconds": [self.seconds, self.kernel_seconds]}
@@ -204,12 +236,16 @@ class Trial:
             CheckpointError: it is another training's, or its names, shapes or values do not fit (all differences at once).
         """
         try:
-            if wrong := self._misfits(tree):
+            course = Course(self.total, self.batch_order.batches, self._parameters, self.updates, self.recorded)
+            if wrong := misfits(tree, self.state(), course):
                 raise ValueError("; ".join(wrong))
-            self.model.load_state_dict(tree["model"])
             if self.sparse is not None:
                 self.sparse.load_state_dict(tree["sparse"] or {})
-                for name, mask in self.sparse.masks().items():
+            self.model.load_state_dict(tree["model"])
+            if self.cost is not None:
+                self.cost.load_state_dict(tree["cost"])
+            if self.masked is not None:
+                for name, mask in self.masked.masks().items():
                     if self.model.get_parameter(name)[~mask].count_nonzero():
                         raise ValueError(f"{name} has weights outside its mask")
             self.optimizer.load_state_dict(tree["optimizer"])
@@ -221,89 +257,20 @@ class Trial:
             reason = f"{error} is missing" if isinstance(error, KeyError) else error
             raise CheckpointError(f"{path}: does not fit this training: {' '.join(str(reason).split())}") from error
 
-    def _misfits(self, tree: SavedState) -> list[str]:
-        """Every way in which ``tree`` is not a state of this training."""
-        if odd := tree.keys() ^ (TrialState.__annotations__.keys() | SavedState.__annotations__.keys()):
-            return [f"{name!r} is missing or unknown" for name in sorted(map(str, odd))]
-        wrong = differences(self.config.of_training(), tree["config"]) + differences(self.state()["trial"], tree["trial"])
-        if tree["data"] != self.data.digest:
-            wrong.append("it was trained on other data")
-        wrong += tensor_differences("weights", self.model.state_dict(), tree["model"])
-        fresh, state = self.optimizer.state_dict(), tree["optimizer"]
-        groups = [{k: v for k, v in g.items() if k != "lr"} for g in fresh["param_groups"]]
-        if [{k: v for k, v in g.items() if k != "lr"} for g in state["param_groups"]] != groups:
-            wrong.append("the optimizer's groups have other settings")
-        low = 0.0 if self.config.lr_schedule == "cosine" else self.config.lr
-        if not all(type(g["lr"]) is float and low <= g["lr"] <= self.config.lr for g in state["param_groups"]):
-            wrong.append("the learning rate is not that of this training")
-        if any(s.keys() - {"momentum_buffer"} for s in state["state"].values()):
-            wrong.append("the optimizer's state holds other things than momenta")
-        params = dict(self.model.named_parameters())
-        momenta = {i: s["momentum_buffer"] for i, s in state["state"].items() if s.get("momentum_buffer") is not None}
-        named = {name: momenta.pop(i) for i, name in enumerate(params) if i in momenta} | momenta
-        wrong += tensor_differences("momentum", params if named else {}, named)
-        return wrong or self._contradictions(tree)
-
-    def _contradictions(self, tree: SavedState) -> list[str]:
-        """What a whole checkpoint of this training never holds: numbers that do not belong together."""
-        step, history, batches = tree["step"], tree["history"], self.batch_order.batches
-        if type(step) is not int or not 0 <= step <= self.total:
-            return [f"step {step!r} is not in 0..{self.total}"]
-        if not isinstance(history, list):
-            return ["the history is no list"]
-        for record in history:
-            as_record(record)
-        wrong = []
-        if tree["order"]["position"] != ((step - 1) % batches + 1 if step else 0):
-            wrong.append("the position in the data is not that of its step")
-        if [r["epoch"] for r in history if r["kind"] == "epoch"] != list(range(1, step // batches + 1)):
-            wrong.append("the history is not that of its step")
-        if type(tree["loss_sum"]) is not float:
-            wrong.append("loss_sum is not a number")
-        seconds = tree["seconds"]
-        if not (
-            isinstance(seconds, list) and len(seconds) == 2 and all(type(s) is float and 0 <= s < math.inf for s in seconds)
-        ):
-            wrong.append("seconds are not two times")
-        if self.sparse is not None:
-            got = tree["sparse"] or {}
-            same = {
-                "method": method_from_dict(got["method"]) == self.sparse.method,
-                "schedule": UpdateSchedule.from_dict(got["schedule"]) == self.sparse.schedule,
-                "seed": got["seed"] == self.sparse.seed,
-            }
-            wrong += [f"the sparse {key} is another" for key in same if not same[key]]
-            updates = [r["round"] for r in history if r["kind"] == "update"]
-            if got["t"] != step or updates != list(range(1, got["round"] + 1)):
-                wrong.append("the mask updates are not those of its step")
-        return wrong
-
     def result(self) -> Result:
         numel = nnz = sum(m.weight.numel() for m in self.model.modules() if isinstance(m, nn.Linear))
-        inference = training = limit = 1.0
-        dead = 0.0
-        if self.sparse is not None:
-            nnz = self.sparse.nnz
-            flops = metrics.flops(self.sparse, self.data.x_train[:1], steps=self.total)
+        inference = training = density = limit = 1.0
+        dead, sparse = 0.0, self.masked
+        if sparse is not None:
+            nnz, example = sparse.nnz, self.data.x_train[:1]
+            if self.cost is None:
+                flops, density = metrics.flops(sparse, example, steps=self.total), metrics.density(sparse)
+            else:
+                flops, density = self.cost.flops(sparse, example), self.cost.mean_density()
             inference, training = flops.inference_ratio, flops.training_ratio
-            limit, dead = metrics.exploration_limit(self.sparse).total, metrics.dead_units(self.sparse).total
+            limit = 1.0 if self.method == STR else metrics.exploration_limit(sparse).total
+            dead = metrics.dead_units(sparse).total
         return Result(
-            self.method, self.seed, self.accuracy() or 0.0, self.exploration(), limit, dead, nnz, numel, inference, training,
-            self.seconds, self.kernel_seconds, checkpoint.digest(self.state()),
+            self.method, self.seed, self.accuracy() or 0.0, self.exploration(), limit, dead, nnz, numel, density, inference,
+            training, self.seconds, self.kernel_seconds, checkpoint.digest(self.state()),
         )  # fmt: skip
-
-
-def tensor_differences(what: str, expected: Mapping[Any, Tensor | None], got: Mapping[Any, Tensor]) -> list[str]:
-    """One line for every name that is missing or too many, and every shape or dtype that differs."""
-
-    def kind(tensor: Tensor) -> str:
-        return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
-
-    wrong = [f"{what} {name} is missing" for name in expected if name not in got]
-    for name, tensor in got.items():
-        wanted = expected.get(name)
-        if wanted is None:
-            wrong.append(f"{what} {name} is unknown")
-        elif kind(tensor) != kind(wanted):
-            wrong.append(f"{what} {name} is {kind(tensor)}, expected {kind(wanted)}")
-    return wrong

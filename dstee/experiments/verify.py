@@ -27,7 +27,7 @@ def verify_resume(config: Config, data_dir: str | None, out: Path | None) -> int
     Raises:
         UsageError: a training could not be done at all.
     """
-    dataset = data.load(config.data, data_dir)
+    dataset = data.load(config.data, data_dir).limited(config.train_limit)
     steps = config.epochs * BatchOrder(len(dataset.y_train), config.batch_size, 0).batches
     every = min(config.checkpoint_every, max(1, steps // 8))
     kill = _kill_step(steps, len(config.trials()), every)

@@ -59,6 +59,8 @@ class Method:
     """The first masks may hold more weights than the budget, which ``sparsify`` must know: given masks are refused."""
     moves_budgets: ClassVar[bool] = False
     """Updates change how many weights of a layer are active."""
+    swaps_schedule: ClassVar[bool] = False
+    """A ``plan`` of its own swaps the schedule's share of each layer all the same, so that share bounds what it can explore."""
     keeps: ClassVar[tuple[str, ...]] = ()
     """Names of tensors, float32 and like the weights, 0 at first, that the method keeps for each layer (``u.state(name)``)."""
 
@@ -97,6 +99,24 @@ class Method:
     def initial_numbers(self) -> dict[str, float]:
         """The numbers that the method keeps (``u.numbers``), at the start."""
         return {}
+
+    # --- what follows from them ------------------------------------------------------------------------------------------
+
+    def update_steps(self, schedule: UpdateSchedule, steps: int) -> Sequence[int]:
+        """Which of the steps 1 to ``steps`` update the masks, in order."""
+        if not self.updates:
+            return ()
+        if type(self).due is not Method.due:
+            return [t for t in range(1, steps + 1) if self.due(t, schedule)]
+        last = steps if schedule.stop is None else min(steps, schedule.stop - 1)
+        return range(schedule.every, last + 1, schedule.every)
+
+    @property
+    def is_bounded(self) -> bool:
+        """Whether updates swap the schedule's share of each layer's active weights, and nothing else."""
+        own = type(self)
+        swaps = self.swaps_schedule or own.plan is Method.plan
+        return swaps and own.due is Method.due and not (self.starts_denser or self.moves_budgets)
 
     # --- in files --------------------------------------------------------------------------------------------------------
 

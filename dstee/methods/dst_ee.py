@@ -42,6 +42,7 @@ class DSTEE(Method):
     name = "DST-EE"
     key = "dst-ee"
     needs_counter = True
+    swaps_schedule = True
     needs_gradients = True
 
     def __post_init__(self) -> None:

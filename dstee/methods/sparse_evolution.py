@@ -20,6 +20,7 @@ class SET(Method):
 
     name = "SET"
     key = "set"
+    swaps_schedule = True
 
     def plan(self, u: Update) -> Sequence[Action]:
         return [Swap(grow_by=Random())]

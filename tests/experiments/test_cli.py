@@ -44,10 +44,11 @@ def test_comparison_ends_with_table_picture_and_metrics(compared):
     out, stdout, _ = compared
     text = stdout.decode()
     for name in ("dense", "static", "SET", "RigL", "DST-EE"):
-        figures = r"\d+\.\d\d ± \d+\.\d\d +[01]\.\d{3} +[01]\.\d{3} +\d+\.\d% +[\d,]+ +\d\.\d{3}x +\d\.\d{3}x"
+        figures = r"\d+\.\d\d ± \d+\.\d\d +[01]\.\d{4} +\d\.\d{3}x +\d\.\d{3}x +[01]\.\d{3} +[01]\.\d{3} +\d+\.\d%"
         assert re.search(f"^{name} +{figures}", text, re.M), name
     assert "accuracy %" in text and "(2 seeds)" in text and "backend" in text and "sparsity=0.9" in text
-    assert max(map(len, text[text.index("accuracy %") :].splitlines()[:9])) <= 80
+    assert max(map(len, text[text.index("accuracy %") :].splitlines()[:10])) <= 80
+    assert re.search(r"^dense .*\nat initialisation +\nstatic .*\ndynamic +\n(.+\n){3}", text, re.M)
     assert (out / "curves.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     assert sorted(p.name for p in out.iterdir() if p.is_dir()) == sorted(
         f"{method}-seed{seed}" for method in ("dense", "static", "set", "rigl", "dst-ee") for seed in (0, 1)
@@ -93,6 +94,7 @@ def test_relations_between_the_methods(compared):
     # RigL: updates at 4, 8 and 12 of 20 steps, each with a dense weight gradient
     f = rigl["inference_flops"]
     assert rigl["training_flops"] == pytest.approx((17 * 3 * f + 3 * (2 * f + 1)) / (20 * 3))
+    assert all(r["mean_density"] == r["nnz"] / r["numel"] for r in results)
     assert static["training_flops"] == set_["training_flops"] < rigl["training_flops"] == dstee["training_flops"]
     assert len({r["digest"] for r in results}) == len(results)
 
@@ -124,7 +126,7 @@ def test_curves_that_are_drawn_are_those_in_the_file(compared):
     _, curves = plot.read_run(out)
     assert set(curves) == set(plot._STYLES)
     records = [json.loads(line) for line in (out / "rigl-seed1" / "metrics.jsonl").read_text().splitlines()]
-    assert curves["rigl"].updates[1] == [(r["round"], r["exploration"]) for r in records if r["kind"] == "update"]
+    assert curves["rigl"].updates[1] == [(r["step"], r["exploration"]) for r in records if r["kind"] == "update"]
     assert curves["rigl"].epochs[1] == [(r["epoch"], r["accuracy"]) for r in records if r["kind"] == "epoch"]
 
 

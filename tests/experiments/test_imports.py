@@ -34,7 +34,7 @@ def loaded_by(*command):
     return int(status), set(names)
 
 
-CONFIG = {"config", "data"}
+CONFIG = {"config", "data", "method_settings"}
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,6 @@ def test_the_run_is_finished(run, tmp_path, capsys):
 
 def test_the_curves_are_drawn(run, capsys):
     _, curves = plot.read_run(run)
-    assert [round for round, _ in curves["dst-ee"].updates[0]] == [1, 2, 3]
+    assert [step for step, _ in curves["dst-ee"].updates[0]] == [4, 8, 12]
     assert cli.main(["plot", str(run)]) == 0
     assert "picture" in capsys.readouterr().out and (run / "curves.png").exists()

@@ -1,0 +1,106 @@
+"""All methods on the first 6,400 images of MNIST at several sparsities: ``python -m bench.methods_table``.
+
+One ``dstee train --compare`` for each sparsity, all of the same protocol: 784-300-100-10, batches of 64, 6 epochs (600 steps),
+SGD with Nesterov momentum 0.9, lr 0.1 cosine to 0, weight decay 5e-4, ERK, an update every 20 steps until 3/4 of the training,
+drop 0.3 cosine, tested on all 10,000 images. The results go to bench/results/methods-mnist.json, a table in Markdown to the
+standard output. Runs that were stopped are continued where ``--runs`` names their folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+from collections.abc import Sequence
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any, get_args
+
+from dstee import cli
+from dstee.experiments.config import method_group, method_name
+from dstee.experiments.info import versions
+from dstee.methods.base import Group
+
+__all__ = ["PROTOCOL", "main", "markdown", "measure"]
+
+OUTPUT = Path(__file__).resolve().parent / "results" / "methods-mnist.json"
+PROTOCOL = {
+    "data": "mnist", "train_limit": 6400, "hidden": [300, 100], "batch_size": 64, "epochs": 6, "lr": 0.1,
+    "lr_schedule": "cosine", "momentum": 0.9, "nesterov": True, "weight_decay": 5e-4, "distribution": "erk", "every": 20,
+    "drop_fraction": 0.3, "drop_schedule": "cosine", "drop_floor": 0.0, "stop_fraction": 0.75,
+}  # fmt: skip
+
+
+def measure(settings: dict[str, Any], sparsities: Sequence[float], runs: Path, data_dir: str | None) -> list[dict[str, Any]]:
+    """The results of ``results.json`` of one run for each sparsity, with ``sparsity``; the runs' folders are in ``runs``.
+
+    Raises:
+        SystemExit: with the status of a run that failed; it has said why.
+    """
+    found = []
+    for sparsity in sparsities:
+        folder = runs / f"{sparsity:g}"
+        file = runs / f"{sparsity:g}.json"
+        file.write_text(json.dumps({**settings, "sparsity": sparsity}))
+        arguments = ["train", "--config", str(file), "--out", str(folder), "--resume"]
+        with redirect_stdout(sys.stderr):
+            status = cli.main([*arguments, *(["--data-dir", data_dir] if data_dir else [])])
+        if status:
+            raise SystemExit(status)
+        results = json.loads((folder / "results.json").read_text())["results"]
+        found += [{"sparsity": sparsity, **result} for result in results]
+    return found
+
+
+def markdown(results: Sequence[dict[str, Any]]) -> str:
+    """Per method test accuracy in % as mean ± standard deviation over the seeds; at each sparsity the mean density while
+    training and its FLOPs, those of dense training being 1."""
+    sparsities = sorted({r["sparsity"] for r in results})
+    heads = [f"{s:.4g} % | density | FLOPs" for s in (100 * s for s in sparsities)]
+    lines = [f"| method | {' | '.join(heads)} |", "|---" * (1 + 3 * len(heads)) + "|"]
+    methods = list(dict.fromkeys(r["method"] for r in results))
+    for group in get_args(Group):
+        members = [m for m in methods if method_group(m) == group]
+        if members and members != [group]:
+            lines.append(f"| *{group}* |" + " |" * (3 * len(heads)))
+        for method in members:
+            cells = [_cells([r for r in results if r["method"] == method and r["sparsity"] == s]) for s in sparsities]
+            lines.append(f"| {method_name(method)} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _cells(rows: Sequence[dict[str, Any]]) -> str:
+    if not rows:
+        return "- | - | -"
+    accuracy = [100 * r["accuracy"] for r in rows]
+    spread = f" ± {statistics.stdev(accuracy):.2f}" if len(rows) > 1 else ""
+    density, flops = (statistics.fmean(r[key] for r in rows) for key in ("mean_density", "training_flops"))
+    return f"{statistics.fmean(accuracy):.2f}{spread} | {density:.3f} | {flops:.3f}"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.methods_table", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--data-dir", metavar="DIR", help="folder of mnist.npz (default: $DSTEE_DATA)")
+    parser.add_argument("--compare", default="all", metavar="all|KEY,KEY", help="which methods (default: all)")
+    parser.add_argument("--seeds", type=int, default=3, metavar="N")
+    parser.add_argument("--sparsity", type=float, nargs="+", default=[0.9, 0.95, 0.98, 0.99], metavar="X")
+    parser.add_argument("--runs", type=Path, metavar="DIR", help="keep the runs there (default: a folder that goes again)")
+    parser.add_argument("--output", type=Path, default=OUTPUT, metavar="FILE")
+    args = parser.parse_args(argv)
+    settings = {**PROTOCOL, "compare": args.compare, "seeds": args.seeds}
+    with tempfile.TemporaryDirectory(prefix="dstee-methods-") as temporary:
+        runs = args.runs or Path(temporary)
+        runs.mkdir(parents=True, exist_ok=True)
+        results = measure(settings, args.sparsity, runs, args.data_dir)
+    made_by = {key: versions()[key] for key in ("dstee", "torch")}
+    rows = [{key: value for key, value in r.items() if key not in ("seconds", "kernel_seconds")} for r in results]
+    text = ",\n    ".join(json.dumps(row) for row in rows)
+    head = json.dumps({**made_by, "settings": settings}, indent=2).removesuffix("\n}")
+    args.output.write_text(f'{head},\n  "results": [\n    {text}\n  ]\n}}\n')
+    print(markdown(results))
+
+
+if __name__ == "__main__":
+    main()
