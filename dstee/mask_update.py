@@ -133,10 +133,12 @@ class MaskUpdate:
 
 @dataclass(frozen=True)
 class Journal:
-    """An update under way: what ``t`` and ``round`` will be, and the masks before it. An exception leaves it to be settled."""
+    """An update under way: what ``t``, ``round`` and the method's numbers will be if an exception ends it, and the masks before
+    it. It is left to be settled then."""
 
     t: int
     round: int
+    numbers: dict[str, Tensor]
     before: dict[str, Tensor]
 
 

@@ -252,7 +252,7 @@ class Topology(CheckedWeights):
             self._change_gradients(optimizer)
         if update is None or update.swap is None:
             return layers, None
-        self._begin(update)
+        self._begin(update, self._numbers)
         return layers, update
 
     def end_step(self, optimizer: FusingOptimizer, updated: Sequence[SparseLayer]) -> None:
@@ -322,10 +322,10 @@ class Topology(CheckedWeights):
             self.check_weights(full)
         return layers
 
-    def _begin(self, update: MaskUpdate) -> Journal:
+    def _begin(self, update: MaskUpdate, numbers: dict[str, torch.Tensor]) -> Journal:
         """From here on the masks may change."""
         before = {name: layer.mask_bits.clone() for name, layer in self.layers.items()}
-        self._journal = Journal(update.t, update.round + 1, before)
+        self._journal = Journal(update.t, update.round + 1, numbers, before)
         return self._journal
 
     def _settle(self) -> None:
@@ -339,8 +339,8 @@ class Topology(CheckedWeights):
                 layer.previous_bits = journal.before[name] if name in changed else None
             if name in changed:
                 layer.nnz = int(ops.count_active([layer.mask_bits]))
-        counted = {"_t": journal.t, "_round": journal.round, "_stepped": False} if changed else {}
-        self.__dict__.update(counted, _journal=None, _updated=set())  # one call: no signal comes in between
+        done = {"_t": journal.t, "_round": journal.round, "_numbers": journal.numbers, "_stepped": False} if changed else {}
+        self.__dict__.update(done, _journal=None, _updated=set())  # one call: no signal comes in between
 
     def _replace(
         self,
@@ -380,7 +380,7 @@ class Topology(CheckedWeights):
                 layer.clear_outside()
             numbers = method_hooks.left_by_hooks(self.method, context)
         if update is not None:
-            journal = self._journal or self._begin(update)  # the step that carried the update has begun it
+            journal = self._journal or self._begin(update, numbers)  # the step that carried the update has begun it
             done = self._updated if fused else set()
             swapped = {name for name, layer in self.layers.items() if name in done or update.reaches(layer)}
             rest = [self.layers[name] for name in self.layers if name in swapped - done]

@@ -73,6 +73,7 @@ def counters_and_masks(sparse: dstee.SparseModel) -> dict[str, tuple[Tensor, Ten
 def check_what_is_left(sparse: dstee.SparseModel, before: dict[str, tuple[Tensor, Tensor]]) -> None:
     state = sparse.state_dict()
     assert (sparse.t, sparse.round) in ((2, 2), (3, 3)), (sparse.t, sparse.round)
+    assert state.get("numbers", {"steps": sparse.t}) == {"steps": sparse.t}
     for name, (counter, mask) in before.items():
         now = sparse.mask(name)
         assert int(now.sum()) == sparse.layers[name].nnz
