@@ -102,6 +102,8 @@ def _contradictions(tree: SavedState, fresh: TrialState, course: Course) -> list
     for record in history:
         as_record(record)
     wrong = []
+    if any({"method": r["method"], "seed": r["seed"]} != fresh["trial"] for r in history):
+        wrong.append("the history is of another training")
     if tree["order"]["position"] != ((step - 1) % course.batches + 1 if step else 0):
         wrong.append("the position in the data is not that of its step")
     if [r["epoch"] for r in history if r["kind"] == "epoch"] != list(range(1, step // course.batches + 1)):

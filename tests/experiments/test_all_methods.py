@@ -4,13 +4,14 @@ import json
 from pathlib import Path
 
 import pytest
-from experiments.test_train import DATA, Crash, make_config, outcome, run
+import torch
+from experiments.test_train import DATA, Crash, leaves, make_config, outcome, replaced, run
 from support.command_server import TINY
 
 from bench import methods_table
-from dstee import cli
+from dstee import CheckpointError, cli
 from dstee._console import UsageError
-from dstee.experiments import data, plot
+from dstee.experiments import checkpoint, data, plot
 from dstee.experiments.config import Config, grouped_keys, method_group, method_keys
 from dstee.experiments.run_folder import read_manifest
 from dstee.experiments.trial import Trial
@@ -39,6 +40,33 @@ def test_killed_at_any_phase_it_ends_with_the_same_bits(tmp_path, method):
     assert 0 < result.mean_density <= 1 and 0 < result.training_flops <= 1 and 0 < result.exploration <= 1
     assert result.exploration <= result.exploration_limit + 1e-12
     assert result.nnz == round(0.4 * result.numel), "every method ends with the budget"
+
+
+@pytest.mark.parametrize("method", ["str", "deepr"])
+@pytest.mark.parametrize("at", [4, 20])
+def test_no_content_crashes_the_restore(tmp_path, method, at):
+    """Of STR in both phases, and of a method with tensors of its own and few of its updates on record."""
+    config = make_config(method=method, checkpoint_every=4)
+    trial = Trial(config, method, 0, DATA)
+    while trial.step_number < at:
+        trial.step()
+    checkpoint.save(tmp_path / "a", trial.saved())
+    good = checkpoint.load(tmp_path / "a")
+    again = Trial(config, method, 0, DATA)
+    again.restore(tmp_path / "a", good)
+    assert checkpoint.digest(again.state()) == checkpoint.digest(trial.state())
+    junk = (-1, 1.5, "x", {}, torch.zeros(2), 2**70)
+    accepted = set()
+    for i, path in enumerate(leaves({key: value for key, value in good.items() if key not in ("rng", "seconds", "loss_sum")})):
+        if path[0] == "history" and len(path) > 1 and path[1] > 1:
+            continue  # these are like the first
+        try:
+            Trial(config, method, 0, DATA).restore(tmp_path / "a", replaced(good, path, junk[i % len(junk)]))
+        except CheckpointError:
+            continue
+        accepted.add(path)
+    shown = {("history", i, key) for i in (0, 1) for key in ("loss", "exploration")}  # and what decides no bit
+    assert accepted <= {("optimizer", "state"), ("sparse", "shift"), *shown}
 
 
 def test_all_have_a_place_in_the_table():
@@ -144,6 +172,7 @@ def test_a_chosen_list_with_settings_is_trained_and_resumed(tmp_path, monkeypatc
     assert "method_settings is" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_verify_resume_takes_the_settings(monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(Path(cli.__file__).parents[1]))
