@@ -71,9 +71,10 @@ class MaskUpdate:
 
     def swaps(self, layer: SparseLayer) -> int:
         """k of one layer; a dense layer has nothing to grow, a frozen one is left out."""
-        if layer.nnz == layer.numel or not layer.param.requires_grad:
+        nnz = layer.nnz
+        if nnz == layer.numel or not layer.param.requires_grad:
             return 0
-        return self.context.schedule.swap_count(layer.nnz, self.t)
+        return self.context.schedule.swap_count(nnz, self.t)
 
     def reaches(self, layer: SparseLayer) -> bool:
         """False for layers that the update leaves out: frozen ones, and, where that is allowed, those without a gradient."""

@@ -43,7 +43,7 @@ def left_by_hooks(method: Method, context: Step) -> dict[str, Tensor]:
             "name them in initial_numbers, and replace them by tensors of the same kind"
         )
     for layer in context.layers:
-        if unknown := layer.state.keys() - set(method.keeps):
+        if layer.state and (unknown := layer.state.keys() - set(method.keeps)):
             raise ValueError(
                 f"a hook of {method.name} keeps {', '.join(sorted(unknown))} of {layer.name}, but keeps = {method.keeps!r}: "
                 "name there what the method keeps"
