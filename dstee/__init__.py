@@ -6,13 +6,18 @@ from dstee._files import CheckpointError as CheckpointError
 from dstee.allocation import allocate as allocate
 from dstee.backends import use_backend as use_backend
 from dstee.encoding import bonus_table as bonus_table
+from dstee.methods import ADMM as ADMM
 from dstee.methods import DSR as DSR
 from dstee.methods import DSTEE as DSTEE
+from dstee.methods import GMP as GMP
 from dstee.methods import MEST as MEST
 from dstee.methods import SET as SET
 from dstee.methods import SIS as SIS
 from dstee.methods import SNFS as SNFS
 from dstee.methods import DeepR as DeepR
+from dstee.methods import GaP as GaP
+from dstee.methods import GraNet as GraNet
+from dstee.methods import OneShot as OneShot
 from dstee.methods import RigL as RigL
 from dstee.methods import Static as Static
 from dstee.methods import preset as preset
@@ -28,8 +33,10 @@ from dstee.sparse_model import SparseModel as SparseModel
 from dstee.sparsification import sparsify as sparsify
 
 __all__ = [
+    "ADMM",
     "DSR",
     "DSTEE",
+    "GMP",
     "MEST",
     "SET",
     "SIS",
@@ -38,7 +45,10 @@ __all__ = [
     "ConstantDrop",
     "CosineDrop",
     "DeepR",
+    "GaP",
+    "GraNet",
     "LinearDrop",
+    "OneShot",
     "RigL",
     "SGDRule",
     "SoftThreshold",

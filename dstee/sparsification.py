@@ -15,12 +15,13 @@ from torch.nn.functional import cross_entropy
 
 from dstee import _checks, rules, sparsity_distribution
 from dstee.layer_batch import count_nonzero
-from dstee.methods import DSTEE, METHODS, Method, Start
+from dstee.method_hooks import fresh_numbers
+from dstee.methods import DSTEE, METHODS, Method, Start, Update
 from dstee.methods.context import LossFn
 from dstee.parameter_names import match_names
 from dstee.schedule import UpdateSchedule
 from dstee.selection import Candidate, Rules, candidates, refuse_computed, select
-from dstee.sparse_layer import check_parameter, is_binary, make_layer
+from dstee.sparse_layer import SparseLayer, check_parameter, is_binary, make_layer
 from dstee.sparse_model import SparseModel, keeper_of
 
 __all__ = ["Distribution", "fit_masks", "from_masks", "sparsify"]
@@ -116,7 +117,7 @@ def sparsify(
     if share > _WARN_ABOVE:
         lines = "\n  ".join(map(str, left_out))
         warnings.warn(f"{share:.0%} of the matrix weights stay dense; exclude= says that it is meant:\n  {lines}", stacklevel=2)
-    sparse = _make(model, pairs, method, schedule, seed, track_exploration)
+    sparse = _make(model, pairs, method, schedule, seed, track_exploration, nnz)
     sparse.left_out = left_out
     if nnz is not None:
         sparse.budget = nnz
@@ -187,13 +188,34 @@ def _make(
     schedule: UpdateSchedule,
     seed: int,
     track_exploration: bool,
+    budget: Mapping[str, int] | None = None,
 ) -> SparseModel:
     counted = method.needs_counter or track_exploration
     nnz = count_nonzero([mask for _, mask in masks])
     layers = {c.name: make_layer(model, c, mask, n, counted) for (c, mask), n in zip(masks, nnz, strict=True)}
+    _check_end(method, schedule, seed, layers, budget or {name: layer.nnz for name, layer in layers.items()})
     sparse = SparseModel(model, layers, method, schedule, seed)
     sparse.apply_masks()
     return sparse
+
+
+def _check_end(
+    method: Method, schedule: UpdateSchedule, seed: int, layers: Mapping[str, SparseLayer], budget: Mapping[str, int]
+) -> None:
+    """Where the target must be reached by the last update, the method's ``total`` must say that it is."""
+    last = schedule.last_update
+    if not last or not (method.needs_stop or method.starts_denser):
+        return
+    chosen = [layer for layer in layers.values() if layer.param.requires_grad]
+    if not chosen:
+        return
+    u = Update(last, 0, seed, schedule, chosen, fresh_numbers(method, chosen), budget=budget)
+    total = method.total(u)
+    if total != u.target:
+        raise ValueError(
+            f"{method.name} ends with {total} active weights by its total() at step {last}, the last update of {schedule}, but "
+            f"the sparsity asks for {u.target}: a density schedule must reach u.target where u.progress is 1"
+        )
 
 
 def _budget(shapes: Mapping[str, Sequence[int]], sparsity: float | Mapping[str, float], kind: str) -> dict[str, int]:

@@ -7,6 +7,7 @@ from dstee.methods.actions import Project as Project
 from dstee.methods.actions import Random as Random
 from dstee.methods.actions import SetDensity as SetDensity
 from dstee.methods.actions import Swap as Swap
+from dstee.methods.admm import ADMM as ADMM
 from dstee.methods.base import Method as Method
 from dstee.methods.base import Order as Order
 from dstee.methods.context import Start as Start
@@ -16,7 +17,11 @@ from dstee.methods.context import growth_seeds as growth_seeds
 from dstee.methods.deepr import DeepR as DeepR
 from dstee.methods.dsr import DSR as DSR
 from dstee.methods.dst_ee import DSTEE as DSTEE
+from dstee.methods.gap import GaP as GaP
+from dstee.methods.gmp import GMP as GMP
+from dstee.methods.granet import GraNet as GraNet
 from dstee.methods.mest import MEST as MEST
+from dstee.methods.one_shot import OneShot as OneShot
 from dstee.methods.presets import PRESETS as PRESETS
 from dstee.methods.presets import Preset as Preset
 from dstee.methods.presets import preset as preset
@@ -30,7 +35,36 @@ from dstee.methods.sparse_evolution import SET as SET
 from dstee.methods.static import Static as Static
 
 __all__ = [
-    "DSR", "DSTEE", "MEST", "METHODS", "PRESETS", "SET", "SIS", "SNFS", "Action", "DeepR", "KeepGlobal", "Method", "Order",
-    "Preset", "Project", "Random", "RigL", "SetDensity", "Start", "Static", "Step", "Swap", "Update", "growth_seeds",
-    "method_from_dict", "preset", "register",
+    "ADMM",
+    "DSR",
+    "DSTEE",
+    "GMP",
+    "MEST",
+    "METHODS",
+    "PRESETS",
+    "SET",
+    "SIS",
+    "SNFS",
+    "Action",
+    "DeepR",
+    "GaP",
+    "GraNet",
+    "KeepGlobal",
+    "Method",
+    "OneShot",
+    "Order",
+    "Preset",
+    "Project",
+    "Random",
+    "RigL",
+    "SetDensity",
+    "Start",
+    "Static",
+    "Step",
+    "Swap",
+    "Update",
+    "growth_seeds",
+    "method_from_dict",
+    "preset",
+    "register",
 ]  # fmt: skip

@@ -6,10 +6,34 @@ import math
 import pytest
 import torch
 
-from dstee.methods import DSR, DSTEE, MEST, METHODS, SET, SIS, SNFS, DeepR, Method, RigL, Static, growth_seeds, method_from_dict
+from dstee.methods import (
+    ADMM,
+    DSR,
+    DSTEE,
+    GMP,
+    MEST,
+    METHODS,
+    SET,
+    SIS,
+    SNFS,
+    DeepR,
+    GaP,
+    GraNet,
+    Method,
+    OneShot,
+    RigL,
+    Static,
+    growth_seeds,
+    method_from_dict,
+)
 
 # name, order, updates, needs_counter, needs_gradients
 TABLE = [
+    (ADMM, "admm", "ADMM", "after", True, False, False),
+    (GMP, "gmp", "GMP", "after", True, False, False),
+    (GaP, "gap", "GaP", "after", True, False, False),
+    (GraNet, "granet", "GraNet", "after", True, False, True),
+    (OneShot, "one-shot", "one-shot", "after", True, False, False),
     (DSR, "dsr", "DSR", "after", True, False, False),
     (DSTEE, "dst-ee", "DST-EE", "after", True, True, True),
     (DeepR, "deepr", "DeepR", "after", True, False, False),

@@ -1,0 +1,56 @@
+"""Gradual magnitude pruning (Zhu & Gupta, To Prune, or Not to Prune, 2017)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from dstee.methods.actions import Action, KeepGlobal
+from dstee.methods.base import Method
+from dstee.methods.context import Start, Update
+from dstee.methods.gradual import check_share, cubic_total
+from dstee.methods.registry import register
+
+__all__ = ["GMP"]
+
+
+@register
+@dataclass(frozen=True, kw_only=True)
+class GMP(Method):
+    """GMP: dense at first; each update keeps the largest weights of all layers together, fewer by a cubic curve.
+
+    Args:
+        begin, end: where the curve starts and reaches the target, as shares of the schedule's last update (ours: 0 and 1).
+        power: of the curve; the authors' is 3.
+    """
+
+    begin: float = 0.0
+    end: float = 1.0
+    power: float = 3.0
+
+    name = "GMP"
+    key = "gmp"
+    group = "dense-to-sparse"
+    needs_stop = True
+    starts_denser = True
+    moves_budgets = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_share("end", self.end)
+        if not 0 <= self.begin < self.end:
+            raise ValueError(f"begin must be in [0, end) = [0, {self.end}), got {self.begin}")
+        if not (math.isfinite(self.power) and self.power > 0):
+            raise ValueError(f"power must be a finite number > 0, got {self.power}")
+
+    def start(self, s: Start) -> Mapping[str, Tensor]:
+        return s.dense_masks()
+
+    def plan(self, u: Update) -> Sequence[Action]:
+        return [KeepGlobal(self.total)]
+
+    def total(self, u: Update) -> int:
+        return cubic_total(u, 1.0, self.begin, self.end, self.power)
