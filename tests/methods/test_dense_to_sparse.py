@@ -170,3 +170,58 @@ def test_refusals() -> None:
         make(GraNet(start_density=0.1))
     with pytest.raises(ValueError, match="8 phases"):
         make(GaP(), schedule=dstee.UpdateSchedule(every=2, stop=16))
+
+
+@pytest.mark.parametrize("method", METHODS, ids=str)
+def test_a_frozen_layer_stays(method: Method) -> None:
+    sparse, optimizer = make(method)
+    first = sparse.layers["0.weight"]
+    before, weights = first.active(), first.param.detach().clone()
+    first.param.requires_grad_(False)
+    for t in range(1, 23):
+        set_gradients(sparse.model, t)
+        first.param.grad = None
+        sparse.step(optimizer)
+    assert torch.equal(first.active(), before) and torch.equal(first.param, weights)
+    budget = list(sparse.budget.values())
+    assert sum(int(m.sum()) for m in masks(sparse)[1:]) == sum(budget[1:])
+
+
+@pytest.mark.parametrize("method", [GraNet(), GraNet(start_density=1.0, end=0.6)], ids=str)
+def test_granet_prunes_globally_then_swaps_by_gradient(method: GraNet) -> None:
+    sparse, optimizer = make(method, "sgd")
+    params = list(sparse.model.parameters())
+    for t in range(1, 20):
+        active, momenta = masks(sparse), [optimizer.state[p].get("momentum_buffer") for p in params]
+        momenta = [torch.zeros_like(p) if m is None else m.clone() for p, m in zip(params, momenta, strict=True)]
+        plain = [p.detach().clone() for p in params]
+        set_gradients(sparse.model, t)
+        grads = [p.grad.clone() for p in params]
+        sparse.step(optimizer)
+        if t % 2 == 0 and t <= 18:
+            plain = [torch.add(w, (m * 0.9 + g) * a, alpha=-0.05) * a
+                     for w, m, g, a in zip(plain, momenta, grads, active, strict=True)]  # fmt: skip
+            ranked = [torch.where(a, w.abs() + 1, 0) for w, a in zip(plain, active, strict=True)]
+            kept = largest(ranked, expected_total(method, t, []))
+            for i in range(3):
+                n = int(kept[i].sum())
+                k = SCHEDULE.swap_count(n, t) if n < SIZES[i] else 0
+                stay = largest([torch.where(kept[i], plain[i].abs() + 1, 0)], n - k)[0]
+                come = largest([torch.where(stay, 0, grads[i].abs() + 1)], k)[0]
+                assert torch.equal(masks(sparse)[i], stay | come), (t, i)
+
+
+def test_gap_prunes_one_group_by_magnitude_and_grows_the_next_at_zero() -> None:
+    sparse, optimizer = make(GaP(groups=3, cycles=1), "sgd")  # phases end at 6, 12 and 18
+    params, budget = list(sparse.model.parameters()), list(sparse.budget.values())
+    for t in range(1, 20):
+        old = masks(sparse)
+        step(sparse, optimizer, t)
+        new = masks(sparse)
+        if t not in (6, 12, 18):
+            assert all(torch.equal(a, b) for a, b in zip(old, new, strict=True))
+            continue
+        ended = t // 6 - 1
+        assert int(new[ended].sum()) == budget[ended] and bool(old[ended].all())
+        if ended < 2:
+            assert bool(new[ended + 1].all()) and not params[ended + 1][~old[ended + 1]].any()
