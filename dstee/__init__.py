@@ -21,12 +21,14 @@ from dstee.methods import OneShot as OneShot
 from dstee.methods import RigL as RigL
 from dstee.methods import Static as Static
 from dstee.methods import preset as preset
+from dstee.methods import register as register
 from dstee.ops import SGDRule as SGDRule
 from dstee.optim import SparseSGD as SparseSGD
 from dstee.schedule import ConstantDrop as ConstantDrop
 from dstee.schedule import CosineDrop as CosineDrop
 from dstee.schedule import LinearDrop as LinearDrop
 from dstee.schedule import UpdateSchedule as UpdateSchedule
+from dstee.schedule import register_drop as register_drop
 from dstee.score_masks import masks_from_scores as masks_from_scores
 from dstee.soft_sparsification import SoftThreshold as SoftThreshold
 from dstee.sparse_model import SparseModel as SparseModel
@@ -63,6 +65,8 @@ __all__ = [
     "metrics",
     "ops",
     "preset",
+    "register",
+    "register_drop",
     "sparsify",
     "use_backend",
 ]

@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy
 from dstee import _checks, rules, sparsity_distribution
 from dstee.layer_batch import count_nonzero
 from dstee.method_hooks import fresh_numbers
-from dstee.methods import DSTEE, METHODS, Method, Start, Update
+from dstee.methods import DSTEE, METHODS, Method, Start, Update, find_method, known_methods
 from dstee.methods.context import LossFn
 from dstee.parameter_names import match_names
 from dstee.schedule import UpdateSchedule
@@ -272,13 +272,13 @@ def _check_arguments(
 def _method(method: Method | str) -> Method:
     if isinstance(method, Method):
         return method
-    choices = f"a dstee.methods.Method or one of {', '.join(METHODS)}"
     if not isinstance(method, str):
+        choices = f"a dstee.methods.Method or one of {', '.join(known_methods())}"
         got = f"the class {method.__name__}: make one" if isinstance(method, type) else type(method).__name__
         raise TypeError(f"method must be {choices}, got {got}")
-    if (kind := METHODS.get(method, METHODS.get(method.lower()))) is None:
-        raise ValueError(f"unknown method {method!r}, expected {choices}")
-    return kind()
+    if method not in METHODS and method.lower() not in METHODS:
+        known_methods()  # those of installed packages, too
+    return find_method(method.lower() if method not in METHODS and method.lower() in METHODS else method)()
 
 
 def _seed(seed: SupportsIndex) -> int:

@@ -7,7 +7,6 @@ data set, general default.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 import sys
 from collections.abc import Callable, Mapping
@@ -16,6 +15,7 @@ from functools import partial
 from typing import TypeVar, get_args
 
 from dstee._console import UsageError
+from dstee._lookup import did_you_mean
 from dstee.experiments.data import DATA_SETS
 from dstee.experiments.method_settings import (
     STR,
@@ -25,8 +25,9 @@ from dstee.experiments.method_settings import (
     of_method,
     parse_pairs,
 )
-from dstee.methods import METHODS, Method
+from dstee.methods import METHODS, Method, known_methods
 from dstee.methods.base import Group
+from dstee.schedule import known_drops
 from dstee.soft_sparsification import SoftThreshold
 from dstee.sparsification import Distribution
 
@@ -45,7 +46,7 @@ Limit = tuple[str, Callable[[T], bool]]
 
 def method_keys() -> tuple[str, ...]:
     """What may be trained, as the command line names it."""
-    return (*METHODS, STR, DENSE)
+    return (*known_methods(), STR, DENSE)
 
 
 def method_name(key: str) -> str:
@@ -94,6 +95,10 @@ def _of(*choices: str) -> Callable[[], tuple[str, ...]]:
     return lambda: choices
 
 
+def _drop_keys() -> tuple[str, ...]:
+    return tuple(known_drops())
+
+
 def _at_least(low: float) -> tuple[str, Callable[[float], bool]]:
     return f">= {low:g}", lambda x: x >= low
 
@@ -132,7 +137,7 @@ class Config:
     eps: float = _field("method", "DST-EE: offset of the counters (paper, Eq. 1)", 1.0, _POSITIVE)
     every: int = _field("method", "optimizer steps from one mask update to the next", 20, _at_least(1))
     drop_fraction: float = _field("method", "share of a layer's active weights that an update swaps, at first", 0.3, _SHARE)
-    drop_schedule: str = _field("method", "how that share falls", "cosine", choices=_of("cosine", "linear", "constant"))
+    drop_schedule: str = _field("method", "how that share falls", "cosine", choices=_drop_keys)
     drop_floor: float = _field("method", "what it falls to", 0.0, _BELOW_ONE)
     stop_fraction: float = _field("method", "share of the training after which the mask stays", 0.75, _SHARE)
     order: str = _field(
@@ -165,8 +170,7 @@ class Config:
         wrong = []
         for name in given:
             if name not in fields:
-                close = difflib.get_close_matches(name, fields, 1)
-                wrong.append(f"unknown setting {name!r}" + (f" (did you mean {close[0]!r}?)" if close else ""))
+                wrong.append(f"unknown setting {name!r}{did_you_mean(name, fields)}")
         data = str(given.get("data", Config.data))
         values: dict[str, object] = {**DATA_SETS[data].settings} if data in DATA_SETS else {}
         if given.get("compare"):
@@ -241,8 +245,7 @@ def _checked_comparison(value: object) -> bool | str:
     keys = [] if value == "all" else value.split(",")
     for key in keys:
         if key not in method_keys():
-            close = difflib.get_close_matches(key, method_keys(), 1)
-            hint = f" (did you mean {close[0]!r}?)" if close else ""
+            hint = did_you_mean(key, method_keys())
             raise UsageError(f"compare: unknown method {key!r}{hint}, expected all or some of {','.join(grouped_keys())}")
         if keys.count(key) > 1:
             raise UsageError(f"compare: {key} is given twice")
@@ -271,7 +274,7 @@ def _checked(field: dataclasses.Field[object], value: object) -> object:
         raise UsageError(f"{name} must be of type {type(default).__name__}, got {value!r}")
     choices, limit = setting(field).choices, setting(field).limit
     if choices and value not in choices():
-        raise UsageError(f"{name} must be one of {', '.join(choices())}, got {value!r}")
+        raise UsageError(f"{name} must be one of {', '.join(choices())}, got {value!r}{did_you_mean(value, choices())}")
     if limit and not limit[1](value):
         raise UsageError(f"{name} must be {limit[0]}, got {json.dumps(value)}")
     return value

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 import types
 from collections.abc import Iterable, Mapping
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, Union, get_args, get_origin, get_type_hints
 
 from dstee._console import UsageError
+from dstee._lookup import refuse_unknown
 from dstee.methods import DSTEE, METHODS, Method
 
 __all__ = ["STR", "SoftSettings", "Value", "check_settings", "make_method", "of_method", "parse_pairs", "soft_settings"]
@@ -114,10 +114,10 @@ def _typed(key: str, name: str, value: object) -> Value:
     fields = [] if kind is None else [f.name for f in dataclasses.fields(kind) if f.init and f.name not in own]
     if name in own:
         raise UsageError(f"--set {name}: it has an option of its own, {own[name]}")
-    if name not in fields:
-        close = difflib.get_close_matches(name, fields, 1)
-        hint = f" (did you mean {close[0]!r}?)" if close else ""
-        raise UsageError(f"{key} has no setting {name!r}{hint}, but {', '.join(fields) or 'none at all'}")
+    try:
+        refuse_unknown(key, [name], fields)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
     hint = get_type_hints(kind)[name]
     for one in get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,):
         found, read = _read(one, value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +23,7 @@ from dstee.experiments.method_settings import soft_settings
 from dstee.experiments.records import EpochRecord, Record, Result, UpdateRecord
 from dstee.experiments.trial_state import Course, SavedState, TrialState, misfits
 from dstee.methods import Method
-from dstee.schedule import DROPS, UpdateSchedule
+from dstee.schedule import UpdateSchedule, known_drops
 from dstee.training_cost import TrainingCost
 
 __all__ = ["Trial", "mlp"]
@@ -43,8 +44,11 @@ def mlp(features: int, hidden: tuple[int, ...], classes: int = 10) -> nn.Sequent
 
 def _schedule(config: Config, total: int) -> UpdateSchedule:
     stop = max(1, round(config.stop_fraction * total))
-    floor = {} if config.drop_schedule == "constant" else {"floor": min(config.drop_floor, config.drop_fraction)}
-    return UpdateSchedule(config.every, stop, DROPS[config.drop_schedule](config.drop_fraction, **floor))
+    kind = known_drops()[config.drop_schedule]
+    floor = min(config.drop_floor, config.drop_fraction)
+    given = {"initial": config.drop_fraction, "fraction": config.drop_fraction, "floor": floor}
+    names = {field.name for field in dataclasses.fields(kind)}
+    return UpdateSchedule(config.every, stop, kind(**{name: value for name, value in given.items() if name in names}))
 
 
 class Trial:

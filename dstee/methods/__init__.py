@@ -26,6 +26,8 @@ from dstee.methods.presets import PRESETS as PRESETS
 from dstee.methods.presets import Preset as Preset
 from dstee.methods.presets import preset as preset
 from dstee.methods.registry import METHODS as METHODS
+from dstee.methods.registry import find_method as find_method
+from dstee.methods.registry import known_methods as known_methods
 from dstee.methods.registry import method_from_dict as method_from_dict
 from dstee.methods.registry import register as register
 from dstee.methods.rigl import RigL as RigL
@@ -63,7 +65,9 @@ __all__ = [
     "Step",
     "Swap",
     "Update",
+    "find_method",
     "growth_seeds",
+    "known_methods",
     "method_from_dict",
     "preset",
     "register",

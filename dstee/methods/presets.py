@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+from dstee._lookup import did_you_mean
 from dstee.methods.base import Method
 from dstee.methods.dst_ee import DSTEE
 from dstee.methods.mest import MEST
@@ -175,7 +175,5 @@ def preset(name: str) -> Preset:
         ValueError: there is none of this name; the text has the nearest one.
     """
     if name not in PRESETS:
-        near = difflib.get_close_matches(str(name), PRESETS, 1)
-        nearest = f"did you mean {near[0]!r}? " if near else ""
-        raise ValueError(f"unknown preset {name!r}: {nearest}There are {', '.join(PRESETS)}")
+        raise ValueError(f"unknown preset {name!r}{did_you_mean(name, PRESETS)}, expected one of {', '.join(PRESETS)}")
     return PRESETS[name]

@@ -110,7 +110,7 @@ def test_all_differences_come_in_one_error_and_nothing_changes():
         "0.weight: shape [8, 3, 3, 3], the model has [9, 12]",
         "3.weight: shape [4, 8, 1, 1], the model has [5, 9]",
         "'5.weight': in the state, no sparse layer of the model",
-        "method: not a rigl method",
+        "method: the method rigl has no setting",
         "round is 3, more than the 1 steps taken",
     ):
         assert part in text

@@ -197,7 +197,7 @@ REFUSED = [
     (mlp, {"sparsity": {"0.weight": 0.5, "1.weight": 0.5}}, ValueError, "3.weight.*1.weight"),
     (mlp, {"distribution": "er"}, ValueError, "unknown distribution 'er', expected erk, uniform or uniform-dense-first"),
     (mlp, {"distribution": 3}, ValueError, "unknown distribution 3, expected erk, uniform"),
-    (mlp, {"method": "rigel"}, ValueError, "unknown method 'rigel', expected .* one of .*rigl"),
+    (mlp, {"method": "rigel"}, ValueError, r"unknown method 'rigel' \(did you mean 'rigl'\?\), expected one of .*rigl"),
     (mlp, {"method": dstee.RigL}, TypeError, "method must be .* one of .*dst-ee.*, got the class RigL: make one"),
     (mlp, {"method": 3}, TypeError, "method must be .* one of .*dst-ee.*, got int"),
     (mlp, {"schedule": 100}, TypeError, "schedule must be a UpdateSchedule, got int"),
