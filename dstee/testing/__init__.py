@@ -1,4 +1,5 @@
-"""What tests and the bench share: cases, their comparison bit for bit, and every way to run an op on this machine."""
+"""What tests and the bench share: cases, their comparison bit for bit, every way to run an op on this machine; and
+:func:`check_method` for authors of own methods."""
 
 from dstee.testing.cases import DTYPES as DTYPES
 from dstee.testing.cases import FAMILIES as FAMILIES
@@ -17,6 +18,7 @@ from dstee.testing.compare import assert_same_bits as assert_same_bits
 from dstee.testing.configurations import Configuration as Configuration
 from dstee.testing.configurations import configurations as configurations
 from dstee.testing.configurations import native_isas as native_isas
+from dstee.testing.method_check import check_method as check_method
 
 __all__ = [
     "DTYPES",
@@ -27,6 +29,7 @@ __all__ = [
     "Case",
     "Configuration",
     "assert_same_bits",
+    "check_method",
     "configurations",
     "duplicate",
     "geometry",
