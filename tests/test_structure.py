@@ -17,7 +17,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 LONGEST = 400
-SHIPPED = ("dstee", "kernels", "csrc", "bench", "setup.py")
+SHIPPED = ("dstee", "kernels", "csrc", "bench", "examples", "setup.py")
 PICKLES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 # Written in parts, so that this file does not hold them.
 PRIVATE = re.compile(
@@ -283,5 +283,5 @@ def test_the_public_names_are_there() -> None:
 
 def test_paths_in_contributing_exist() -> None:
     text = (ROOT / "CONTRIBUTING.md").read_text()
-    named = set(re.findall(r"`((?:dstee|csrc|kernels|tests|bench)/[\w./]*)`", text))
+    named = set(re.findall(r"`((?:dstee|csrc|kernels|tests|bench|examples)/[\w./]*)`", text))
     assert len(named) > 15 and [path for path in sorted(named) if not (ROOT / path).exists()] == []

@@ -74,21 +74,29 @@ class Method:
     # --- hooks -----------------------------------------------------------------------------------------------------------
 
     def start(self, s: Start) -> Mapping[str, Tensor] | None:
-        """The first masks (bool, by name); None: random ones of the budget."""
+        """The first masks (bool, by name); None: random ones of the budget. ``s.keep_best`` makes them from scores. The weights
+        must be as they were when it returns."""
         return None
 
     def due(self, t: int, schedule: UpdateSchedule) -> bool:
-        """Whether step ``t`` updates the masks."""
+        """Whether step ``t``, from 1, updates the masks."""
         return schedule.is_due(t)
 
     def before_step(self, c: Step) -> None:
-        """After backward, before the optimizer's step: may write to ``c.grads``. The gradients are unscaled."""
+        """After backward, before the optimizer's step: may write to ``c.grads`` in place, which are unscaled, and to
+        ``c.state(name)``. Runs at every step, of each optimizer for the layers that it holds, but not for updates that replace
+        the step. The step may still be skipped or fail: ``c.numbers`` cannot be replaced here."""
 
     def after_step(self, c: Step) -> None:
-        """After every optimizer step, before an update that is due: may write to active weights, ``c.weights``."""
+        """After every optimizer step, before an update that is due: may write to active weights, ``c.weights``, in place (what
+        it writes to others is 0 again afterwards), to ``c.state(name)``, and replace ``c.numbers[name]``. Not called where an
+        update replaces the step."""
 
     def plan(self, u: Update) -> Sequence[Action]:
-        """What the update does, in order. Called before the step; functions inside the actions are called after it."""
+        """What the update does, in order. Called before the step, when ``u.weights`` are still the old ones: what depends on
+        weights, masks or ``u.state(name)`` belongs in functions inside the actions, which get the same ``u`` after the step,
+        and see what actions before theirs have done. Keep numbers of layers in tensors [L], as ``u.nnz`` and ``u.k`` are:
+        reading them waits for a GPU, once for each layer where it is done in a loop."""
         return [Swap()]
 
     def total(self, u: Update) -> int:
