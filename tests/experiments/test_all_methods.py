@@ -18,8 +18,11 @@ from dstee.experiments.trial import Trial
 from dstee.methods import METHODS
 from dstee.methods.base import Method
 
+# Not those that other tests have registered by now.
+OURS = [key for key in grouped_keys() if key == "str" or (key in METHODS and METHODS[key].__module__.startswith("dstee."))]
 
-@pytest.mark.parametrize("method", [key for key in grouped_keys() if key != "dense"])
+
+@pytest.mark.parametrize("method", OURS)
 def test_killed_at_any_phase_it_ends_with_the_same_bits(tmp_path, method):
     config = make_config(method=method, checkpoint_every=4, distribution="uniform")
     expected = outcome(run(config, tmp_path / "straight")[0])
