@@ -14,12 +14,15 @@ from dstee.methods import MEST as MEST
 from dstee.methods import SET as SET
 from dstee.methods import SIS as SIS
 from dstee.methods import SNFS as SNFS
+from dstee.methods import SNIP as SNIP
 from dstee.methods import DeepR as DeepR
 from dstee.methods import GaP as GaP
 from dstee.methods import GraNet as GraNet
+from dstee.methods import GraSP as GraSP
 from dstee.methods import OneShot as OneShot
 from dstee.methods import RigL as RigL
 from dstee.methods import Static as Static
+from dstee.methods import SynFlow as SynFlow
 from dstee.methods import preset as preset
 from dstee.methods import register as register
 from dstee.ops import SGDRule as SGDRule
@@ -43,12 +46,14 @@ __all__ = [
     "SET",
     "SIS",
     "SNFS",
+    "SNIP",
     "CheckpointError",
     "ConstantDrop",
     "CosineDrop",
     "DeepR",
     "GaP",
     "GraNet",
+    "GraSP",
     "LinearDrop",
     "OneShot",
     "RigL",
@@ -57,6 +62,7 @@ __all__ = [
     "SparseModel",
     "SparseSGD",
     "Static",
+    "SynFlow",
     "UpdateSchedule",
     "__version__",
     "allocate",

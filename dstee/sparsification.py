@@ -75,9 +75,10 @@ def sparsify(
         masks: what is active at the start, for models that are pruned or fine-tuned already: a dict from parameter name to
             mask (:func:`dstee.export.from_masks`), "nonzero" for the weights that are not 0, or "magnitude" for as many of
             the largest as the budget has, the lowest index first on ties. None: the method's, as a rule random ones.
-        batches: pairs (inputs, targets), for methods that look at data before the first step (SNIP); ``model(inputs)`` is
-            called with each. A list or another iterable that starts anew each time.
-        loss_fn: ``(model(inputs), targets) -> loss`` of these.
+        batches: pairs (inputs, targets), for methods that look at data before the first step (:class:`dstee.SNIP`) or in an
+            update. ``model(inputs)`` is called with each; a tuple or list are its arguments, a mapping its keyword arguments.
+            A list or another iterable that starts anew each time.
+        loss_fn: ``(output of the model, targets) -> loss`` of these.
 
     Raises:
         ValueError: the model is sparse already, nothing to make sparse, a pattern that matches nothing, a sparsity out of

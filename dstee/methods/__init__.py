@@ -20,6 +20,7 @@ from dstee.methods.dst_ee import DSTEE as DSTEE
 from dstee.methods.gap import GaP as GaP
 from dstee.methods.gmp import GMP as GMP
 from dstee.methods.granet import GraNet as GraNet
+from dstee.methods.grasp import GraSP as GraSP
 from dstee.methods.mest import MEST as MEST
 from dstee.methods.one_shot import OneShot as OneShot
 from dstee.methods.presets import PRESETS as PRESETS
@@ -33,8 +34,10 @@ from dstee.methods.registry import register as register
 from dstee.methods.rigl import RigL as RigL
 from dstee.methods.sis import SIS as SIS
 from dstee.methods.snfs import SNFS as SNFS
+from dstee.methods.snip import SNIP as SNIP
 from dstee.methods.sparse_evolution import SET as SET
 from dstee.methods.static import Static as Static
+from dstee.methods.synflow import SynFlow as SynFlow
 
 __all__ = [
     "ADMM",
@@ -47,10 +50,12 @@ __all__ = [
     "SET",
     "SIS",
     "SNFS",
+    "SNIP",
     "Action",
     "DeepR",
     "GaP",
     "GraNet",
+    "GraSP",
     "KeepGlobal",
     "Method",
     "OneShot",
@@ -64,6 +69,7 @@ __all__ = [
     "Static",
     "Step",
     "Swap",
+    "SynFlow",
     "Update",
     "find_method",
     "growth_seeds",

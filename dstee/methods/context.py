@@ -14,7 +14,7 @@ from dstee.schedule import UpdateSchedule
 from dstee.score_masks import masks_from_scores
 from dstee.sparsity_distribution import random_mask, seed64
 
-__all__ = ["LayerView", "LossFn", "Start", "Step", "Update", "growth_seeds", "samples"]
+__all__ = ["LayerView", "LossFn", "Start", "Step", "Update", "forward", "growth_seeds", "map_tensors", "samples"]
 
 LossFn = Callable[[Any, Any], Tensor]
 """(model output, target) -> scalar loss."""
@@ -79,15 +79,24 @@ class Start:
 def samples(batches: Iterable[tuple[Any, Any]] | None, device: torch.device) -> Iterator[tuple[Any, Any]]:
     """(inputs, targets) of each of ``batches``, on ``device``."""
     for inputs, targets in batches or ():
-        yield _to(inputs, device), _to(targets, device)
+        yield map_tensors(lambda t: t.to(device), inputs), map_tensors(lambda t: t.to(device), targets)
 
 
-def _to(value: Any, device: torch.device) -> Any:
+def map_tensors(change: Callable[[Tensor], Tensor], value: Any) -> Any:
+    """``value``, a tensor or nested tuples, lists and mappings of tensors, with each of them changed; other values stay."""
     if isinstance(value, Tensor):
-        return value.to(device)
+        return change(value)
     if isinstance(value, (tuple, list)):
-        return type(value)(_to(one, device) for one in value)
-    return {key: _to(one, device) for key, one in value.items()} if isinstance(value, Mapping) else value
+        items = [map_tensors(change, one) for one in value]
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+    return {key: map_tensors(change, one) for key, one in value.items()} if isinstance(value, Mapping) else value
+
+
+def forward(model: nn.Module, inputs: Any) -> Any:
+    """What ``model`` makes of a batch's inputs: one, a tuple or list of arguments, or a mapping of keyword arguments."""
+    if isinstance(inputs, Mapping):
+        return model(**inputs)
+    return model(*inputs) if isinstance(inputs, (tuple, list)) else model(inputs)
 
 
 class LayerView(Protocol):

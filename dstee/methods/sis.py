@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dstee.methods.actions import Action, Project
 from dstee.methods.base import Method
-from dstee.methods.context import Start, Update, samples
+from dstee.methods.context import Start, Update, forward, samples
 from dstee.methods.layer_samples import LayerSamples, observe
 from dstee.methods.registry import register
 from dstee.methods.sis_layer import sparsify_layer
@@ -85,7 +85,8 @@ class SIS(Method):
         params: dict[str, Tensor] = {layer.name: layer.param for layer in u.layers}
         assert u.model is not None
         batches = samples(u.batches, u.weights[0].device)
-        seen = observe(u.model, params, _forwards(u.model, batches), self.samples)
+        forwards = (partial(forward, u.model, inputs) for inputs, _ in batches)
+        seen = observe(u.model, params, forwards, self.samples)
         return [
             self._solve(w, u.budget[name], seen[name]) if name in seen else w for name, w in zip(params, u.weights, strict=True)
         ]
@@ -105,12 +106,3 @@ class SIS(Method):
                 ).weight
             )  # fmt: skip
         return torch.cat(found).view(weight.shape)
-
-
-def _forwards(model: nn.Module, batches: Iterable[tuple[Any, Any]]) -> Iterator[Callable[[], Any]]:
-    """For each batch what runs the model on its inputs: one, a tuple of arguments, or a mapping of keyword arguments."""
-    for inputs, _ in batches:
-        if isinstance(inputs, Mapping):
-            yield partial(model, **inputs)
-        else:
-            yield partial(model, *(inputs if isinstance(inputs, (tuple, list)) else [inputs]))

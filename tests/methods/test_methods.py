@@ -16,13 +16,16 @@ from dstee.methods import (
     SET,
     SIS,
     SNFS,
+    SNIP,
     DeepR,
     GaP,
     GraNet,
+    GraSP,
     Method,
     OneShot,
     RigL,
     Static,
+    SynFlow,
     growth_seeds,
     method_from_dict,
 )
@@ -42,6 +45,9 @@ TABLE = [
     (SET, "set", "SET", "after", True, False, False),
     (SIS, "sis", "SIS", "after", True, False, False),
     (SNFS, "snfs", "SNFS", "after", True, False, False),
+    (SNIP, "snip", "SNIP", "after", False, False, False),
+    (GraSP, "grasp", "GraSP", "after", False, False, False),
+    (SynFlow, "synflow", "SynFlow", "after", False, False, False),
     (Static, "static", "static", "after", False, False, False),
 ]
 # regrow, reset_regrown where they are not True and False
@@ -105,6 +111,9 @@ METHODS_SEEN = [
     DeepR(l1=0.0, noise=0.5),
     MEST(lam=0.5),
     MEST(soft=True, halve_at=0.5),
+    SNIP(scope="layer"),
+    GraSP(temperature=1.0),
+    SynFlow(rounds=7, biases=True),
     Static(),
 ]
 
@@ -145,6 +154,8 @@ def test_methods_are_frozen_and_compare_by_class():
         {"method": "dst-ee", "c": 1e-3, "eps": None},
         {"method": "rigl", "order": "sometimes"},
         {"method": "rigl", "regrow": 1},
+        {"method": "snip", "scope": "all"},
+        {"method": "synflow", "rounds": 2.5},
     ],
 )
 def test_from_dict_refuses(values):
@@ -164,6 +175,12 @@ def test_from_dict_refuses(values):
         (lambda: DSTEE(eps=0.0), "eps must be a finite number > 0"),
         (lambda: DSTEE(eps=math.nan), "eps must be a finite number > 0"),
         (lambda: RigL(order="before"), "order must be 'after' or 'replace'"),
+        (lambda: SNIP(scope="all"), "scope must be 'global' or 'layer', got 'all'"),
+        (lambda: GraSP(temperature=0.0), "temperature must be a finite number > 0, got 0.0"),
+        (lambda: GraSP(temperature=math.nan), "temperature must be a finite number > 0, got nan"),
+        (lambda: SynFlow(rounds=0), "rounds must be an int of at least 1, got 0"),
+        (lambda: SynFlow(rounds=True), "rounds must be an int of at least 1, got True"),
+        (lambda: SynFlow(biases=1), "biases must be True or False, got 1"),
         (lambda: SET(regrow=None), "regrow must be True or False"),
         (lambda: Static(reset_regrown="no"), "reset_regrown must be True or False"),
     ],
