@@ -238,7 +238,8 @@ def _check_layer(saved: object, layer: SparseLayer, round: object, strict: bool,
     if not is_int(saved.get("budget", None if moves else 0), 0, n):
         wrong.append(f"budget must be in 0..{n}, got {saved.get('budget')!r}")
     wrong += _check_kept(saved, layer, method)
-    if strict and not moves and nnz != layer.nnz:
+    chosen = moves or (method is not None and method.chooses_budgets)
+    if strict and not chosen and nnz != layer.nnz:
         wrong.append(f"{nnz} active weights, the model has {layer.nnz} (strict=False takes over the saved number)")
     if "mask" not in saved:
         wrong.append("the mask is missing")

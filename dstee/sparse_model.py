@@ -204,8 +204,9 @@ class SparseModel(Topology):
 
         Args:
             state_dict: what :meth:`state_dict` returned.
-            strict: every layer must be on both sides, with as many active weights. If False, saved layers that the model
-                does not have are ignored, others keep their mask and count anew, and saved numbers of weights are taken over.
+            strict: every layer must be on both sides, with as many active weights where the method leaves that to the
+                distribution. If False, saved layers that the model does not have are ignored, others keep their mask and
+                count anew, and saved numbers of weights are taken over.
 
         Raises:
             ValueError: listing all that is wrong (names, shapes, numbers, digests). Nothing has changed then.

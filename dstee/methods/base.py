@@ -59,6 +59,8 @@ class Method:
     """The first masks may hold more weights than the budget, which ``sparsify`` must know: given masks are refused."""
     moves_budgets: ClassVar[bool] = False
     """Updates change how many weights of a layer are active."""
+    chooses_budgets: ClassVar[bool] = False
+    """The first masks share the budget out to the layers by themselves: a state may hold other numbers than the model has."""
     swaps_schedule: ClassVar[bool] = False
     """A ``plan`` of its own swaps the schedule's share of each layer all the same, so that share bounds what it can explore."""
     keeps: ClassVar[tuple[str, ...]] = ()

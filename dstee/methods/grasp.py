@@ -38,6 +38,7 @@ class GraSP(Method):
     group = "at initialisation"
     updates = False
     needs_batches = True
+    chooses_budgets = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -118,8 +118,8 @@ def scoring_copy(method: str, s: Start, dtype: torch.dtype = torch.float32) -> I
     """Inside, weights of a copy of ``s.model`` are scored, and random numbers (dropout, shuffled batches) depend on the seed
     alone. The model and the global generators are afterwards as before, also after an error.
 
-    Wrappers around the model (DDP, ``torch.compile``) are left out of the copy, which runs eagerly, and attention that can be
-    differentiated twice.
+    Wrappers around the model (DDP, ``torch.compile``) are left out of the copy, which runs eagerly, without autocast and
+    with attention that can be differentiated twice.
 
     Raises:
         ValueError: the model cannot be copied.
@@ -141,10 +141,12 @@ def scoring_copy(method: str, s: Start, dtype: torch.dtype = torch.float32) -> I
             raise ValueError(f"{method} scores weights on a copy of the model, but copy.deepcopy does not copy {name}")
         p.requires_grad_()
         weights[name] = p
+    kind = next(iter(weights.values())).device.type
     devices = sorted({p.device.index for p in weights.values() if p.device.type == "cuda"})
     with (
         _seeded(seed64("scores", s.seed, ""), devices),
         torch.enable_grad(),
+        torch.autocast(kind, enabled=False),
         torch.compiler.set_stance("force_eager"),
         sdpa_kernel(SDPBackend.MATH),
     ):

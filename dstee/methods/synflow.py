@@ -33,11 +33,12 @@ class SynFlow(Method):
     and dtypes are used, of values none.
 
     Args:
-        rounds: how often weights are pruned; few rounds may empty layers, of which a warning tells.
-        biases: False: biases and running means count as 0, as in the paper's flow, a product of weights; where only weights
-            scale what goes through the network, every layer then has the same share of the flow, and none is emptied. True:
-            they are made absolute, too, as in the authors' repository, most of whose networks start with biases of 0: others
-            add to the flow behind a layer, and the first layers of deep networks are emptied at high sparsities.
+        rounds: how often weights are pruned.
+        biases: False: biases and running means count as 0, as in the paper's flow, a product of weights. In a chain of layers
+            each then carries the whole flow, and none is emptied, because a round in which the scores that go add up to
+            all of it is split into several (the paper's Theorem 3). True: they are made absolute, too, and rounds never
+            split, as in the authors' repository, most of whose networks start with biases of 0: others add to the flow
+            behind a layer, and the first layers of deep networks are emptied at high sparsities.
     """
 
     rounds: int = 100
@@ -48,6 +49,7 @@ class SynFlow(Method):
     group = "at initialisation"
     updates = False
     needs_batches = True
+    chooses_budgets = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -66,11 +68,11 @@ class SynFlow(Method):
         with scoring_copy(self.name, s, torch.float64) as copy:
             self._make_positive(copy.model)
             ones = self._ones(s)
-            for r, kept in enumerate(self._totals(s), 1):
-                scores = self._scores(copy, ones, r)
-                masks = _highest(scores, masks, kept)
-                for name, w in copy.weights.items():
-                    w.data.mul_(masks[name].to(w.device))
+            for r, target in enumerate(self._totals(s), 1):
+                while sum(int(mask.sum()) for mask in masks.values()) > target:
+                    masks = self._pruned(copy, ones, masks, target, r)
+                    for name, w in copy.weights.items():
+                        w.data.mul_(masks[name].to(w.device))
         warn_of_empty_layers(self.name, masks)
         return masks
 
@@ -96,8 +98,10 @@ class SynFlow(Method):
         steps = [math.ceil(size * (s.total / size) ** (r / self.rounds)) for r in range(1, self.rounds)]
         return [max(k, s.total) for k in steps] + [s.total]
 
-    def _scores(self, copy: ScoringCopy, ones: Any, r: int) -> dict[str, Tensor]:
-        found = copy.gradients_of(copy.tensor(copy.output(ones)).sum())
+    def _pruned(self, copy: ScoringCopy, ones: Any, masks: dict[str, Tensor], k: int, r: int) -> dict[str, Tensor]:
+        """The masks of round ``r``, with ``k`` weights, or more where those that go would take the whole flow along."""
+        flow = copy.tensor(copy.output(ones)).sum()
+        found = copy.gradients_of(flow)
         if missing := [name for name in copy.weights if name not in found]:
             raise ValueError(f"{self.name}: the output does not depend on {', '.join(missing)}; exclude= leaves it dense")
         scores = {name: x.abs_() for name, x in copy.scores(found).items()}
@@ -107,7 +111,12 @@ class SynFlow(Method):
                 f"{self.name}: the highest score of round {r} of {self.rounds} is {most}, so nothing can be ranked: "
                 + ("no path of weights that are not 0 leads to the output" if most == 0 else "the output is beyond float64")
             )
-        return scores
+        kept = _highest(scores, masks, k)
+        limit = float(flow.detach()) * (1 - 1e-9)  # rounding must not make the last weight of a layer look like a part of it
+        if self.biases or sum(float(x.masked_fill(kept[name], 0).sum()) for name, x in scores.items()) < limit:
+            return kept
+        active = torch.cat([x[masks[name]] for name, x in scores.items()]).sort().values
+        return _highest(scores, masks, len(active) - max(1, int((active.cumsum(0) < limit).sum())))
 
 
 def _highest(scores: Mapping[str, Tensor], masks: Mapping[str, Tensor], k: int) -> dict[str, Tensor]:
