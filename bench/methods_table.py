@@ -2,7 +2,8 @@
 
 One ``dstee train --compare`` for each sparsity, all of the same protocol: 784-300-100-10, batches of 64, 6 epochs (600 steps),
 SGD with Nesterov momentum 0.9, lr 0.1 cosine to 0, weight decay 5e-4, ERK, an update every 20 steps until 3/4 of the training,
-drop 0.3 cosine, tested on all 10,000 images. The results go to bench/results/methods-mnist.json, a table in Markdown to the
+drop 0.3 cosine, tested on all 10,000 images. Methods have their defaults; :data:`VARIANTS` are other settings of some, each a
+run of its own. The results go to bench/results/methods-mnist.json, a table in Markdown to the
 standard output. Runs that were stopped are continued where ``--runs`` names their folder.
 """
 
@@ -23,7 +24,7 @@ from dstee.experiments.config import method_group, method_name
 from dstee.experiments.info import versions
 from dstee.methods.base import Group
 
-__all__ = ["PROTOCOL", "main", "markdown", "measure"]
+__all__ = ["PROTOCOL", "VARIANTS", "main", "markdown", "measure"]
 
 OUTPUT = Path(__file__).resolve().parent / "results" / "methods-mnist.json"
 PROTOCOL = {
@@ -32,14 +33,32 @@ PROTOCOL = {
     "drop_fraction": 0.3, "drop_schedule": "cosine", "drop_floor": 0.0, "stop_fraction": 0.75,
 }  # fmt: skip
 
+VARIANTS: dict[str, dict[str, Any]] = {
+    "SNIP per layer": {"method": "snip", "method_settings": {"scope": "layer"}},
+    # Dense for half and two thirds of the training, not of its first three quarters.
+    "one-shot (all steps)": {"method": "one-shot", "stop_fraction": 1.0},
+    "ADMM (all steps)": {"method": "admm", "stop_fraction": 1.0},
+    "ADMM global (all steps)": {"method": "admm", "method_settings": {"scope": "global"}, "stop_fraction": 1.0},
+    "DST-EE (c_rel 0.1)": {"method": "dst-ee", "c_rel": 0.1},
+    "MEST EM&S": {"method": "mest", "method_settings": {"soft": True}},
+    "RigL-ITOP": {
+        "method": "rigl", "order": "after", "every": 40, "drop_fraction": 0.5, "drop_floor": 0.005, "stop_fraction": 1.0,
+    },
+}  # fmt: skip
+"""Label in the table -> settings on top of the protocol; the first column's name of all others is the method's."""
 
-def measure(settings: dict[str, Any], sparsities: Sequence[float], runs: Path, data_dir: str | None) -> list[dict[str, Any]]:
-    """The results of ``results.json`` of one run for each sparsity, with ``sparsity``; the runs' folders are in ``runs``.
+
+def measure(
+    settings: dict[str, Any], sparsities: Sequence[float], runs: Path, data_dir: str | None, label: str | None = None
+) -> list[dict[str, Any]]:
+    """The results of ``results.json`` of one run for each sparsity, with ``sparsity`` and the ``label`` in the table (None: the
+    method's name); the runs' folders are in ``runs``.
 
     Raises:
         SystemExit: with the status of a run that failed; it has said why.
     """
     found = []
+    runs.mkdir(parents=True, exist_ok=True)
     for sparsity in sparsities:
         folder = runs / f"{sparsity:g}"
         file = runs / f"{sparsity:g}.json"
@@ -50,7 +69,7 @@ def measure(settings: dict[str, Any], sparsities: Sequence[float], runs: Path, d
         if status:
             raise SystemExit(status)
         results = json.loads((folder / "results.json").read_text())["results"]
-        found += [{"sparsity": sparsity, **result} for result in results]
+        found += [{"sparsity": sparsity, "label": label or method_name(r["method"]), **r} for r in results]
     return found
 
 
@@ -60,14 +79,14 @@ def markdown(results: Sequence[dict[str, Any]]) -> str:
     sparsities = sorted({r["sparsity"] for r in results})
     heads = [f"{s:.4g} % | density | FLOPs" for s in (100 * s for s in sparsities)]
     lines = [f"| method | {' | '.join(heads)} |", "|---" * (1 + 3 * len(heads)) + "|"]
-    methods = list(dict.fromkeys(r["method"] for r in results))
+    methods = {r["label"]: r["method"] for r in results}
     for group in get_args(Group):
-        members = [m for m in methods if method_group(m) == group]
+        members = [label for label, method in methods.items() if method_group(method) == group]
         if members and members != [group]:
             lines.append(f"| *{group}* |" + " |" * (3 * len(heads)))
-        for method in members:
-            cells = [_cells([r for r in results if r["method"] == method and r["sparsity"] == s]) for s in sparsities]
-            lines.append(f"| {method_name(method)} | {' | '.join(cells)} |")
+        for label in members:
+            cells = [_cells([r for r in results if r["label"] == label and r["sparsity"] == s]) for s in sparsities]
+            lines.append(f"| {label} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -92,12 +111,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     settings = {**PROTOCOL, "compare": args.compare, "seeds": args.seeds}
     with tempfile.TemporaryDirectory(prefix="dstee-methods-") as temporary:
         runs = args.runs or Path(temporary)
-        runs.mkdir(parents=True, exist_ok=True)
         results = measure(settings, args.sparsity, runs, args.data_dir)
+        for i, (label, changed) in enumerate(VARIANTS.items() if args.compare == "all" else ()):
+            single = {**PROTOCOL, **changed, "seeds": args.seeds}
+            results += measure(single, args.sparsity, runs / f"variant{i}", args.data_dir, label)
     made_by = {key: versions()[key] for key in ("dstee", "torch")}
     rows = [{key: value for key, value in r.items() if key not in ("seconds", "kernel_seconds")} for r in results]
     text = ",\n    ".join(json.dumps(row) for row in rows)
-    head = json.dumps({**made_by, "settings": settings}, indent=2).removesuffix("\n}")
+    head = json.dumps({**made_by, "settings": settings, "variants": VARIANTS}, indent=2).removesuffix("\n}")
     args.output.write_text(f'{head},\n  "results": [\n    {text}\n  ]\n}}\n')
     print(markdown(results))
 
