@@ -10,6 +10,7 @@ from typing import Any
 from dstee._lookup import did_you_mean
 from dstee.methods.base import Method
 from dstee.methods.dst_ee import DSTEE
+from dstee.methods.granet import GraNet
 from dstee.methods.mest import MEST
 from dstee.methods.rigl import RigL
 from dstee.methods.snfs import SNFS
@@ -102,6 +103,11 @@ _DST_EE = {
     "drop": f"{_OURS}; as in the {_GRANET}, from which it takes its baselines",
     "distribution": "DST-EE paper: Erdos-Renyi-Kernel",
 }
+_GRANET_BOTH = {
+    "stop": f"{_GRANET}, core.py: it prunes until the final epoch and swaps at every update to the end",
+    "drop": f"{_GRANET}, core.py: rate 0.5, CosineDecay with eta_min=0.005 over all steps",
+    "distribution": f"{_GRANET}, README: --sparse_init ERK",
+}
 _RIGL_DROP = "RigL paper, section 3: 0.3 with a cosine; the repository's flag --drop_fraction_anneal is constant by default"
 _RIGL_ERK = "RigL paper, its ERK results; the repository's default is uniform with a dense first layer"
 _MEST_BOTH = {
@@ -142,6 +148,16 @@ _ALL = (
         **_ITOP_CIFAR, "every": f"{_ITOP}, README, SET-ITOP: --update_frequency 1500",
     }),
     Preset("itop-imagenet", RigL(order="after"), 4000, 1.0, _COSINE, "erk", {**_ITOP_IMAGENET, "order": _ITOP_ORDER}),
+    Preset("granet-cifar", GraNet(end=80 / 160), 1000, 1.0, _COSINE, "erk", {
+        **_GRANET_BOTH, "every": f"{_GRANET}, README: --update-frequency 1000",
+        "end": f"{_GRANET}, README: --init-prune-epoch 0 --final-prune-epoch 80 of 160 epochs",
+        "training": f"{_GRANET}, README: CIFAR, 160 epochs of batch 128, lr 0.1",
+    }),
+    Preset("granet-imagenet", GraNet(end=30 / 100), 4000, 1.0, _COSINE, "erk", {
+        **_GRANET_BOTH, "every": f"{_GRANET}, README: --update_frequency 4000",
+        "end": f"{_GRANET}, README: --init-prune-epoch 0 --final-prune-epoch 30 of 100 epochs",
+        "training": f"{_GRANET}, README: ResNet-50, 100 epochs",
+    }),
     Preset("rigl-cifar", RigL(), 100, 75000 / 97656, CosineDrop(0.3), "erk", {
         "every": f"{_RIGL}, cifar_resnet: maskupdate_frequency 100", "drop": _RIGL_DROP, "distribution": _RIGL_ERK,
         "stop": f"{_RIGL}, cifar_resnet: maskupdate_end_step 75000 of max_steps 97656; it also updates at step 0",

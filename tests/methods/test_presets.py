@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import dstee
-from dstee.methods import DSTEE, MEST, PRESETS, SET, Preset, RigL
+from dstee.methods import DSTEE, MEST, PRESETS, SET, GraNet, Preset, RigL
 
 OURS = {  # what the sources do not say
     "dst-ee-paper": {"c", "drop"},
@@ -44,6 +44,7 @@ SCHEDULES = [  # name, steps, steps per epoch: every, stop, initial share, the s
     ("rigl-imagenet", 32_000, None, 100, 25_001, 0.3, 0.0),
     ("rigl-cifar", 97_656, None, 100, 75_001, 0.3, 0.0),
     ("snfs-cifar", 45_000, 450, 450, 45_000, 0.5, 0.005),
+    ("granet-cifar", 62_400, None, 1000, 62_400, 0.5, 0.005),
     ("mest-cifar", 160 * 781, 781, 5 * 781, 120 * 781 + 1, 0.0, 0.0),
 ]
 
@@ -65,6 +66,7 @@ def test_methods() -> None:
     assert dstee.preset("itop-imagenet").method == dstee.preset("itop-cifar").method == RigL(order="after")
     assert dstee.preset("set-itop-cifar").method == SET() and dstee.preset("rigl-cifar").method == RigL()
     assert dstee.preset("dst-ee-paper").method == DSTEE.paper()
+    assert dstee.preset("granet-cifar").method == GraNet(start_density=0.5, end=0.5)
     assert dstee.preset("mest-cifar").method == MEST(soft=True, exchange=0.5)
 
 
