@@ -10,14 +10,24 @@ from torch import Tensor
 
 from dstee.mask_update import FusingOptimizer
 from dstee.methods import Method, Step
+from dstee.schedule import UpdateSchedule
 from dstee.sparse_layer import SparseLayer
 
-__all__ = ["fresh_numbers", "left_by_hooks", "overrides", "run_before_step"]
+__all__ = ["fresh_numbers", "left_by_hooks", "overrides", "refuse_without_stop", "run_before_step"]
 
 
 def overrides(method: Method, hook: str) -> bool:
     """Whether ``method`` has a hook of its own."""
     return getattr(type(method), hook) is not getattr(Method, hook)
+
+
+def refuse_without_stop(method: Method, schedule: UpdateSchedule) -> None:
+    """Raises ValueError where ``method`` must reach something by the last update and ``schedule`` has none."""
+    if method.needs_stop and not schedule.last_update:
+        raise ValueError(
+            f"{method.name} must reach its sparsity by the last mask update, but with {schedule} there is "
+            f"{'no last one' if schedule.stop is None else 'none'}: give the schedule stop= > every="
+        )
 
 
 def fresh_numbers(method: Method, layers: Iterable[SparseLayer]) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 
 from dstee import _checks, rules, sparsity_distribution
 from dstee.layer_batch import count_nonzero
-from dstee.method_hooks import fresh_numbers
+from dstee.method_hooks import fresh_numbers, refuse_without_stop
 from dstee.methods import DSTEE, METHODS, Method, Start, Update, find_method, known_methods
 from dstee.methods.context import LossFn
 from dstee.parameter_names import match_names
@@ -120,8 +120,6 @@ def sparsify(
         warnings.warn(f"{share:.0%} of the matrix weights stay dense; exclude= says that it is meant:\n  {lines}", stacklevel=2)
     sparse = _make(model, pairs, method, schedule, seed, track_exploration, nnz)
     sparse.left_out = left_out
-    if nnz is not None:
-        sparse.budget = nnz
     if method.needs_batches:
         sparse.batches, sparse.loss_fn = batches, loss_fn
     return sparse
@@ -138,11 +136,7 @@ def _check_needs(method: Method, schedule: UpdateSchedule, batches: object, give
         raise ValueError(
             f"{method.name} looks at data: pass batches=[(inputs, targets), ...], and loss_fn= if the loss is not cross entropy"
         )
-    if method.needs_stop and not schedule.last_update:
-        raise ValueError(
-            f"{method.name} must reach its sparsity by the last mask update, but with {schedule} there is "
-            f"{'no last one' if schedule.stop is None else 'none'}: give the schedule stop= > every="
-        )
+    refuse_without_stop(method, schedule)
 
 
 def _check_start(method: Method, start: Start, masks: Mapping[str, Tensor]) -> None:
@@ -194,8 +188,10 @@ def _make(
     counted = method.needs_counter or track_exploration
     nnz = count_nonzero([mask for _, mask in masks])
     layers = {c.name: make_layer(model, c, mask, n, counted) for (c, mask), n in zip(masks, nnz, strict=True)}
-    _check_end(method, schedule, seed, layers, budget or {name: layer.nnz for name, layer in layers.items()})
+    budget = dict(budget or {name: layer.nnz for name, layer in layers.items()})
+    _check_end(method, schedule, seed, layers, budget)
     sparse = SparseModel(model, layers, method, schedule, seed)
+    sparse.budget = budget
     sparse.apply_masks()
     return sparse
 

@@ -101,6 +101,7 @@ class Topology(CheckedWeights):
                 f"{method.name} needs counters, which {', '.join(without[:3])}{', ...' * (len(without) > 3)} do not have: "
                 "make the model sparse with track_exploration=True"
             )
+        method_hooks.refuse_without_stop(method, self._schedule)
         if type(method) is not type(self._method):  # what the other one remembers means nothing to it
             self._numbers = method_hooks.fresh_numbers(method, self.layers.values())
             for layer in self.layers.values():
@@ -116,6 +117,7 @@ class Topology(CheckedWeights):
     def schedule(self, schedule: UpdateSchedule) -> None:
         if not isinstance(schedule, UpdateSchedule):
             raise TypeError(f"schedule must be an UpdateSchedule, got {type(schedule).__name__}")
+        method_hooks.refuse_without_stop(self._method, schedule)
         self._schedule = schedule
 
     def set_progress(self, t: int, round: int) -> None:

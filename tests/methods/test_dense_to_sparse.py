@@ -225,3 +225,14 @@ def test_gap_prunes_one_group_by_magnitude_and_grows_the_next_at_zero() -> None:
         assert int(new[ended].sum()) == budget[ended] and bool(old[ended].all())
         if ended < 2:
             assert bool(new[ended + 1].all()) and not params[ended + 1][~old[ended + 1]].any()
+
+
+def test_what_must_end_is_refused_without_an_end_later_too() -> None:
+    sparse = dstee.sparsify(nn.Linear(20, 10), 0.5, method="set")
+    with pytest.raises(ValueError, match=r"GMP must reach its sparsity by the last mask update, but with .* no last one"):
+        sparse.method = GMP()
+    sparse.schedule = dstee.UpdateSchedule(every=2, stop=9)
+    sparse.method = GMP()
+    with pytest.raises(ValueError, match=r"GMP must reach its sparsity by the last mask update, but with .* there is none"):
+        sparse.schedule = dstee.UpdateSchedule(every=10, stop=10)
+    assert sparse.schedule.stop == 9
