@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dstee.compat.sparselearning.decay import Decay
 from dstee.compat.sparselearning.initial_masks import MODES
-from dstee.compat.sparselearning.masking import Masking
+from dstee.compat.sparselearning.masking import PruneNames
 from dstee.compat.sparselearning.pruned_masks import PRUNING_MODES, check_gradients_given, prune_once
 
 __all__ = ["GraNetMasking"]
@@ -20,7 +20,7 @@ UNITS = ("uniform_structured", "prune_structured", "prune_and_grow_structured")
 METHODS = ("GraNet", "GraNet_uniform", "DST", "GMP", "GMP_uniform")
 
 
-class GraNetMasking(Masking):
+class GraNetMasking(PruneNames):
     """GraNet's constructor and schedule: density falls from ``args.init_density`` to ``args.final_density``, cubically.
 
     Every ``args.update_frequency`` steps between ``args.init_prune_epoch`` and ``args.final_prune_epoch`` (times
@@ -78,20 +78,6 @@ class GraNetMasking(Masking):
         )  # fmt: skip
         self.train_loader = self.loader = train_loader
         self._gradients: Mapping[str, Tensor] | None = None
-
-    @property
-    def prune_rate(self) -> float:
-        """GraNet's name for ``death_rate``."""
-        return self.death_rate
-
-    @prune_rate.setter
-    def prune_rate(self, rate: float) -> None:
-        self.death_rate = rate
-
-    @property
-    def prune_rate_decay(self) -> Decay | None:
-        """GraNet's name for ``death_rate_decay``."""
-        return self.death_rate_decay
 
     @property
     def pruning_rate(self) -> dict[str, int]:

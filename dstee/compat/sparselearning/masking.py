@@ -19,7 +19,7 @@ from dstee.compat.sparselearning.masked_model import MaskedModel
 from dstee.compat.sparselearning.masked_step import masked_step
 from dstee.compat.sparselearning.modes import DEATH_MODES, GROWTH_MODES, Rule, momentum_signal
 
-__all__ = ["Masking"]
+__all__ = ["Masking", "PruneNames"]
 
 VARIANTS = {"fixed": Fixed(), "legacy": Legacy()}
 
@@ -267,3 +267,21 @@ class Masking(MaskedModel):
         if weight.grad is None:
             raise AttributeError("the weight has no gradient: call it after backward and before zero_grad")
         return weight.grad.clone()
+
+
+class PruneNames(Masking):
+    """``Masking`` as GraNet and SNFS have it, who say prune for what ITOP calls death."""
+
+    @property
+    def prune_rate(self) -> float:
+        """Their name for ``death_rate``."""
+        return self.death_rate
+
+    @prune_rate.setter
+    def prune_rate(self, rate: float) -> None:
+        self.death_rate = rate
+
+    @property
+    def prune_rate_decay(self) -> Decay | None:
+        """Their name for ``death_rate_decay``."""
+        return self.death_rate_decay

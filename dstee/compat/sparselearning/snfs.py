@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from dstee.allocation import allocate
 from dstee.compat.sparselearning.decay import Decay
 from dstee.compat.sparselearning.fixed import Fixed
-from dstee.compat.sparselearning.masking import Masking
+from dstee.compat.sparselearning.masking import PruneNames
 from dstee.compat.sparselearning.redistribution import SNFSRule, check_modes, update
 from dstee.sparsity_distribution import random_mask, seed64
 
@@ -28,7 +28,7 @@ class _SNFS(Fixed):
         return False
 
 
-class SNFSMasking(Masking):
+class SNFSMasking(PruneNames):
     """SNFS's ``Masking`` (TimDettmers/sparse_learning): the total of active weights stays exact while layers trade them.
 
     An update drops ``prune_rate`` of the weights and grows as many: each layer in proportion to its mean abs(momentum)
@@ -87,20 +87,6 @@ class SNFSMasking(Masking):
 
     def _check_modes(self, death: str, growth: str, redistribution: str, ratio: float) -> None:
         check_modes(self.prune_mode, growth, redistribution)
-
-    @property
-    def prune_rate(self) -> float:
-        """SNFS's name for ``death_rate``."""
-        return self.death_rate
-
-    @prune_rate.setter
-    def prune_rate(self, rate: float) -> None:
-        self.death_rate = rate
-
-    @property
-    def prune_rate_decay(self) -> Decay | None:
-        """SNFS's name for ``death_rate_decay``."""
-        return self.death_rate_decay
 
     def add_module(self, module: nn.Module, density: float, sparse_init: str = "constant") -> None:
         """Masks the weights of ``module`` of two or more dimensions except embeddings, as :meth:`init` says."""
