@@ -17,12 +17,7 @@ from dstee.sparse_layer import SparseLayer
 __all__ = ["execute", "swap"]
 
 
-def swap(
-    owners: Mapping[str, Owner],
-    update: MaskUpdate,
-    layers: Sequence[SparseLayer],
-    before: Mapping[str, Tensor],
-) -> None:
+def swap(owners: Mapping[str, Owner], update: MaskUpdate, layers: Sequence[SparseLayer], before: Mapping[str, Tensor]) -> None:
     """The topology alone, for ``layers`` whose step did not carry the update: one call per device."""
     groups = defaultdict(list)
     for layer in layers:

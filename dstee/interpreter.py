@@ -39,16 +39,16 @@ def execute(update: MaskUpdate, layers: list[SparseLayer], momenta: list[Tensor]
         ValueError, TypeError: an action asks for what the layers do not have; RuntimeError: the number of active weights is not
             what the method says. Actions before it have been done then.
     """
-    u = update.context
-    before = ops.count_active([layer.mask_bits for layer in layers])
+    bits = [layer.mask_bits for layer in layers]
     # On a GPU the numbers stay there until somebody asks: reading them would wait for everything before.
-    checked = before.device.type == "cpu" or os.environ.get("DSTEE_CHECK_TOTALS") == "1"
-    expected = update.method.total(u) if checked and update.method.moves_budgets else None
+    checked = bits[0].device.type == "cpu" or os.environ.get("DSTEE_CHECK_TOTALS") == "1"
+    before = ops.count_active(bits).tolist() if checked else []
+    expected = update.method.total(update.context) if checked and update.method.moves_budgets else None
     for action in update.actions:
-        _Pass(update, u, layers, momenta).run(action)
-    after = ops.count_active([layer.mask_bits for layer in layers])
+        _Pass(update, layers, momenta).run(action)
+    after = ops.count_active(bits)
     if checked:
-        _check_totals(update, layers, before.tolist(), after.tolist(), expected)
+        _check_totals(update, layers, before, after.tolist(), expected)
     if update.method.moves_budgets:
         counts = LaterCounts(after)
         for i, layer in enumerate(layers):
@@ -56,11 +56,7 @@ def execute(update: MaskUpdate, layers: list[SparseLayer], momenta: list[Tensor]
 
 
 def _check_totals(
-    update: MaskUpdate,
-    layers: Sequence[SparseLayer],
-    before: list[int],
-    after: list[int],
-    expected: int | None,
+    update: MaskUpdate, layers: Sequence[SparseLayer], before: list[int], after: list[int], expected: int | None
 ) -> None:
     name = update.method.name
     if expected is None:
@@ -80,14 +76,8 @@ def _check_totals(
 class _Pass:
     """One action: what it takes, and the op that does it."""
 
-    def __init__(
-        self,
-        update: MaskUpdate,
-        u: Update,
-        layers: list[SparseLayer],
-        momenta: list[Tensor],
-    ):
-        self.update, self.u, self.layers, self.momenta = update, u, layers, momenta
+    def __init__(self, update: MaskUpdate, layers: list[SparseLayer], momenta: list[Tensor]):
+        self.update, self.u, self.layers, self.momenta = update, update.context, layers, momenta
         self.params: list[Tensor] = [layer.param for layer in layers]
         self.mask_bits = [layer.mask_bits for layer in layers]
         self.counts = [layer.counts for layer in layers if layer.counts is not None] or None
@@ -100,15 +90,7 @@ class _Pass:
         elif isinstance(action, KeepGlobal):
             total = action.total(self.u) if callable(action.total) else action.total
             scores = None if action.by is None else self.signal("KeepGlobal.by", action.by)
-            ops.global_keep_(
-                scores,
-                self.params,
-                self.momenta,
-                self.mask_bits,
-                self.counts,
-                total,
-                round=self.round,
-            )
+            ops.global_keep_(scores, self.params, self.momenta, self.mask_bits, self.counts, total, round=self.round)
         elif isinstance(action, Project):
             self.project(action)
         else:
@@ -116,6 +98,7 @@ class _Pass:
 
     def swap(self, swap: Swap) -> None:
         k = self.u.k if swap.drop is None else self.amount("Swap.drop", swap.drop)
+        self.u.dropping = torch.as_tensor(k, device=self.device)
         k_grow = None if swap.grow is None else self.amount("Swap.grow", swap.grow)
         drop_by = None if swap.drop_by is None else self.signal("Swap.drop_by", swap.drop_by)
         self.drop_grow(
@@ -125,12 +108,7 @@ class _Pass:
 
     def project(self, project: Project) -> None:
         if project.to is not None:
-            for p, value, layer in zip(
-                self.params,
-                self.signal("Project.to", project.to),
-                self.layers,
-                strict=True,
-            ):
+            for p, value, layer in zip(self.params, self.signal("Project.to", project.to), self.layers, strict=True):
                 p.copy_(value.masked_fill(layer.inactive(), 0))
         nnz = self.u.nnz
         k = torch.as_tensor(self.amount("Project.k", project.k), device=self.device)

@@ -39,7 +39,7 @@ class TrainingCost:
 
     @staticmethod
     def nnz_of(sparse: SparseModel) -> dict[str, int]:
-        """Active weights of each layer now; no host sync."""
+        """Active weights of each layer now. Where an update left the numbers on a GPU, one host sync."""
         return {name: layer.nnz for name, layer in sparse.layers.items()}
 
     @staticmethod

@@ -11,16 +11,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from dstee.methods.context import Update
 
-__all__ = [
-    "Action",
-    "Amount",
-    "KeepGlobal",
-    "Project",
-    "Random",
-    "SetDensity",
-    "Signal",
-    "Swap",
-]
+__all__ = ["Action", "Amount", "KeepGlobal", "Project", "Random", "SetDensity", "Signal", "Swap"]
 
 Numbers: TypeAlias = int | Sequence[int] | Mapping[str, int] | Tensor
 Amount: TypeAlias = Numbers | Callable[["Update"], Numbers]
@@ -47,7 +38,7 @@ class Swap:
 
     Args:
         drop: weights to drop; None: the schedule's share of the layer's active weights, rounded up.
-        grow: weights to grow; None: as many as are dropped.
+        grow: weights to grow; None: as many as are dropped, which a function finds in ``u.dropping``.
         drop_by: the lowest of abs(this) go; None: of the weights.
         grow_by: the largest of abs(this) come; None: of the gradients.
         bonus: added to abs(signal) by counter (:func:`dstee.bonus_table`); a float64 table is in units of the signal.

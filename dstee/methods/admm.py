@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from dstee.methods.actions import Action, KeepGlobal, Project
-from dstee.methods.base import Method
 from dstee.methods.context import Start, Step, Update
-from dstee.methods.gradual import check_share, update_at
+from dstee.methods.gradual import DenseToSparse, check_phase, update_at
 from dstee.methods.registry import register
 from dstee.schedule import UpdateSchedule
 from dstee.score_masks import masks_from_scores
@@ -23,7 +22,7 @@ __all__ = ["ADMM"]
 
 @register
 @dataclass(frozen=True, kw_only=True)
-class ADMM(Method):
+class ADMM(DenseToSparse):
     """ADMM: dense, then dense and pulled towards the sparse ``Z``, then cut to the budget and retrained.
 
     The first update after ``begin`` sets Z to the weights cut to the budget, and U = 0. From the next step on gradients get
@@ -43,10 +42,6 @@ class ADMM(Method):
 
     name = "ADMM"
     key = "admm"
-    group = "dense-to-sparse"
-    needs_stop = True
-    starts_denser = True
-    moves_budgets = True
     keeps = ("Z", "U")
 
     def __post_init__(self) -> None:
@@ -55,9 +50,7 @@ class ADMM(Method):
             raise ValueError(f"scope must be 'layer' or 'global', got {self.scope!r}")
         if not (math.isfinite(self.rho) and self.rho > 0):
             raise ValueError(f"rho must be a finite number > 0, got {self.rho}")
-        check_share("end", self.end)
-        if not 0 <= self.begin < self.end:
-            raise ValueError(f"begin must be in [0, end) = [0, {self.end}), got {self.begin}")
+        check_phase(self.begin, self.end)
         if self.order != "after":
             raise ValueError(f"ADMM's updates follow the step: order must be 'after', got {self.order!r}")
 
@@ -68,7 +61,7 @@ class ADMM(Method):
                 f"ADMM has no step between begin={self.begin} and end={self.end}, both update {first} of {s.schedule}: update "
                 "more often, or move them apart"
             )
-        return s.dense_masks()
+        return super().start(s)
 
     def due(self, t: int, schedule: UpdateSchedule) -> bool:
         first, last = self._phase(schedule)

@@ -76,8 +76,8 @@ class Method:
     # --- hooks -----------------------------------------------------------------------------------------------------------
 
     def start(self, s: Start) -> Mapping[str, Tensor] | None:
-        """The first masks (bool, by name); None: random ones of the budget. ``s.keep_best`` makes them from scores. The weights
-        must be as they were when it returns."""
+        """The first masks (bool, by name); None: random ones of the budget. :func:`dstee.masks_from_scores` makes them of
+        scores. The weights must be as they were when it returns."""
         return None
 
     def due(self, t: int, schedule: UpdateSchedule) -> bool:

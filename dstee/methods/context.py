@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from dstee import ops
 from dstee.schedule import UpdateSchedule
-from dstee.score_masks import masks_from_scores
 from dstee.sparsity_distribution import random_mask, seed64
 
 __all__ = ["LayerView", "LossFn", "Start", "Step", "Update", "forward", "growth_seeds", "map_tensors", "samples"]
@@ -56,15 +55,6 @@ class Start:
     def samples(self) -> Iterator[tuple[Any, Any]]:
         """The batches, on the device of the weights."""
         return samples(self.batches, next(iter(self.weights.values())).device)
-
-    def keep_best(
-        self,
-        scores: Mapping[str, Tensor],
-        k: Mapping[str, int] | None = None,
-        total: int | None = None,
-    ) -> dict[str, Tensor]:
-        """Masks of the highest scores: ``k`` in each layer, or ``total`` over all (:func:`dstee.masks_from_scores`)."""
-        return masks_from_scores(scores, k, total)
 
     def dense_masks(self) -> dict[str, Tensor]:
         """Everything active."""
@@ -182,12 +172,14 @@ class Update(Step):
 
     Attributes:
         budget: active weights of each layer at the target sparsity, by name.
+        dropping: while ``Swap.grow`` is asked, how many weights of each layer ``Swap.drop`` has said will go: int64 [L].
         model: whose layers these are. ``batches``: as ``sparsify`` got them, where the method needs them.
     """
 
     budget: Mapping[str, int] = field(default_factory=dict)
     model: nn.Module | None = None
     batches: Iterable[tuple[Any, Any]] | None = None
+    dropping: Tensor = None  # type: ignore[assignment]  # there is one when a function may look
 
     @property
     def nnz(self) -> Tensor:

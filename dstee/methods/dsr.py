@@ -59,8 +59,8 @@ class DSR(Method):
         return below if self.regrow else allocate(u.inactive.sum(), below, below)
 
     def _grow(self, u: Update) -> Tensor:
-        """Called after ``_drop``: here the threshold changes, for the next update."""
-        drop, nnz, limit = self._drop(u), u.nnz, u.numbers["threshold"]
+        """Here the threshold changes, for the next update."""
+        drop, nnz, limit = u.dropping, u.nnz, u.numbers["threshold"]
         found, wanted = u.count_below(limit).sum(), self.share * nnz.sum().double()
         factor = torch.where(found < 0.9 * wanted, 2.0, torch.where(found > 1.1 * wanted, 0.5, 1.0))
         u.numbers["threshold"] = limit * factor

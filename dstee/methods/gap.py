@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from dstee.methods.actions import Action, SetDensity
-from dstee.methods.base import Method
 from dstee.methods.context import Start, Update
-from dstee.methods.gradual import update_at
+from dstee.methods.gradual import DenseToSparse, update_at
 from dstee.methods.registry import register
 from dstee.schedule import UpdateSchedule
 
@@ -19,7 +18,7 @@ __all__ = ["GaP"]
 
 @register
 @dataclass(frozen=True, kw_only=True)
-class GaP(Method):
+class GaP(DenseToSparse):
     """S-GaP: the layers in order form groups; one group after the other is dense, then pruned by magnitude to its budget.
 
     There are ``groups * cycles`` phases of equal length up to the schedule's last update, which leaves every layer at its
@@ -38,10 +37,6 @@ class GaP(Method):
 
     name = "GaP"
     key = "gap"
-    group = "dense-to-sparse"
-    needs_stop = True
-    starts_denser = True
-    moves_budgets = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

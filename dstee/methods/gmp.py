@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from dstee.methods.actions import Action, KeepGlobal
-from dstee.methods.base import Method
-from dstee.methods.context import Start, Update
-from dstee.methods.gradual import check_share, cubic_total
+from dstee.methods.context import Update
+from dstee.methods.gradual import DenseToSparse, check_phase, cubic_total
 from dstee.methods.registry import register
 
 __all__ = ["GMP"]
@@ -19,7 +16,7 @@ __all__ = ["GMP"]
 
 @register
 @dataclass(frozen=True, kw_only=True)
-class GMP(Method):
+class GMP(DenseToSparse):
     """GMP: dense at first; each update keeps the largest weights of all layers together, fewer by a cubic curve.
 
     Args:
@@ -33,21 +30,12 @@ class GMP(Method):
 
     name = "GMP"
     key = "gmp"
-    group = "dense-to-sparse"
-    needs_stop = True
-    starts_denser = True
-    moves_budgets = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_share("end", self.end)
-        if not 0 <= self.begin < self.end:
-            raise ValueError(f"begin must be in [0, end) = [0, {self.end}), got {self.begin}")
+        check_phase(self.begin, self.end)
         if not (math.isfinite(self.power) and self.power > 0):
             raise ValueError(f"power must be a finite number > 0, got {self.power}")
-
-    def start(self, s: Start) -> Mapping[str, Tensor]:
-        return s.dense_masks()
 
     def plan(self, u: Update) -> Sequence[Action]:
         return [KeepGlobal(self.total)]

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from dstee.methods.actions import Action, KeepGlobal, Swap
-from dstee.methods.base import Method
 from dstee.methods.context import Start, Update
-from dstee.methods.gradual import check_share, cubic_total
+from dstee.methods.gradual import DenseToSparse, check_share, cubic_total
 from dstee.methods.registry import register
 
 __all__ = ["GraNet"]
@@ -18,7 +17,7 @@ __all__ = ["GraNet"]
 
 @register
 @dataclass(frozen=True, kw_only=True)
-class GraNet(Method):
+class GraNet(DenseToSparse):
     """GraNet: each update prunes over all layers by a cubic curve, then swaps the schedule's share of each layer as RigL does.
 
     Args:
@@ -34,11 +33,7 @@ class GraNet(Method):
 
     name = "GraNet"
     key = "granet"
-    group = "dense-to-sparse"
     needs_gradients = True
-    needs_stop = True
-    starts_denser = True
-    moves_budgets = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -8,17 +8,17 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from dstee.methods.base import Method
 from dstee.methods.context import Start
 from dstee.methods.registry import register
-from dstee.methods.scoring_copy import scoring_copy, warn_of_empty_layers
+from dstee.methods.scoring_copy import AtInitialisation, scoring_copy, warn_of_empty_layers
+from dstee.score_masks import masks_from_scores
 
 __all__ = ["GraSP"]
 
 
 @register
 @dataclass(frozen=True, kw_only=True)
-class GraSP(Method):
+class GraSP(AtInitialisation):
     """The weights whose removal would reduce the gradient's norm most, for good: of ``-w * (H g)`` the largest go.
 
     g and H are the gradient and the Hessian of the loss by the dense weights, each summed over the batches that
@@ -35,10 +35,6 @@ class GraSP(Method):
 
     name = "GraSP"
     key = "grasp"
-    group = "at initialisation"
-    updates = False
-    needs_batches = True
-    chooses_budgets = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -50,6 +46,6 @@ class GraSP(Method):
             batches = list(s.samples())
             g = copy.gradients(batches, self.temperature)
             scores = copy.scores(copy.gradients(batches, self.temperature, along=g))
-        masks = s.keep_best(scores, total=s.total)
+        masks = masks_from_scores(scores, total=s.total)
         warn_of_empty_layers(self.name, masks)
         return masks

@@ -81,8 +81,8 @@ class MEST(Method):
         return (nnz - torch.tensor([low for low, _ in self._bounds(u)], device=nnz.device)).clamp(min=0)
 
     def _grow(self, u: Update) -> Tensor:
-        nnz = u.nnz
-        return torch.tensor([high for _, high in self._bounds(u)], device=nnz.device) - (nnz - self._drop(u))
+        left = u.nnz - u.dropping
+        return torch.tensor([high for _, high in self._bounds(u)], device=left.device) - left
 
     def _importance(self, u: Update) -> list[Tensor]:
         found = []

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from dstee.methods.actions import Action, KeepGlobal
-from dstee.methods.base import Method
-from dstee.methods.context import Start, Update
-from dstee.methods.gradual import check_share, update_at
+from dstee.methods.context import Update
+from dstee.methods.gradual import DenseToSparse, check_share, update_at
 from dstee.methods.registry import register
 from dstee.schedule import UpdateSchedule
 
@@ -19,7 +16,7 @@ __all__ = ["OneShot"]
 
 @register
 @dataclass(frozen=True, kw_only=True)
-class OneShot(Method):
+class OneShot(DenseToSparse):
     """Dense until one update, which keeps the largest weights of all layers together; static from there on.
 
     Args:
@@ -30,17 +27,10 @@ class OneShot(Method):
 
     name = "one-shot"
     key = "one-shot"
-    group = "dense-to-sparse"
-    needs_stop = True
-    starts_denser = True
-    moves_budgets = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_share("at", self.at)
-
-    def start(self, s: Start) -> Mapping[str, Tensor]:
-        return s.dense_masks()
 
     def due(self, t: int, schedule: UpdateSchedule) -> bool:
         return schedule.is_due(t) and t == update_at(self.at, schedule)

@@ -1,4 +1,4 @@
-"""A copy of the model to score weights with: whatever is computed with it, the model stays as it is."""
+"""What methods share that choose masks before training: they score weights with a copy of the model, which stays as it is."""
 
 from __future__ import annotations
 
@@ -16,11 +16,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from dstee.methods.base import Method
 from dstee.methods.context import LossFn, Start, forward, map_tensors
 from dstee.parameter_names import ParameterPlace, plain_modules
 from dstee.sparsity_distribution import seed64
 
-__all__ = ["ScoringCopy", "scoring_copy", "warn_of_empty_layers"]
+__all__ = ["AtInitialisation", "ScoringCopy", "scoring_copy", "warn_of_empty_layers"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AtInitialisation(Method):
+    """Chooses masks once, by scores on batches, and shares the budget out to the layers by them."""
+
+    group = "at initialisation"
+    updates = False
+    needs_batches = True
+    chooses_budgets = True
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from dstee.methods.actions import Action, Project
-from dstee.methods.base import Method
-from dstee.methods.context import Start, Update, forward, samples
+from dstee.methods.context import Update, forward, samples
+from dstee.methods.gradual import DenseToSparse
 from dstee.methods.layer_samples import LayerSamples, observe
 from dstee.methods.registry import register
 from dstee.methods.sis_layer import sparsify_layer
@@ -23,7 +23,7 @@ __all__ = ["SIS"]
 
 @register
 @dataclass(frozen=True, kw_only=True)
-class SIS(Method):
+class SIS(DenseToSparse):
     """Trains dense, finds few weights for each layer that keep its outputs, and trains those.
 
     The one update comes at ``share`` of ``schedule.stop``, on what layers are given and give, in eval mode, for the batches
@@ -50,11 +50,7 @@ class SIS(Method):
 
     name = "SIS"
     key = "sis"
-    group = "dense-to-sparse"
     needs_batches = True
-    needs_stop = True
-    starts_denser = True
-    moves_budgets = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -66,9 +62,6 @@ class SIS(Method):
                 raise ValueError(f"{name} must be an int of at least 1, got {value!r}")
         if self.penalty not in ("l1", "l0"):
             raise ValueError(f"penalty must be 'l1' or 'l0', got {self.penalty!r}")
-
-    def start(self, s: Start) -> Mapping[str, Tensor]:
-        return s.dense_masks()
 
     def due(self, t: int, schedule: UpdateSchedule) -> bool:
         return schedule.stop is not None and t == max(1, round(self.share * schedule.stop))

@@ -66,8 +66,7 @@ class SNFS(Method):
         return drop if self.regrow else allocate(inactive.sum(), drop, drop)
 
     def _grow(self, u: Update) -> Tensor:
-        drop = self._drop(u)
-        return allocate(drop.sum(), _shares(u), u.inactive + drop if self.regrow else u.inactive)
+        return allocate(u.dropping.sum(), _shares(u), u.inactive + u.dropping if self.regrow else u.inactive)
 
 
 def _shares(u: Update) -> Tensor:

@@ -8,17 +8,17 @@ from typing import Literal
 
 from torch import Tensor
 
-from dstee.methods.base import Method
 from dstee.methods.context import Start
 from dstee.methods.registry import register
-from dstee.methods.scoring_copy import scoring_copy, warn_of_empty_layers
+from dstee.methods.scoring_copy import AtInitialisation, scoring_copy, warn_of_empty_layers
+from dstee.score_masks import masks_from_scores
 
 __all__ = ["SNIP"]
 
 
 @register
 @dataclass(frozen=True, kw_only=True)
-class SNIP(Method):
+class SNIP(AtInitialisation):
     """The weights to which the loss is most sensitive at the start, ``abs(g * w)``, for good.
 
     g is the gradient by the dense weights, summed over the batches that :func:`dstee.sparsify` got: one is the paper's
@@ -35,10 +35,6 @@ class SNIP(Method):
 
     name = "SNIP"
     key = "snip"
-    group = "at initialisation"
-    updates = False
-    needs_batches = True
-    chooses_budgets = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -48,6 +44,6 @@ class SNIP(Method):
     def start(self, s: Start) -> Mapping[str, Tensor]:
         with scoring_copy(self.name, s) as copy:
             scores = {name: x.abs() for name, x in copy.scores(copy.gradients(s.samples())).items()}
-        masks = s.keep_best(scores, total=s.total) if self.scope == "global" else s.keep_best(scores, s.nnz)
+        masks = masks_from_scores(scores, total=s.total) if self.scope == "global" else masks_from_scores(scores, s.nnz)
         warn_of_empty_layers(self.name, masks)
         return masks

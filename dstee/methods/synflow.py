@@ -10,17 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dstee.methods.base import Method
 from dstee.methods.context import Start, map_tensors
 from dstee.methods.registry import register
-from dstee.methods.scoring_copy import ScoringCopy, scoring_copy, warn_of_empty_layers
+from dstee.methods.scoring_copy import AtInitialisation, ScoringCopy, scoring_copy, warn_of_empty_layers
 
 __all__ = ["SynFlow"]
 
 
 @register
 @dataclass(frozen=True, kw_only=True)
-class SynFlow(Method):
+class SynFlow(AtInitialisation):
     """The weights through which most of the network's flow goes, found in rounds of pruning without data, for good.
 
     The flow is the sum of the outputs for an input of ones, in eval mode and with absolute values in place of all parameters
@@ -46,10 +45,6 @@ class SynFlow(Method):
 
     name = "SynFlow"
     key = "synflow"
-    group = "at initialisation"
-    updates = False
-    needs_batches = True
-    chooses_budgets = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -191,7 +191,7 @@ def test_global_random_generators(draw: Any, whose: str) -> None:
 
 def test_the_global_generator_at_the_start() -> None:
     def start(self: Method, s: Start) -> Mapping[str, Tensor]:
-        return s.keep_best({name: torch.rand_like(w) for name, w in s.weights.items()}, total=s.total)
+        return dstee.masks_from_scores({name: torch.rand_like(w) for name, w in s.weights.items()}, total=s.total)
 
     caught(own(start=start), "start draws from torch's global generator")
 

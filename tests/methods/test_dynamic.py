@@ -266,21 +266,14 @@ def test_no_hook_waits_for_the_device(method: Method, monkeypatch: pytest.Monkey
     for i in range(2):
         set_gradients(sparse.model, i)
         sparse.step(optimizer)
-        u = Update(
-            4,
-            i,
-            0,
-            SCHEDULE,
-            list(sparse.layers.values()),
-            sparse._numbers,
-            [optimizer],
-            budget=sparse.budget,
-        )
+        layers = list(sparse.layers.values())
+        u = Update(4, i, 0, SCHEDULE, layers, sparse._numbers, [optimizer], budget=sparse.budget)
         with NoSync(), torch.no_grad():
             method.after_step(u)
             for action in method.plan(u):
                 assert isinstance(action, Swap)
-                for make_numbers in (action.drop, action.grow, action.drop_by, action.grow_by):
+                u.dropping = action.drop(u)
+                for make_numbers in (action.grow, action.drop_by, action.grow_by):
                     if callable(make_numbers):
                         make_numbers(u)
 
