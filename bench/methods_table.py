@@ -3,7 +3,7 @@
 One ``dstee train --compare`` for each sparsity, all of the same protocol: 784-300-100-10, batches of 64, 6 epochs (600 steps),
 SGD with Nesterov momentum 0.9, lr 0.1 cosine to 0, weight decay 5e-4, ERK, an update every 20 steps until 3/4 of the training,
 drop 0.3 cosine, tested on all 10,000 images. Methods have their defaults; :data:`VARIANTS` are other settings of some, each a
-run of its own. The results go to bench/results/methods-mnist.json, a table in Markdown to the
+run of its own. The results go to bench/results/methods/mnist.json, a table in Markdown to the
 standard output. Runs that were stopped are continued where ``--runs`` names their folder.
 """
 
@@ -26,7 +26,7 @@ from dstee.methods.base import Group
 
 __all__ = ["PROTOCOL", "VARIANTS", "main", "markdown", "measure"]
 
-OUTPUT = Path(__file__).resolve().parent / "results" / "methods-mnist.json"
+OUTPUT = Path(__file__).resolve().parent / "results" / "methods" / "mnist.json"
 PROTOCOL = {
     "data": "mnist", "train_limit": 6400, "hidden": [300, 100], "batch_size": 64, "epochs": 6, "lr": 0.1,
     "lr_schedule": "cosine", "momentum": 0.9, "nesterov": True, "weight_decay": 5e-4, "distribution": "erk", "every": 20,
@@ -119,6 +119,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     rows = [{key: value for key, value in r.items() if key not in ("seconds", "kernel_seconds")} for r in results]
     text = ",\n    ".join(json.dumps(row) for row in rows)
     head = json.dumps({**made_by, "settings": settings, "variants": VARIANTS}, indent=2).removesuffix("\n}")
+    args.output.parent.mkdir(parents=True, exist_ok=True)
     args.output.write_text(f'{head},\n  "results": [\n    {text}\n  ]\n}}\n')
     print(markdown(results))
 

@@ -12,7 +12,7 @@ from bench import methods_table
 from dstee import CheckpointError, cli
 from dstee._console import UsageError
 from dstee.experiments import checkpoint, data, plot
-from dstee.experiments.config import Config, grouped_keys, method_group, method_keys
+from dstee.experiments.config import Config, grouped_keys, method_group, method_keys, method_name
 from dstee.experiments.run_folder import read_manifest
 from dstee.experiments.trial import Trial
 from dstee.methods import METHODS
@@ -210,3 +210,15 @@ def test_the_table_of_all_methods(tmp_path, monkeypatch, capsys):
     assert len(held["results"]) == 12 and held["settings"]["compare"] == "dense,set,rigl"
     assert methods_table.markdown(held["results"]) == "\n".join(lines)
     assert f"{0.2:.3f}" in lines[4]
+
+
+def test_the_committed_table_is_of_this_protocol_and_all_methods():
+    held = json.loads(methods_table.OUTPUT.read_text())
+    assert held["variants"] == methods_table.VARIANTS
+    assert {name: held["settings"][name] for name in methods_table.PROTOCOL} == methods_table.PROTOCOL
+    cells = {(r["label"], r["sparsity"], r["seed"]) for r in held["results"]}
+    labels = {label for label, _, _ in cells}
+    assert len(cells) == len(held["results"]) == len(labels) * 4 * 3
+    shown = methods_table.markdown(held["results"])
+    assert labels == {method_name(key) for key in ("dense", *OURS)} | held["variants"].keys()
+    assert all(f"| {label} | " in shown for label in labels)
