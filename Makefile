@@ -1,5 +1,6 @@
 # make demo   train DST-EE beside its rivals on real data, about a minute
 # make test   run the tests
+# make test-ranks  the tests that train on two to four processes; those with eight are among the slow ones
 # make test-slow  the tests that are too many for every day: about a minute
 # make check  formatting, lint, types, who imports whom, warnings of every C++ compiler that is installed
 # make bench  time the kernels against PyTorch's own: figures, tables and an HTML report, about ten minutes
@@ -19,13 +20,16 @@ BIN := .venv/bin
 OUT ?= bench/results
 SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh') setup.py pyproject.toml
 
-.PHONY: demo test test-slow check sanitize cuda-check cuda-ptx cuda-ptx-full triton-check bench bench-peers gpu format clean
+.PHONY: demo test test-ranks test-slow check sanitize cuda-check cuda-ptx cuda-ptx-full triton-check bench bench-peers gpu format clean
 
 demo: .venv/built
 	$(BIN)/dstee train --data digits --compare --out runs/demo --overwrite
 
 test: .venv/built
 	$(BIN)/python -m pytest
+
+test-ranks: .venv/built
+	$(BIN)/python -m pytest -m "ranks and not slow" tests/distributed
 
 test-slow: .venv/built
 	$(BIN)/python -m pytest -m "slow and not cuda_ptx"

@@ -10,6 +10,7 @@ import torch
 from cuda_host import backend as cuda_host
 from support import on_gpu
 from support.lacking import lacks
+from support.processes import Launcher
 
 from dstee.backends import native
 from dstee.backends import triton as triton_backend
@@ -78,3 +79,11 @@ def detour(request: pytest.FixtureRequest) -> Iterator[Configuration]:
     kernels under further schedules."""
     with request.param.active():
         yield request.param
+
+
+@pytest.fixture(scope="session")
+def launcher(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launcher]:
+    """Runs functions on several processes. Whoever is first to use it pays for its start."""
+    launcher = Launcher(tmp_path_factory.mktemp("ranks"))
+    yield launcher
+    launcher.close()

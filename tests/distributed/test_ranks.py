@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
+from support.processes import Launcher
 from torch import Tensor
 
 from dstee.distributed import ranks
@@ -21,8 +20,7 @@ def values(rank: int) -> list[Tensor]:
     ]
 
 
-def _rank(rank: int, folder: str) -> None:
-    torch.distributed.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=2)
+def agree(rank: int) -> list[Tensor]:
     torch.manual_seed(rank)
     given = values(rank)
     in_place = [given[0].clone()]
@@ -30,13 +28,11 @@ def _rank(rank: int, folder: str) -> None:
     found = [*ranks.mean(given), *in_place, *(ranks.broadcast(t) for t in given)]
     unchanged = all(torch.equal(a, b) for a, b in zip(given, values(rank), strict=True))
     seeds = torch.tensor([ranks.shared_seed(CPU), ranks.shared_seed(CPU, -(2**63), 2**63 - 1)])
-    torch.save([*found, seeds, torch.tensor(unchanged)], f"{folder}/{rank}")
-    torch.distributed.destroy_process_group()
+    return [*found, seeds, torch.tensor(unchanged)]
 
 
-def test_two_ranks_agree(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(_rank, (str(tmp_path),), nprocs=2)
-    first, second = (torch.load(tmp_path / str(rank), weights_only=True) for rank in range(2))
+def test_two_ranks_agree(launcher: Launcher) -> None:
+    first, second = launcher.run(2, agree)
     assert len(first) == len(second) == 7 and all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
     vector, image, in_place, sent_vector, sent_image, seeds, unchanged = first
     for mean, a, b in zip((vector, image), values(0), values(1), strict=True):
