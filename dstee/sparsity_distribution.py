@@ -13,10 +13,11 @@ from collections.abc import Mapping, Sequence
 from fractions import Fraction
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-__all__ = ["Shapes", "erk", "explicit", "random_mask", "seed64", "uniform"]
+__all__ = ["Shapes", "erk", "explicit", "mask_hashes", "random_mask", "seed64", "uniform"]
 
 Shapes = Mapping[str, Sequence[int]]
 
@@ -149,10 +150,16 @@ def random_mask(n: int, nnz: int, seed: int, name: str) -> Tensor:
         raise ValueError(f"nnz of {name!r} must be in 0..{n}, got {nnz}")
     if nnz in (0, n):
         return torch.full((n,), nnz > 0)
-    key = np.arange(1, n + 1, dtype=np.uint64)  # splitmix64: uint64 arrays wrap, everywhere the same
-    key *= np.uint64(0x9E3779B97F4A7C15)
-    key += np.uint64(seed64("mask", seed, name) % 2**64)
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1)):
-        key ^= key >> np.uint64(shift)
-        key *= np.uint64(factor)
+    key = mask_hashes(np.arange(n, dtype=np.uint64), seed, name)
     return torch.from_numpy(key <= np.partition(key, nnz - 1)[nnz - 1])
+
+
+def mask_hashes(index: npt.NDArray[np.uint64], seed: int, name: str) -> npt.NDArray[np.uint64]:
+    """The 64-bit hash of each ``index``, written over it."""
+    index += np.uint64(1)  # splitmix64: uint64 arrays wrap, everywhere the same
+    index *= np.uint64(0x9E3779B97F4A7C15)
+    index += np.uint64(seed64("mask", seed, name) % 2**64)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1)):
+        index ^= index >> np.uint64(shift)
+        index *= np.uint64(factor)
+    return index

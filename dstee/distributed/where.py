@@ -43,8 +43,17 @@ class Where(NamedTuple):
 
     def indices(self, device: torch.device | None = None) -> Tensor:
         """Global indices: int64 [n], growing."""
-        i = torch.arange(self.n, dtype=torch.int64, device=device)
+        return self.to_global(torch.arange(self.n, dtype=torch.int64, device=device))
+
+    def to_global(self, i: Tensor) -> Tensor:
+        """The global indices of local ones, int64."""
         return self.base + i // self.run * self.pitch + i % self.run
+
+    def to_local(self, index: Tensor) -> Tensor:
+        """The local indices of global ones, int64; -1 where they lie outside."""
+        row, column = (index - self.base) // self.pitch, (index - self.base) % self.pitch
+        i = row * self.run + column
+        return torch.where((row >= 0) & (column < self.run) & (i < self.n), i, -1)
 
 
 def whole(n: int) -> Where:
