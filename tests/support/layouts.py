@@ -1,7 +1,7 @@
 """One small model with awkward sizes, laid over ranks in every way that people do, and what of it each rank holds.
 
-Where a rank's values lie in the whole is not computed here: a second model whose weights are their own row-major indices is laid
-out the same way, and torch says by its values what went where.
+Where a rank's values lie in the whole is not computed here: a second model whose weights are their own row-major indices is
+laid out the same way, and torch says by its values what went where.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 from torch.nn.parallel import DistributedDataParallel
 
 __all__ = [
-    "LAYOUTS", "Layout", "Odd", "assemble", "gradient", "held", "inputs", "local", "named", "places", "replay", "reshard", "set_gradient",
+    "LAYOUTS", "Layout", "Odd", "assemble", "gradient", "held", "inputs", "local", "named", "places", "replay", "reshard",
+    "set_gradient",
 ]  # fmt: skip
 
 
@@ -35,8 +36,8 @@ class Shift(nn.Module):
 
 
 class Odd(nn.Module):
-    """Weights [5, 2, 3, 3], 7x5 (tied to another), 8x7 (frozen), 13x8, 16x13, 33x16, 1x33 and 5x1: on two ranks and more, shards
-    are uneven and some are empty. ``fourth`` is full of ties."""
+    """Weights [5, 2, 3, 3], 7x5 (tied to another), 8x7 (frozen), 13x8, 16x13, 33x16, 1x33 and 5x1: on two ranks and more,
+    shards are uneven and some are empty. ``fourth`` is full of ties."""
 
     def __init__(self, seed: int = 0) -> None:
         super().__init__()

@@ -1,0 +1,29 @@
+"""Masks, counters, weights and momenta of every layout are those of one process, bit for bit."""
+
+from __future__ import annotations
+
+import pytest
+from support.layouts import LAYOUTS
+from support.processes import Launcher
+from support.rank_training import METHODS, OPTIMIZERS, Run, alone, assert_equal, on_ranks
+
+pytestmark = pytest.mark.ranks
+
+
+def on(*names: str) -> list:
+    return [pytest.param(name, n, marks=[pytest.mark.slow] * (n > 4)) for name in names for n in LAYOUTS[name].ranks]
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize(("name", "n"), on("copies", "ddp"))
+def test_layout(launcher: Launcher, name: str, n: int, optimizer: str) -> None:
+    runs = [Run(optimizer=optimizer, before=before, forward=not before) for before in (False, True)]
+    for run, got in zip(runs, on_ranks(launcher, name, n, *runs), strict=True):
+        assert_equal(got, alone(run))
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("name", "n"), [("ddp", 2)])
+def test_method(launcher: Launcher, name: str, n: int, method: str) -> None:
+    run = Run(method)
+    assert_equal(on_ranks(launcher, name, n, run)[0], alone(run))

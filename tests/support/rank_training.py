@@ -1,0 +1,163 @@
+"""Training with replayed gradients, in one process or on ranks of any layout, and everything that must come out equal."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from support import layouts
+from support.layouts import LAYOUTS, Odd, assemble, local, named
+from support.processes import Launcher
+from torch import Tensor, nn
+
+import dstee
+from dstee import ops
+
+__all__ = ["METHODS", "OPTIMIZERS", "Held", "Run", "alone", "assert_equal", "on_ranks", "train"]
+
+METHODS: dict[str, Callable[[], dstee.Method]] = {
+    "dst-ee": lambda: dstee.DSTEE(),
+    "dst-ee-c": lambda: dstee.DSTEE(c=1e-3),
+    "rigl-replace": lambda: dstee.RigL(order="replace"),
+    "rigl-no-regrow": lambda: dstee.RigL(order="after", regrow=False),
+    "set": lambda: dstee.SET(),
+    "gmp": lambda: dstee.GMP(),
+    "granet": lambda: dstee.GraNet(),
+    "snfs": lambda: dstee.SNFS(),
+    "dsr": lambda: dstee.DSR(),
+    "deepr": lambda: dstee.DeepR(),
+    "mest": lambda: dstee.MEST(),
+    "mest-soft": lambda: dstee.MEST(soft=True, lam=0.1),
+    "gap": lambda: dstee.GaP(),
+    "admm": lambda: dstee.ADMM(),
+}
+
+OPTIMIZERS: dict[str, Callable[[nn.Module, dstee.SparseModel], torch.optim.Optimizer]] = {
+    "sparse-sgd": lambda m, s: dstee.SparseSGD(m.parameters(), s, lr=0.125, momentum=0.9, weight_decay=1e-3),
+    "adamw": lambda m, s: torch.optim.AdamW(m.parameters(), lr=0.01, weight_decay=0.1),
+    "sgd": lambda m, s: torch.optim.SGD(m.parameters(), lr=0.125, momentum=0.9, nesterov=True),
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training. ``before``: sparsify, then lay out; otherwise the other way round. ``forward``: a real forward and backward
+    at each step, whose gradients are then replaced."""
+
+    method: str = "dst-ee"
+    optimizer: str = "sparse-sgd"
+    before: bool = False
+    forward: bool = False
+    steps: int = 16
+    every: int = 2
+    seed: int = 3
+
+    def __str__(self) -> str:
+        return "-".join([self.method, self.optimizer] + ["before"] * self.before + ["forward"] * self.forward)
+
+    def sparsify(self, model: nn.Module) -> dstee.SparseModel:
+        schedule = dstee.UpdateSchedule(self.every, self.steps + 1, dstee.ConstantDrop(0.3))
+        return dstee.sparsify(model, 0.8, method=METHODS[self.method](), schedule=schedule, seed=self.seed)
+
+
+@dataclass
+class Held:
+    """What a process holds after a run. ``facts``: what all must agree on. ``values``: 1-D tensors by "kind name", each with
+    the elements ``where[name]``."""
+
+    facts: dict[str, Any]
+    values: dict[str, Tensor]
+    where: dict[str, Tensor]
+
+
+def train(run: Run, lay: Callable[[Odd], nn.Module] = lambda model: model, where: dict[str, Tensor] | None = None) -> Held:
+    """The masks before the first step and after each, and all that is there at the end."""
+    model: nn.Module = Odd()
+    sparse = run.sparsify(model) if run.before else None
+    model = lay(model)  # type: ignore[arg-type]
+    where = layouts.held(model) if where is None else where
+    sparse = run.sparsify(model) if sparse is None else sparse
+    optimizer = OPTIMIZERS[run.optimizer](model, sparse)
+    held = Held({}, {}, where)
+    look(held, sparse, 0)
+    for step in range(1, run.steps + 1):
+        if run.forward:
+            model(layouts.inputs()).sum().backward()
+        layouts.replay(model, where, step)
+        held.facts[f"updated at {step}"] = sparse.step(optimizer)
+        optimizer.zero_grad()
+        if run.forward and step == 3:
+            model(layouts.inputs())  # FSDP2 leaves the model gathered
+        look(held, sparse, step)
+    layouts.reshard(model)
+    look_at_weights(held, model, optimizer)
+    return held
+
+
+def look(held: Held, sparse: dstee.SparseModel, step: int) -> None:
+    """The masks and numbers after ``step``, and the counters."""
+    held.facts |= {f"t after {step}": sparse.t, f"round after {step}": sparse.round}
+    for key, layer in sparse.layers.items():
+        name = key.removeprefix("module.")
+        n = held.where[name].numel()
+        mask = ops.unpack_mask(layer.mask_bits, (n,)) if n else torch.zeros(0, dtype=torch.bool)
+        held.facts[f"nnz after {step} {name}"] = layer.nnz
+        held.values[f"mask after {step} {name}"] = mask
+        if layer.counts is not None:
+            held.values[f"counts after {step} {name}"] = layer.counts.clone()
+
+
+def look_at_weights(held: Held, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    for name, p in named(model).items():
+        held.values[f"weight {name}"] = local(p)
+        for key, value in optimizer.state.get(p, {}).items():
+            if isinstance(value, Tensor) and value.shape == p.shape:
+                held.values[f"{key} {name}"] = local(value)
+
+
+def on_rank(rank: int, name: str, n: int, runs: Sequence[Run]) -> list[Held]:
+    layout = LAYOUTS[name]
+    where = layouts.places(layout, n)
+    return [train(run, functools.partial(layout.lay, n=n), where) for run in runs]
+
+
+def on_ranks(launcher: Launcher, name: str, n: int, *runs: Run) -> list[Held]:
+    """The runs on ``n`` ranks, put together to whole tensors. Raises AssertionError where ranks disagree."""
+    by_rank = launcher.run(n, on_rank, name, n, runs, limit=30 + 30 * len(runs))
+    return [together([of_rank[i] for of_rank in by_rank]) for i in range(len(runs))]
+
+
+def together(parts: Sequence[Held]) -> Held:
+    for rank, part in enumerate(parts):
+        refuse_other_facts(part.facts, parts[0].facts, f"rank {rank}", "rank 0")
+        assert part.values.keys() == parts[0].values.keys()
+    return Held(parts[0].facts, assemble([p.values for p in parts], [p.where for p in parts]), {})
+
+
+def alone(run: Run) -> Held:
+    """The run in one process."""
+    return _alone(replace(run, before=False, forward=False))
+
+
+@functools.cache
+def _alone(run: Run) -> Held:
+    return train(run)
+
+
+def refuse_other_facts(a: dict[str, Any], b: dict[str, Any], who: str, other: str) -> None:
+    odd = [f"{key}: {who} has {a.get(key)}, {other} {b.get(key)}" for key in a | b if a.get(key) != b.get(key)]
+    assert not odd, "; ".join(odd[:3])
+
+
+def assert_equal(got: Held, want: Held) -> None:
+    """Bit for bit; names what differs first."""
+    refuse_other_facts(got.facts, want.facts, "these ranks", "one process")
+    assert got.values.keys() == want.values.keys(), got.values.keys() ^ want.values.keys()
+    for key, value in want.values.items():
+        mine = got.values[key]
+        assert mine.dtype is value.dtype and mine.shape == value.shape, key
+        same = torch.equal(mine.view(torch.uint8), value.view(torch.uint8))
+        assert same, f"{key}: {int((mine != value).sum())} of {value.numel()} values differ"
