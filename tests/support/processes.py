@@ -54,10 +54,15 @@ class Outcome:
 
 
 class RanksFailed(AssertionError):
-    """Names every rank that did not return, with its error and log."""
+    """Names every rank that did not return, with its error, and with the log of the first that failed so."""
 
     def __init__(self, outcomes: Sequence[Outcome]) -> None:
-        bad = [f"rank {r}: {': '.join(o.error)}\n{o.log}" for r, o in enumerate(outcomes) if o.error]
+        errors = [o.error for o in outcomes]
+        bad = [
+            f"rank {r}: {': '.join(o.error)}" + f"\n{o.log}" * (errors.index(o.error) == r)
+            for r, o in enumerate(outcomes)
+            if o.error
+        ]
         super().__init__(f"{len(bad)} of {len(outcomes)} ranks failed\n" + "\n".join(bad))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 import dstee
 from dstee import ops
 
-__all__ = ["METHODS", "OPTIMIZERS", "Held", "Run", "alone", "assert_equal", "on_ranks", "train"]
+__all__ = ["METHODS", "OPTIMIZERS", "Held", "Run", "alone", "assert_equal", "on_ranks", "since", "together", "train"]
 
 METHODS: dict[str, Callable[[], dstee.Method]] = {
     "dst-ee": lambda: dstee.DSTEE(),
@@ -37,6 +38,8 @@ METHODS: dict[str, Callable[[], dstee.Method]] = {
 
 OPTIMIZERS: dict[str, Callable[[nn.Module, dstee.SparseModel], torch.optim.Optimizer]] = {
     "sparse-sgd": lambda m, s: dstee.SparseSGD(m.parameters(), s, lr=0.125, momentum=0.9, weight_decay=1e-3),
+    "sparse-sgd-dampened": lambda m, s: dstee.SparseSGD(m.parameters(), s, lr=0.125, momentum=0.9, dampening=0.5),
+    "sparse-sgd-without-momentum": lambda m, s: dstee.SparseSGD(m.parameters(), s, lr=0.125, weight_decay=1e-3),
     "adamw": lambda m, s: torch.optim.AdamW(m.parameters(), lr=0.01, weight_decay=0.1),
     "sgd": lambda m, s: torch.optim.SGD(m.parameters(), lr=0.125, momentum=0.9, nesterov=True),
 }
@@ -73,8 +76,15 @@ class Held:
     where: dict[str, Tensor]
 
 
-def train(run: Run, lay: Callable[[Odd], nn.Module] = lambda model: model, where: dict[str, Tensor] | None = None) -> Held:
-    """The masks before the first step and after each, and all that is there at the end."""
+def train(
+    run: Run,
+    lay: Callable[[Odd], nn.Module] = lambda model: model,
+    where: dict[str, Tensor] | None = None,
+    after: Callable[[int, nn.Module, dstee.SparseModel, torch.optim.Optimizer], object] = lambda *_: None,
+    first: int = 1,
+) -> Held:
+    """The masks before the first step and after each, and all that is there at the end. ``after``: called with the step after
+    it, and with ``first - 1`` before the first."""
     model: nn.Module = Odd()
     sparse = run.sparsify(model) if run.before else None
     model = lay(model)  # type: ignore[arg-type]
@@ -82,8 +92,9 @@ def train(run: Run, lay: Callable[[Odd], nn.Module] = lambda model: model, where
     sparse = run.sparsify(model) if sparse is None else sparse
     optimizer = OPTIMIZERS[run.optimizer](model, sparse)
     held = Held({}, {}, where)
-    look(held, sparse, 0)
-    for step in range(1, run.steps + 1):
+    after(first - 1, model, sparse, optimizer)
+    look(held, sparse, first - 1)
+    for step in range(first, run.steps + 1):
         if run.forward:
             model(layouts.inputs()).sum().backward()
         layouts.replay(model, where, step)
@@ -92,6 +103,7 @@ def train(run: Run, lay: Callable[[Odd], nn.Module] = lambda model: model, where
         if run.forward and step == 3:
             model(layouts.inputs())  # FSDP2 leaves the model gathered
         look(held, sparse, step)
+        after(step, model, sparse, optimizer)
     layouts.reshard(model)
     look_at_weights(held, model, optimizer)
     return held
@@ -135,6 +147,17 @@ def together(parts: Sequence[Held]) -> Held:
         refuse_other_facts(part.facts, parts[0].facts, f"rank {rank}", "rank 0")
         assert part.values.keys() == parts[0].values.keys()
     return Held(parts[0].facts, assemble([p.values for p in parts], [p.where for p in parts]), {})
+
+
+def since(held: Held, step: int) -> Held:
+    """Without what was before ``step``."""
+
+    def late(key: str) -> bool:
+        moment = re.search(r" (?:after|at) (\d+)", key)
+        return moment is None or int(moment[1]) >= step
+
+    facts = {key: fact for key, fact in held.facts.items() if late(key)}
+    return Held(facts, {key: value for key, value in held.values.items() if late(key)}, held.where)
 
 
 def alone(run: Run) -> Held:
