@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from support.layouts import LAYOUTS
 from support.processes import Launcher
-from support.rank_training import METHODS, Run, alone, assert_equal, on_ranks
+from support.rank_training import METHODS, Held, Run, alone, assert_equal, on_ranks
 
 pytestmark = pytest.mark.ranks
 
@@ -27,3 +27,22 @@ def test_layout(launcher: Launcher, name: str, n: int, optimizer: str) -> None:
 def test_method(launcher: Launcher, name: str, n: int, method: str) -> None:
     run = Run(method)
     assert_equal(on_ranks(launcher, name, n, run)[0], alone(run))
+
+
+@pytest.mark.parametrize(("name", "n"), [("ddp", 2)])
+def test_bfloat16_weights(launcher: Launcher, name: str, n: int) -> None:
+    """Ties are the rule there."""
+    run = Run(half=True, forward=True)
+    assert_equal(on_ranks(launcher, name, n, run)[0], alone(run))
+
+
+def test_the_comparison_itself() -> None:
+    want = alone(Run())
+    for other in (Run("set"), Run(seed=4), Run(optimizer="adamw"), Run(steps=14)):
+        with pytest.raises(AssertionError):
+            assert_equal(alone(other), want)
+    changed = Held(dict(want.facts), {key: value.clone() for key, value in want.values.items()}, {})
+    assert_equal(changed, want)
+    changed.values["weight third.weight"][7] *= -1  # 0 becomes -0 where it is inactive
+    with pytest.raises(AssertionError, match=r"weight third\.weight"):
+        assert_equal(changed, want)

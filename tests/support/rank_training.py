@@ -48,18 +48,21 @@ OPTIMIZERS: dict[str, Callable[[nn.Module, dstee.SparseModel], torch.optim.Optim
 @dataclass(frozen=True)
 class Run:
     """One training. ``before``: sparsify, then lay out; otherwise the other way round. ``forward``: a real forward and backward
-    at each step, whose gradients are then replaced."""
+    at each step, whose gradients are then replaced. ``half``: bfloat16 weights."""
 
     method: str = "dst-ee"
     optimizer: str = "sparse-sgd"
     before: bool = False
     forward: bool = False
+    half: bool = False
     steps: int = 16
     every: int = 2
     seed: int = 3
 
     def __str__(self) -> str:
-        return "-".join([self.method, self.optimizer] + ["before"] * self.before + ["forward"] * self.forward)
+        return "-".join(
+            [self.method, self.optimizer] + ["before"] * self.before + ["forward"] * self.forward + ["half"] * self.half
+        )
 
     def sparsify(self, model: nn.Module) -> dstee.SparseModel:
         schedule = dstee.UpdateSchedule(self.every, self.steps + 1, dstee.ConstantDrop(0.3))
@@ -85,23 +88,24 @@ def train(
 ) -> Held:
     """The masks before the first step and after each, and all that is there at the end. ``after``: called with the step after
     it, and with ``first - 1`` before the first."""
-    model: nn.Module = Odd()
+    model: Any = Odd().bfloat16() if run.half else Odd()
     sparse = run.sparsify(model) if run.before else None
-    model = lay(model)  # type: ignore[arg-type]
+    model = lay(model)
     where = layouts.held(model) if where is None else where
     sparse = run.sparsify(model) if sparse is None else sparse
     optimizer = OPTIMIZERS[run.optimizer](model, sparse)
     held = Held({}, {}, where)
     after(first - 1, model, sparse, optimizer)
     look(held, sparse, first - 1)
+    inputs = layouts.inputs().to(next(model.parameters()).dtype)
     for step in range(first, run.steps + 1):
         if run.forward:
-            model(layouts.inputs()).sum().backward()
+            model(inputs).sum().backward()
         layouts.replay(model, where, step)
         held.facts[f"updated at {step}"] = sparse.step(optimizer)
         optimizer.zero_grad()
         if run.forward and step == 3:
-            model(layouts.inputs())  # FSDP2 leaves the model gathered
+            model(inputs)  # FSDP2 leaves the model gathered
         look(held, sparse, step)
         after(step, model, sparse, optimizer)
     layouts.reshard(model)
