@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dstee import _dispatch
+from dstee.distributed.where import as_dtensor, local_part
 from dstee.layer_batch import LayerBatch
 from dstee.sgd_rule import SGDRule
 from dstee.sparse_layer import SparseLayer
@@ -44,11 +45,14 @@ def state_keepers(optimizer: torch.optim.Optimizer) -> list[torch.optim.Optimize
 
 
 def zero_state(optimizer: torch.optim.Optimizer, p: Tensor, where: Tensor) -> None:
-    """Parameter-shaped state of ``p`` (momentum, exp_avg, exp_avg_sq, ...) gets its fresh value where ``where`` is True."""
+    """Parameter-shaped state of ``p`` (momentum, exp_avg, exp_avg_sq, ...) gets its fresh value where ``where`` is True.
+
+    Of a DTensor, ``where`` is of the part that this rank holds.
+    """
     for keeper in state_keepers(optimizer):
         for key, value in keeper.state.get(p, {}).items():
             if isinstance(value, Tensor) and value.shape == p.shape:
-                value.masked_fill_(where, _fresh_value(keeper, p, key))
+                local_part(value).masked_fill_(where, _fresh_value(keeper, p, key))
 
 
 def _fresh_value(optimizer: torch.optim.Optimizer, p: Tensor, key: str) -> float:
@@ -69,8 +73,9 @@ def refuse_codes(optimizer: torch.optim.Optimizer, layers: Iterable[SparseLayer]
             for key, value in keeper.state.get(p, {}).items():
                 if not isinstance(value, Tensor) or value.numel() != p.numel() or value.numel() < 2:
                     continue
-                if not value.is_floating_point() or _dispatch.is_wrapper(value):
-                    kind = type(value).__name__ if _dispatch.is_wrapper(value) else str(value.dtype)
+                part = local_part(value)
+                if not part.is_floating_point() or _dispatch.is_wrapper(part):
+                    kind = type(part).__name__ if _dispatch.is_wrapper(part) else str(part.dtype)
                     raise TypeError(
                         f"{type(keeper).__name__} keeps {key} of {layer.name} as {kind}, which cannot be reset for single "
                         "weights: use an optimizer with floating-point state for the sparse layers. Nothing was changed"
@@ -115,6 +120,13 @@ def momentum_buffer(optimizer: torch.optim.Optimizer, p: Tensor, layer: SparseLa
     buffer = state.get("momentum_buffer") if state else None
     if state is None or buffer is None:
         return None
+    if layer.sharding is not None:
+        part = layer.sharding.part_of(buffer, f"momentum_buffer of {layer.name}")
+        fitting = layer.fit(part)
+        if fitting is not part or as_dtensor(buffer) is None:
+            state["momentum_buffer"] = layer.placed(fitting)
+            fitting = local_part(state["momentum_buffer"])
+        return fitting
     fitting = layer.fit(buffer)
     if fitting is not buffer:
         state["momentum_buffer"] = fitting
@@ -139,8 +151,10 @@ def sgd_batches(
         if batch is None:
             batch = found[key] = LayerBatch([], [], [], [], _sgd_rule(group, *key))
         batch.layers.append(layer)
-        batch.params.append(p)
-        batch.grads.append(layer.fit(p.grad))
+        batch.params.append(layer.local)
+        grad = layer.grad
+        assert grad is not None
+        batch.grads.append(grad)
         if buffer is not None:
             batch.momenta.append(buffer)
     for batch in found.values():
@@ -168,5 +182,5 @@ def _sgd_rule(group: Mapping[str, Any], device: torch.device, started: bool) -> 
 def keep_momenta(optimizer: torch.optim.Optimizer, batch: LayerBatch) -> None:
     """After a first step: the new buffers become the optimizer's state."""
     if batch.rule is not None and batch.rule.first_step:
-        for p, buffer in zip(batch.params, batch.momenta, strict=True):
-            optimizer.state[p]["momentum_buffer"] = buffer
+        for layer, buffer in zip(batch.layers, batch.momenta, strict=True):
+            optimizer.state[layer.param]["momentum_buffer"] = layer.placed(buffer)

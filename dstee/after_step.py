@@ -25,11 +25,11 @@ def swap(owners: Mapping[str, Owner], update: MaskUpdate, layers: Sequence[Spars
         if fusing is not None:
             momentum = fusing.momentum_buffer(layer)
         else:  # masks do not tell which weights were dropped and regrown: a marker does, it comes back 0 there
-            momentum = torch.ones_like(layer.param) if update.method.reset_regrown else None
+            momentum = torch.ones_like(layer.local) if update.method.reset_regrown else None
         groups[layer.param.device, momentum is None].append((layer, momentum))
     for rows in groups.values():
-        params: list[Tensor] = [layer.param for layer, _ in rows]
-        grads = [layer.fit(layer.param.grad) for layer, _ in rows if layer.param.grad is not None]
+        params: list[Tensor] = [layer.local for layer, _ in rows]
+        grads = [g for layer, _ in rows if (g := layer.grad) is not None]
         momenta = [momentum for _, momentum in rows if momentum is not None]
         given = grads if update.method.needs_gradients else []
         update.apply(LayerBatch([layer for layer, _ in rows], params, given, momenta))
@@ -46,7 +46,7 @@ def execute(owners: Mapping[str, Owner], update: MaskUpdate, layers: list[Sparse
         fusing = owners[layer.name].fusing
         momentum = None if fusing is None else fusing.momentum_buffer(layer)
         if momentum is None:  # in place of one: it comes back 0 where a weight was dropped
-            momentum = torch.ones_like(layer.param, requires_grad=False)
+            momentum = torch.ones_like(layer.local, requires_grad=False)
         momenta.append(momentum)
     update.context.layers = layers
     interpreter.execute(update, layers, momenta)

@@ -10,6 +10,10 @@ import torch
 from torch import Tensor
 
 from dstee import ops
+from dstee.distributed import agree
+from dstee.distributed.ranks import exchange
+from dstee.layer_batch import LayerBatch
+from dstee.layer_shares import agree_on_shares, is_cut, whole_numbers
 from dstee.mask_update import MaskUpdate
 from dstee.methods import Action, KeepGlobal, Project, Random, SetDensity, Swap, Update
 from dstee.methods.actions import Amount, Signal
@@ -40,16 +44,17 @@ def execute(update: MaskUpdate, layers: list[SparseLayer], momenta: list[Tensor]
             what the method says. Actions before it have been done then.
     """
     bits = [layer.mask_bits for layer in layers]
+    cut = is_cut(layers)
     # On a GPU the numbers stay there until somebody asks: reading them would wait for everything before.
     checked = bits[0].device.type == "cpu" or os.environ.get("DSTEE_CHECK_TOTALS") == "1"
-    before = ops.count_active(bits).tolist() if checked else []
+    before = update.context.nnz.tolist() if checked else []
     expected = update.method.total(update.context) if checked and update.method.moves_budgets else None
     for action in update.actions:
         _Pass(update, layers, momenta).run(action)
-    after = ops.count_active(bits)
+    after = update.context.over_ranks(ops.count_active(bits)) if checked or not cut else update.context.nnz
     if checked:
         _check_totals(update, layers, before, after.tolist(), expected)
-    if update.method.moves_budgets:
+    if update.method.moves_budgets and not cut:
         counts = LaterCounts(after)
         for i, layer in enumerate(layers):
             layer.nnz = counts, i
@@ -78,7 +83,7 @@ class _Pass:
 
     def __init__(self, update: MaskUpdate, layers: list[SparseLayer], momenta: list[Tensor]):
         self.update, self.u, self.layers, self.momenta = update, update.context, layers, momenta
-        self.params: list[Tensor] = [layer.param for layer in layers]
+        self.params: list[Tensor] = [layer.local for layer in layers]
         self.mask_bits = [layer.mask_bits for layer in layers]
         self.counts = [layer.counts for layer in layers if layer.counts is not None] or None
         self.round = update.round if self.counts else 0  # only counters limit it
@@ -90,11 +95,28 @@ class _Pass:
         elif isinstance(action, KeepGlobal):
             total = action.total(self.u) if callable(action.total) else action.total
             scores = None if action.by is None else self.signal("KeepGlobal.by", action.by)
-            ops.global_keep_(scores, self.params, self.momenta, self.mask_bits, self.counts, total, round=self.round)
+            if is_cut(self.layers):
+                self.keep_parts(int(total), scores)
+            else:
+                ops.global_keep_(scores, self.params, self.momenta, self.mask_bits, self.counts, total, round=self.round)
         elif isinstance(action, Project):
             self.project(action)
         else:
             self.set_density(action)
+
+    def keep_parts(self, total: int, scores: list[Tensor] | None) -> None:
+        """``KeepGlobal`` where layers are cut among ranks: once they know how many stay in each part, these are its best."""
+        ranked = self.params if scores is None else scores
+        rounds = agree.kept(ranked, self.mask_bits, [layer.where for layer in self.layers], total, scores is not None)
+        here, everywhere = exchange(rounds, [layer.holders for layer in self.layers])
+        for i, layer in enumerate(self.layers):
+            own = slice(i, i + 1)
+            if self.params[i].numel():
+                ops.global_keep_(
+                    scores and scores[own], self.params[own], self.momenta[own], self.mask_bits[own],
+                    self.counts and self.counts[own], here[i], round=self.round,
+                )  # fmt: skip
+            layer.nnz = everywhere[i]
 
     def swap(self, swap: Swap) -> None:
         k = self.u.k if swap.drop is None else self.amount("Swap.drop", swap.drop)
@@ -138,15 +160,25 @@ class _Pass:
         signal = None if grow_by is None or isinstance(grow_by, Random) else self.signal("Swap.grow_by", grow_by)
         grads = self.u.grads if grow_by is None else None
         bonus = None if bonus is None else bonus.to(self.device, non_blocking=True)
-        scale = None
-        if bonus is not None and bonus.dtype is torch.float64:
+        seeds = self.update.seeds(grow_by, self.u.names) if isinstance(grow_by, Random) else None
+        scale = where = None
+        if is_cut(self.layers):
+            batch = LayerBatch(self.layers, self.params, grads or [], self.momenta)
+            k, k_grow = whole_numbers(self.layers, k, k_grow, regrow)
+            for i, layer in enumerate(self.layers):
+                layer.nnz += 0 if k_grow is None else k_grow[i] - k[i]
+            k, k_grow, scale = agree_on_shares(
+                batch, k, k_grow, bonus=bonus, round=self.round, grow_seeds=seeds, regrow=regrow, drop_scores=drop_by,
+                grow_signal=signal,
+            )  # fmt: skip
+            where = [layer.where.place for layer in self.layers]
+        elif bonus is not None and bonus.dtype is torch.float64:
             ranked = self.u.grads if signal is None else signal
             scale = ops.growth_scale(ranked, self.mask_bits, k if k_grow is None else k_grow, self.update.round)
         ops.drop_grow_(
             self.params, grads, self.momenta, self.mask_bits, self.counts, k, k_grow=k_grow, bonus=bonus, bonus_scale=scale,
-            round=self.round, drop_scores=drop_by, grow_signal=signal,
-            grow_seeds=self.update.seeds(grow_by, self.u.names) if isinstance(grow_by, Random) else None,
-            regrow=regrow, reset_regrown=self.update.method.reset_regrown,
+            round=self.round, drop_scores=drop_by, grow_signal=signal, grow_seeds=seeds, where=where, regrow=regrow,
+            reset_regrown=self.update.method.reset_regrown,
         )  # fmt: skip
 
     def amount(self, what: str, amount: Amount) -> list[int] | Tensor:

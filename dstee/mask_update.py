@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from dstee import _checks, ops
+from dstee.distributed.where import local_part
 from dstee.layer_batch import LayerBatch
+from dstee.layer_shares import agree_on_shares, is_cut, refuse_parts
 from dstee.methods import Action, KeepGlobal, Method, Project, Random, SetDensity, Swap, Update, growth_seeds
 from dstee.sparse_layer import SparseLayer
 
@@ -37,6 +39,8 @@ class MaskUpdate:
         """
         if method.needs_counter:
             _checks.check_round(context.round)
+        if any(layer.holders for layer in context.layers):
+            refuse_parts(method)
         actions = method.plan(context)
         if not isinstance(actions, (list, tuple)):
             raise TypeError(f"{method.name}.plan must return a list of actions, got {type(actions).__name__}")
@@ -83,13 +87,20 @@ class MaskUpdate:
         return not (self.method.needs_gradients and layer.param.grad is None)
 
     def check_gradients(self, layers: Iterable[SparseLayer]) -> None:
-        """Raises RuntimeError naming trainable layers that have no gradient to grow by, ValueError where counters are full."""
+        """Raises RuntimeError naming trainable layers that have no gradient to grow by, ValueError where counters are full.
+
+        Where weights are cut among ranks, all of these must come here together, and raise the same.
+        """
         layers = list(layers)
         if any(layer.counts is not None for layer in layers):
             _checks.check_round(self.round)
         if not self.method.needs_gradients:
             return
+        grads = [layer.param.grad for layer in layers if layer.param.grad is not None]
+        some = any(bool(local_part(grad).any()) for grad in grads)  # as a rule, the first of them ends this
         missing = [layer.name for layer in layers if layer.param.grad is None and layer.param.requires_grad]
+        if is_cut(layers):
+            missing, some = _on_all_ranks(layers, missing, some)
         if missing and not self.allow_missing_gradients:
             raise RuntimeError(
                 f"a mask update is due, but these sparse weights have no gradient: {', '.join(missing)}. Update after backward "
@@ -97,8 +108,7 @@ class MaskUpdate:
                 "reaches others at each step (LayerDrop, experts), set sparse.allow_missing_gradients = True to leave out "
                 "those without a gradient"
             )
-        grads = [layer.param.grad for layer in layers if layer.param.grad is not None]
-        if grads and not any(bool(grad.any()) for grad in grads):  # as a rule, the first of them ends this
+        if grads and not some:
             raise RuntimeError(
                 "a mask update is due, but all gradients of the sparse weights are 0, so growth would be by index alone: "
                 "update after backward and before zero_grad"
@@ -110,8 +120,20 @@ class MaskUpdate:
         assert swap is not None
         k = [self.swaps(layer) for layer in batch.layers]
         bonus = None if swap.bonus is None else swap.bonus.to(batch.device, non_blocking=True)
-        scaled = bonus is not None and bonus.dtype is torch.float64
         names = [layer.name for layer in batch.layers]
+        seeds = self.seeds(swap.grow_by, names) if isinstance(swap.grow_by, Random) else None
+        round = self.round if batch.counts else 0  # only counters limit it
+        regrow = self.method.regrow if swap.regrow is None else swap.regrow
+        k_grow = where = scale = None
+        rule = batch.rule
+        if is_cut(batch.layers):
+            if rule is not None:  # ranks agree on the weights that the step leaves
+                ops.masked_sgd_(batch.params, batch.grads, batch.momenta or None, batch.mask_bits, sgd=rule)
+                rule = None
+            k, k_grow, scale = agree_on_shares(batch, k, None, bonus=bonus, round=round, grow_seeds=seeds, regrow=regrow)
+            where = [layer.where.place for layer in batch.layers]
+        elif bonus is not None and bonus.dtype is torch.float64:
+            scale = ops.growth_scale(batch.grads, batch.mask_bits, k, self.round)
         ops.drop_grow_(
             batch.params,
             batch.grads or None,
@@ -119,13 +141,15 @@ class MaskUpdate:
             batch.mask_bits,
             batch.counts or None,
             k,
+            k_grow=k_grow,
             bonus=bonus,
-            bonus_scale=ops.growth_scale(batch.grads, batch.mask_bits, k, self.round) if scaled else None,
-            round=self.round if batch.counts else 0,  # only counters limit it
-            grow_seeds=self.seeds(swap.grow_by, names) if isinstance(swap.grow_by, Random) else None,
-            regrow=self.method.regrow if swap.regrow is None else swap.regrow,
+            bonus_scale=scale,
+            round=round,
+            grow_seeds=seeds,
+            where=where,
+            regrow=regrow,
             reset_regrown=self.method.reset_regrown,
-            sgd=batch.rule,
+            sgd=rule,
         )
 
     def seeds(self, random: Random, names: Sequence[str]) -> list[int]:
@@ -141,6 +165,29 @@ class Journal:
     round: int
     numbers: dict[str, Tensor]
     before: dict[str, Tensor]
+
+
+def _on_all_ranks(layers: Sequence[SparseLayer], missing: Sequence[str], some: bool) -> tuple[list[str], bool]:
+    """The layers without a gradient and whether any gradient is not 0, over the ranks that hold parts of the layers: one
+    all-reduce for each set of ranks.
+
+    Raises:
+        RuntimeError: a layer has a gradient on some ranks and none on others.
+    """
+    everywhere = set(missing)
+    for ranks in dict.fromkeys(layer.everyone for layer in layers):
+        if ranks is None:
+            continue
+        here = [int(some), *(int(layer.name in everywhere) for layer in layers)]
+        found = ranks.reduce(torch.tensor(here, dtype=torch.int64)).tolist()
+        some = found[0] > 0
+        uneven = [layer.name for layer, n in zip(layers, found[1:], strict=True) if 0 < n < len(ranks.members)]
+        if uneven:
+            raise RuntimeError(
+                f"a mask update is due, but only some ranks have a gradient of {', '.join(uneven)}: every rank must run the "
+                "same forward and backward before an update"
+            )
+    return list(missing), some
 
 
 class MaskKeeper(Protocol):

@@ -78,6 +78,5 @@ def run_before_step(method: Method, context: Step, optimizer: torch.optim.Optimi
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     context.layers = [layer for layer in context.layers if id(layer.param) in held and layer.param.grad is not None]
     for layer in context.layers:
-        assert layer.param.grad is not None
-        layer.param.grad = layer.fit(layer.param.grad)  # what is written to a copy in another memory order would be lost
+        layer.fit_grad()
     method.before_step(context)

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from dstee import ops, summary, weight_kinds
+from dstee.distributed.ranks import sum_each
+from dstee.distributed.where import local_part
 from dstee.layer_batch import count_each
 from dstee.methods import Method
 from dstee.schedule import UpdateSchedule
@@ -37,9 +39,11 @@ def _shares(parts: Mapping[str, int], wholes: Mapping[str, int]) -> Shares:
 
 
 def _counts(sparse: SparseModel, count: Callable[[list[SparseLayer]], Tensor]) -> dict[str, int]:
-    """One number per layer from ``count``, with one host sync for a model on one device."""
-    layers = list(sparse.layers.values())
-    return dict(zip(sparse.layers, count_each(layers, lambda layer: layer.mask_bits.device, count), strict=True))
+    """One number per layer from ``count``, with one host sync for a model on one device; of whole layers, where they are cut
+    among ranks."""
+    layers = list(sparse.follow_all().values())
+    numbers = count_each(layers, lambda layer: layer.mask_bits.device, count)
+    return dict(zip(sparse.layers, sum_each(numbers, [layer.holders for layer in layers]), strict=True))
 
 
 def exploration(sparse: SparseModel) -> Shares:
@@ -109,8 +113,9 @@ def exploitation(sparse: SparseModel, loss_fn: Callable[[], Tensor]) -> float:
     with_grown = float(loss_fn())
     saved = []
     try:
-        for name, layer in sparse.layers.items():
-            weight, grown = layer.param.data, sparse.last_grown(name)  # .data: a pending backward must not notice
+        for layer in sparse.layers.values():
+            layer.follow()
+            weight, grown = local_part(layer.param).data, layer.grown()  # .data: a pending backward must not notice
             saved.append((weight, grown, weight[grown]))
             weight.masked_fill_(grown, 0)
         return float(loss_fn()) - with_grown

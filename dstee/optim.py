@@ -12,6 +12,7 @@ from torch.optim.sgd import sgd as dense_sgd
 
 from dstee import _checks, _optimizer_state, ops
 from dstee._optimizer_step import Closure
+from dstee.distributed.where import local_part
 from dstee.layer_batch import LayerBatch
 from dstee.mask_update import MaskKeeper
 from dstee.sparse_layer import SparseLayer
@@ -100,7 +101,7 @@ class SparseSGD(torch.optim.SGD):
                     if batch.rule is not None:
                         _checks.check_rule(batch.rule, batch.momenta, batch.device)
                 if group["momentum"] != 0:
-                    for p in [*(p for batch in found for p in batch.params), *dense[-1][1]]:
+                    for p in [*(layer.param for batch in found for layer in batch.layers), *dense[-1][1]]:
                         self.state[p]  # the order of entries, which saved states show, is not that of the steps below
                 batches += found
             for group, params in dense:
@@ -126,7 +127,7 @@ class SparseSGD(torch.optim.SGD):
             for group in self.param_groups:
                 for p in group["params"]:
                     if p.grad is not None:
-                        grads[p.grad.device].append(p.grad)
+                        grads[p.grad.device].append(local_part(p.grad))
             for device, tensors in grads.items():
                 torch._foreach_div_(tensors, scale.to(device))
         return False

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from dstee import _export_formats, _state_dict, method_hooks, ops
+from dstee.distributed.sharding import reshard
+from dstee.distributed.where import as_dtensor, local_part
 from dstee.methods import Method
 from dstee.parameter_names import ParameterPlace
 from dstee.schedule import UpdateSchedule
@@ -31,6 +33,17 @@ def keeper_of(p: Tensor) -> SparseModel | None:
     reference = _keepers.get(p)
     sparse = reference() if reference is not None else None
     return sparse if sparse is not None and any(layer.param is p for layer in sparse.layers.values()) else None
+
+
+def _norm(tensors: list[Tensor], norm_type: float, error_if_nonfinite: bool) -> Tensor:
+    """As torch's, for plain tensors and DTensors together."""
+    cut = [t for t in tensors if as_dtensor(t) is not None]
+    plain = [t for t in tensors if as_dtensor(t) is None]
+    if not cut:
+        return torch.nn.utils.get_total_norm(plain, norm_type, error_if_nonfinite)
+    parts = [torch.nn.utils.get_total_norm(group, norm_type) for group in (cut, plain) if group]
+    whole = [part if (d := as_dtensor(part)) is None else d.full_tensor() for part in parts]
+    return torch.nn.utils.get_total_norm(whole, norm_type, error_if_nonfinite)
 
 
 class SparseModel(Topology):
@@ -79,31 +92,32 @@ class SparseModel(Topology):
         return self.nnz / max(self.numel, 1)
 
     def mask(self, name: str) -> Tensor:
-        """The mask of parameter ``name``: bool, shape and strides of the parameter."""
-        return self._layer(name).active()
+        """The mask of parameter ``name``: bool, shape and strides of the parameter, placed as it is where it is a DTensor."""
+        layer = self._layer(name)
+        return layer.placed(layer.active())
 
     def masks(self) -> dict[str, Tensor]:
         """All masks by parameter name."""
         return {name: self.mask(name) for name in self.layers}
 
     def last_grown(self, name: str) -> Tensor:
-        """Weights that the last update made active (and that were not before it): bool, shape and strides of the parameter."""
+        """Weights that the last update made active (and that were not before it): bool, like :meth:`mask`."""
         layer = self._layer(name)
         layer.follow()
-        return layer.grown()
+        return layer.placed(layer.grown())
 
     def counter(self, name: str) -> Tensor:
-        """N: mask rounds in which each weight was active, the initial one included: int32, shape and strides of the parameter.
+        """N: mask rounds in which each weight was active, the initial one included: int32, like :meth:`mask`.
 
         Raises:
             ValueError: the layer has no counters.
         """
         layer = self._layer(name)
-        p = layer.follow()
+        layer.follow()
         if layer.counts is None:
             raise ValueError(f"{name} has no counters: {self.method.name} needs none; call sparsify(track_exploration=True)")
-        counts = ops.decode_counts(layer.counts, layer.mask_bits, self.round, (layer.numel,))
-        return counts.as_strided(p.shape, p.stride())
+        counts = ops.decode_counts(layer.counts, layer.mask_bits, self.round, (layer.counts.numel(),))
+        return layer.placed(counts.as_strided(layer.local_shape, layer.strides))
 
     def summary(self) -> Summary:
         """Per layer and in all: shape, density, active weights, dead units, with counters R and R / R_max; print it."""
@@ -113,6 +127,7 @@ class SparseModel(Topology):
     def _layer(self, name: str) -> SparseLayer:
         if name not in self.layers:
             raise KeyError(f"no sparse layer {name!r}, expected one of {', '.join(self.layers)}")
+        reshard(self.model)
         return self.layers[name]
 
     # --- what others hold ------------------------------------------------------------------------------------------------
@@ -125,17 +140,20 @@ class SparseModel(Topology):
             ValueError: ``other_model`` has no parameter of a layer's name and shape. Nothing has changed then.
         """
         if other_model is None:
+            self.follow_all()
             for layer in self.layers.values():
                 layer.clear_outside()
             self._watch.note(self.layers.values())
             return
+        reshard(other_model)
+        self.follow_all()
         found = {name: ParameterPlace(other_model, name).get() for name in self.layers}
-        wrong = [name for name, p in found.items() if p is None or p.shape != self.layers[name].shape]
+        wrong = [name for name, p in found.items() if p is None or local_part(p).shape != self.layers[name].local_shape]
         if wrong:
             raise ValueError(f"other_model has no parameter of this name and shape: {', '.join(wrong)}. Nothing was changed")
         for name, p in found.items():
             if p is not None:
-                p.masked_fill_(self.layers[name].inactive().to(p.device), 0)
+                local_part(p).masked_fill_(self.layers[name].inactive().to(p.device), 0)
 
     @torch.no_grad()
     def clip_grad_norm_(self, max_norm: float, norm_type: float = 2.0, error_if_nonfinite: bool = False) -> Tensor:
@@ -147,15 +165,18 @@ class SparseModel(Topology):
         Returns:
             The norm before clipping.
         """
-        layers = {id(layer.follow()): layer for layer in self.layers.values()}
+        layers = self.follow_all()
         params = [p for p in self.model.parameters() if p.grad is not None]
         stepped = []
         for p in params:
             layer, grad = layers.get(id(p)), p.grad
             assert grad is not None
-            stepped.append(grad if layer is None else grad.masked_fill(layer.inactive(), 0))
-        total = torch.nn.utils.get_total_norm(stepped, norm_type, error_if_nonfinite)
-        torch.nn.utils.clip_grads_with_norm_(params, max_norm, total)
+            masked = None if layer is None else layer.grad
+            stepped.append(grad if layer is None or masked is None else layer.placed(masked.masked_fill(layer.inactive(), 0)))
+        total = _norm(stepped, norm_type, error_if_nonfinite)
+        for kind in (False, True):  # torch takes no mixtures
+            those = [p for p in params if (as_dtensor(p) is None) is kind]
+            torch.nn.utils.clip_grads_with_norm_(those, max_norm, total)
         return total
 
     def remove(self, *names: str) -> None:

@@ -14,7 +14,18 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from dstee import _checks, rules, sparsity_distribution
+from dstee.distributed import agree
+from dstee.distributed.ranks import agree_on, exchange, seed_of_first_rank, sum_each
+from dstee.distributed.sharding import (
+    Sharding,
+    check_sizes,
+    everyone_of,
+    holders_of,
+    reshard,
+)
+from dstee.distributed.where import local_part
 from dstee.layer_batch import count_nonzero
+from dstee.layer_shares import refuse_parts
 from dstee.method_hooks import fresh_numbers, refuse_without_stop
 from dstee.methods import DSTEE, METHODS, Method, Start, Update, find_method, known_methods
 from dstee.methods.context import LossFn
@@ -97,20 +108,23 @@ def sparsify(
         raise ValueError(f"masks must be a dict from parameter name to mask, 'nonzero' or 'magnitude', got {masks!r}")
     method, schedule, seed = _check_arguments(model, method, schedule, seed)
     _check_needs(method, schedule, batches, given=masks is not None)
+    reshard(model)
+    seed = seed_of_first_rank(model, seed)
     chosen, left_out, share = select(model, include, exclude)
-    _check_parameters(chosen)
+    shardings = _check_parameters(chosen, method)
     nnz: dict[str, int] | None = None
     if masks == "nonzero":
-        pairs = [(c, c.param.detach() != 0) for c in chosen]
+        pairs = [(c, local_part(c.param).detach() != 0) for c in chosen]
     else:
         shapes = {c.name: c.param.shape for c in chosen}
         sparsity = 0.9 if sparsity is None else sparsity
         nnz = _budget(shapes, sparsity, distribution)
         if masks == "magnitude":
-            pairs = [(c, _largest(c.param.detach(), nnz[c.name])) for c in chosen]
+            pairs = _largest(chosen, nnz, shardings)
         else:
             nnz_at = partial(_budget_at, shapes, sparsity, distribution)
-            start = Start(model, {c.name: c.param for c in chosen}, nnz, nnz_at, seed, schedule, batches, loss_fn)
+            weights = {c.name: c.param for c in chosen}
+            start = Start(model, weights, nnz, nnz_at, seed, schedule, batches, loss_fn, shardings)
             first = method.start(start)
             found = start.random_masks() if first is None else first  # row-major: the same whatever the memory format
             _check_start(method, start, found)
@@ -118,7 +132,7 @@ def sparsify(
     if share > _WARN_ABOVE:
         lines = "\n  ".join(map(str, left_out))
         warnings.warn(f"{share:.0%} of the matrix weights stay dense; exclude= says that it is meant:\n  {lines}", stacklevel=2)
-    sparse = _make(model, pairs, method, schedule, seed, track_exploration, nnz)
+    sparse = _make(model, pairs, shardings, method, schedule, seed, track_exploration, nnz)
     sparse.left_out = left_out
     if method.needs_batches:
         sparse.batches, sparse.loss_fn = batches, loss_fn
@@ -148,11 +162,12 @@ def _check_start(method: Method, start: Start, masks: Mapping[str, Tensor]) -> N
     if odd := masks.keys() ^ start.weights.keys():
         raise ValueError(f"{method.name}.start gave masks for other layers than there are: {', '.join(sorted(odd))}")
     for name, mask in masks.items():
-        shape = start.weights[name].shape
+        shape = local_part(start.weights[name]).shape
         if not isinstance(mask, Tensor) or mask.dtype is not torch.bool or mask.shape != shape or not _has_values(mask):
             got = f"{mask.dtype} {list(mask.shape)} {mask.layout} on {mask.device}" if isinstance(mask, Tensor) else repr(mask)
             raise ValueError(f"{method.name}.start gave {name} the mask {got}, expected dense torch.bool {list(shape)}")
-    total = sum(count_nonzero(list(masks.values())))
+    numbers = count_nonzero(list(masks.values()))
+    total = sum(sum_each(numbers, [holders_of(start.shardings.get(name)) for name in masks]))
     if total != start.total and not method.starts_denser:
         raise ValueError(f"{method.name}.start made {total} weights active, the budget has {start.total}")
 
@@ -170,15 +185,27 @@ def _budget_at(
     return _budget(shapes, 1 - density, kind)
 
 
-def _largest(w: Tensor, k: int) -> Tensor:
-    """The mask of the ``k`` weights first in the order (abs(w) descending, NaN last, row-major index ascending)."""
-    key = rules.rank(w.reshape(-1))
-    return rules.first_k(key, torch.tensor(k, device=w.device)).view(w.shape)
+def _largest(
+    chosen: Sequence[Candidate], nnz: Mapping[str, int], shardings: Mapping[str, Sharding]
+) -> list[tuple[Candidate, Tensor]]:
+    """The masks of the weights first in the order (abs(w) descending, NaN last, row-major index ascending)."""
+    cut = [c for c in chosen if c.name in shardings]
+    cuts = [shardings[c.name] for c in cut]
+    rounds = agree.largest([local_part(c.param) for c in cut], [nnz[c.name] for c in cut], [one.where for one in cuts])
+    parts = exchange(rounds, [one.holders for one in cuts]) if cut else []
+    found = {c.name: mask.view(one.local_shape) for c, mask, one in zip(cut, parts, cuts, strict=True)}
+    for c in chosen:
+        if c.name not in found:
+            w = c.param.detach()
+            k = torch.tensor(nnz[c.name], device=w.device)
+            found[c.name] = rules.first_k(rules.rank(w.reshape(-1)), k).view(w.shape)
+    return [(c, found[c.name]) for c in chosen]
 
 
 def _make(
     model: nn.Module,
     masks: Sequence[tuple[Candidate, Tensor]],
+    shardings: Mapping[str, Sharding],
     method: Method,
     schedule: UpdateSchedule,
     seed: int,
@@ -186,8 +213,9 @@ def _make(
     budget: Mapping[str, int] | None = None,
 ) -> SparseModel:
     counted = method.needs_counter or track_exploration
-    nnz = count_nonzero([mask for _, mask in masks])
-    layers = {c.name: make_layer(model, c, mask, n, counted) for (c, mask), n in zip(masks, nnz, strict=True)}
+    cuts = [shardings.get(c.name) for c, _ in masks]
+    nnz = sum_each(count_nonzero([mask for _, mask in masks]), [holders_of(cut) for cut in cuts])
+    layers = {c.name: make_layer(model, c, mask, n, counted, cut) for (c, mask), n, cut in zip(masks, nnz, cuts, strict=True)}
     budget = dict(budget or {name: layer.nnz for name, layer in layers.items()})
     _check_end(method, schedule, seed, layers, budget)
     sparse = SparseModel(model, layers, method, schedule, seed)
@@ -249,9 +277,12 @@ def from_masks(
     """
     method, schedule, seed = _check_arguments(model, method, schedule, seed)
     _check_needs(method, schedule, None, given=True)
+    reshard(model)
+    seed = seed_of_first_rank(model, seed)
     chosen = fit_masks(model, masks)
-    _check_parameters([c for c, _ in chosen])
-    return _make(model, chosen, method, schedule, seed, track_exploration)
+    shardings = _check_parameters([c for c, _ in chosen], method)
+    pairs = [(c, shardings[c.name].part_of(mask, c.name) if c.name in shardings else mask) for c, mask in chosen]
+    return _make(model, pairs, shardings, method, schedule, seed, track_exploration)
 
 
 def _check_arguments(
@@ -287,15 +318,35 @@ def _seed(seed: SupportsIndex) -> int:
     raise TypeError(f"seed must be an int, got {type(seed).__name__}")
 
 
-def _check_parameters(chosen: Sequence[Candidate]) -> None:
-    for c in chosen:
-        check_parameter(c.name, c.param)
-        if keeper_of(c.param) is not None:
-            raise ValueError(
-                f"{c.name} is sparse already: go on with the SparseModel that masks it, or take its layers out of that one "
-                "first, sparse.remove(*sparse.layers)"
-            )
-    _checks.check_no_overlap(**{c.name: [c.param] for c in chosen})
+def _check_parameters(chosen: Sequence[Candidate], method: Method) -> dict[str, Sharding]:
+    """How the weights that are cut among ranks are cut, by name. What one rank finds wrong of them is raised on all."""
+    problem: Exception | None = None
+    found: dict[str, Sharding] = {}
+    meshes = [everyone for c in chosen if (everyone := everyone_of(c.param)) is not None]
+    try:
+        for c in chosen:
+            sharding = check_parameter(c.name, c.param)
+            if sharding is not None:
+                found[c.name] = sharding
+            if keeper_of(c.param) is not None:
+                raise ValueError(
+                    f"{c.name} is sparse already: go on with the SparseModel that masks it, or take its layers out of that "
+                    "one first, sparse.remove(*sparse.layers)"
+                )
+        _checks.check_no_overlap(**{c.name: [local_part(c.param)] for c in chosen})
+    except (TypeError, ValueError) as error:
+        problem = error
+    if meshes:
+        text = agree_on(None if problem is None else str(problem), meshes)
+        if text is not None and (problem is None or text != str(problem)):
+            problem = ValueError(text)
+    if problem is not None:
+        raise problem
+    if found:
+        if wrong := check_sizes(list(found), list(found.values())):
+            raise ValueError("\n  ".join(wrong))
+        refuse_parts(method)
+    return found
 
 
 def fit_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> list[tuple[Candidate, Tensor]]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dstee import ops
+from dstee.distributed.ranks import sum_each
 from dstee.layer_batch import count_each
 from dstee.methods import Method
 from dstee.schedule import UpdateSchedule
@@ -100,11 +101,17 @@ def explorable(layers: Sequence[SparseLayer], t: int, method: Method, schedule: 
 def dead_units(layers: Sequence[SparseLayer]) -> tuple[list[int], list[int]]:
     """For each layer how many output units have no active weight, and how many there are. One host sync per device."""
     alive = {layer.name: alive_units(layer) for layer in layers}
+    cut = [layer for layer in layers if layer.holders is not None]
+    for ranks in dict.fromkeys(layer.holders for layer in cut):  # each knows the units that its part makes alive
+        assert ranks is not None
+        mine = [layer.name for layer in cut if layer.holders == ranks]
+        found = ranks.reduce(torch.cat([alive[name].int() for name in mine])).bool()
+        alive |= dict(zip(mine, found.split([alive[name].numel() for name in mine]), strict=True))
 
     def count(group: list[SparseLayer]) -> Tensor:
         return torch.stack([(~alive[layer.name]).sum() for layer in group])
 
-    return count_each(layers, lambda layer: layer.mask_bits.device, count), [unit.numel() for unit in alive.values()]
+    return count_each(layers, lambda layer: alive[layer.name].device, count), [unit.numel() for unit in alive.values()]
 
 
 def summarize(
@@ -125,6 +132,7 @@ def summarize(
         return ops.count_explored(counts, [layer.mask_bits for layer in group])
 
     numbers = count_each(counted, lambda layer: layer.mask_bits.device, count)
+    numbers = sum_each(numbers, [layer.holders for layer in counted])
     explored = dict(zip([layer.name for layer in counted], numbers, strict=True))
     limits = explorable(rows, t, method, schedule)
     table = zip(rows, limits, *dead_units(rows), strict=True)

@@ -34,8 +34,7 @@ class Topology(CheckedWeights):
     """
 
     def __init__(self, model: nn.Module, layers: dict[str, SparseLayer], method: Method, schedule: UpdateSchedule, seed: int):
-        self.model = model
-        super().__init__(layers)
+        super().__init__(model, layers)
         self._method = method
         self._schedule = schedule
         self.seed = seed
@@ -307,7 +306,7 @@ class Topology(CheckedWeights):
         ``full``: all weights are looked at, not only those that were written to. ``foreign``: an optimizer that knows nothing
         of masks has just stepped, and writes everywhere.
         """
-        layers = {id(layer.follow()): layer for layer in self.layers.values()}
+        layers = self.follow_all()
         if missing := _optimizer_state.missing(optimizers, layers):
             replaced = [layer.name for layer in missing if self._watch.was_another(layer)]
             cause = f" ({', '.join(replaced)}: another parameter than the optimizer's has come in its place)"
@@ -321,7 +320,7 @@ class Topology(CheckedWeights):
         elif foreign:
             self._watch.note(self.layers.values())
         else:
-            self.check_weights(full)
+            self._check(full)
         return layers
 
     def _begin(self, update: MaskUpdate, numbers: dict[str, torch.Tensor]) -> Journal:
@@ -339,7 +338,7 @@ class Topology(CheckedWeights):
         for name, layer in self.layers.items():
             if changed:
                 layer.previous_bits = journal.before[name] if name in changed else None
-            if name in changed:
+            if name in changed and layer.sharding is None:  # else only all ranks together could count
                 layer.nnz = int(ops.count_active([layer.mask_bits]))
         done = {"_t": journal.t, "_round": journal.round, "_numbers": journal.numbers, "_stepped": False} if changed else {}
         self.__dict__.update(done, _journal=None, _updated=set())  # one call: no signal comes in between
@@ -372,7 +371,7 @@ class Topology(CheckedWeights):
         for name, layer in self.layers.items():
             if owners[name].fusing is None:
                 off = layer.inactive()
-                layer.param.masked_fill_(off, 0)
+                layer.local.masked_fill_(off, 0)
                 _optimizer_state.zero_state(owners[name].core, layer.param, off)
         round, numbers = self._round, self._numbers
         if method_hooks.overrides(self.method, "after_step") and not (update is not None and self.method.order == "replace"):

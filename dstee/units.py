@@ -20,8 +20,12 @@ def alive_units(layer: SparseLayer) -> Tensor:
     - the ``Conv1D`` of transformers, [in, out];
     - stacked experts, [experts, in, out], or [experts, out, in] where the module says ``is_transposed = False``: each expert
       has its own outputs.
+
+    Of a weight that is cut among ranks, this rank's part makes units of the whole alive.
     """
     mask = layer.active()
+    if layer.sharding is not None:
+        mask = layer.where.spread(mask).view(layer.shape)
     if isinstance(layer.module, _ConvTransposeNd):
         groups = layer.module.groups
         return mask.reshape(groups, mask.shape[0] // groups, mask.shape[1], -1).any(3).any(1).flatten()

@@ -11,6 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from dstee import _optimizer_state, ops
+from dstee.distributed.ranks import agree_on, sum_each
+from dstee.distributed.sharding import check_sizes, everyone_of, reshard
+from dstee.distributed.where import local_part
 from dstee.layer_batch import count_each
 from dstee.sparse_layer import SparseLayer
 
@@ -66,22 +69,34 @@ class WeightWatch:
 
 
 def _stamps(params: Sequence[nn.Parameter]) -> list[tuple[int, int]]:
-    return [(p._version, p.data_ptr()) for p in params]
+    return [(p._version, p.data_ptr()) if type(p) is nn.Parameter else _stamp_of_part(p) for p in params]
+
+
+def _stamp_of_part(p: nn.Parameter) -> tuple[int, int]:
+    """A DTensor has a version of its own, but no memory: both of its shard count too."""
+    part = local_part(p)
+    return p._version + part._version, part.data_ptr()
 
 
 def find_outside(layers: Sequence[SparseLayer]) -> dict[SparseLayer, int]:
-    """The layers that have weights outside their masks which are not 0, and how many; one host sync for each device."""
+    """The layers that have weights outside their masks which are not 0, and how many; one host sync for each device.
+
+    Where weights are cut among ranks, all of these must come here together: the numbers are added up.
+    """
 
     def count(group: list[SparseLayer]) -> Tensor:
-        return ops.count_outside([layer.follow() for layer in group], [layer.mask_bits for layer in group])
+        return ops.count_outside([layer.local for layer in group], [layer.mask_bits for layer in group])
 
     found = count_each(layers, lambda layer: layer.follow().device, count)
+    found = sum_each(found, [layer.holders for layer in layers])
     return {layer: n for layer, n in zip(layers, found, strict=True) if n}
 
 
 def refuse_other_masks(outside: Mapping[SparseLayer, int]) -> None:
     """Raises ValueError for layers that are as sparse as they should be, but elsewhere: what was learned would be zeroed."""
-    elsewhere = [layer.name for layer in outside if int(layer.param.detach().count_nonzero()) <= layer.nnz]
+    held = [int(layer.local.detach().count_nonzero()) for layer in outside]
+    held = sum_each(held, [layer.holders for layer in outside])
+    elsewhere = [layer.name for layer, n in zip(outside, held, strict=True) if n <= layer.nnz]
     if elsewhere:
         raise ValueError(
             f"the weights of {', '.join(elsewhere)} are sparse, but not where the masks are: they belong to other masks. Load "
@@ -93,14 +108,41 @@ def refuse_other_masks(outside: Mapping[SparseLayer, int]) -> None:
 class CheckedWeights:
     """The layers of a :class:`dstee.SparseModel` under their invariant: weights are 0 outside the masks, whoever writes."""
 
-    def __init__(self, layers: dict[str, SparseLayer]) -> None:
+    def __init__(self, model: nn.Module, layers: dict[str, SparseLayer]) -> None:
+        self.model = model
         self.layers = layers
         self._watch = WeightWatch()
+        self._agreed = sum(layer.sharding is not None for layer in layers.values())  # of whose cuts all ranks know
         self._unchecked = False  # a state was loaded: check it against the weights before the next step
         self._torn = False  # a step of another optimizer has begun and its weights are not masked yet
 
     def _settle(self) -> None:
         """Before anything else: what an exception has left is put in order."""
+
+    def follow_all(self) -> dict[int, SparseLayer]:
+        """The layers by id of their parameter, each after it has gone where that went (:meth:`SparseLayer.follow`).
+
+        Where the model was sharded since, what one rank finds wrong is raised on all.
+        """
+        reshard(self.model)
+        layers = list(self.layers.values())
+        problem: Exception | None = None
+        found = {}
+        try:
+            found = {id(layer.follow()): layer for layer in layers}
+        except (TypeError, ValueError, RuntimeError) as error:
+            problem = error
+        cut = [layer for layer in layers if layer.sharding is not None]
+        everyone = [] if problem is None and len(cut) == self._agreed else [everyone_of(layer.param) for layer in layers]
+        if any(everyone):
+            text = agree_on(None if problem is None else str(problem), everyone)
+            wrong = [text] if text else check_sizes([layer.name for layer in cut], [layer.sharding for layer in cut])
+            if wrong and problem is None:
+                problem = RuntimeError("\n  ".join(wrong))
+            self._agreed = len(cut)
+        if problem is not None:
+            raise problem
+        return found
 
     def check_at_next_step(self) -> None:
         """Weights, masks and optimizer state are held against each other before the next step, as after loading a state."""
@@ -116,6 +158,10 @@ class CheckedWeights:
         Raises:
             ValueError: a layer has no more weights than its mask, but elsewhere: they belong to other masks.
         """
+        self.follow_all()
+        self._check(full)
+
+    def _check(self, full: bool) -> None:
         self._settle()
         suspects = list(self.layers.values()) if full else self._watch.changed(self.layers.values())
         outside = find_outside(suspects)

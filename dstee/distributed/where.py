@@ -41,6 +41,12 @@ class Where(NamedTuple):
         """The shard of ``values``, a contiguous tensor [total]: a view [n / run, run] of it."""
         return values.as_strided((self.n // self.run, self.run), (self.pitch, 1), values.storage_offset() + self.base)
 
+    def spread(self, mask: Tensor) -> Tensor:
+        """Inverse of :meth:`cut` for a mask of the shard: bool [total], False elsewhere."""
+        found = torch.zeros(self.total, dtype=torch.bool, device=mask.device)
+        self.cut(found).copy_(mask.reshape(-1, self.run))
+        return found
+
     def indices(self, device: torch.device | None = None) -> Tensor:
         """Global indices: int64 [n], growing."""
         return self.to_global(torch.arange(self.n, dtype=torch.int64, device=device))
@@ -141,7 +147,7 @@ def _range(placement: Any, here: Tensor, parts: int, rank: int) -> Tensor:
         mode = getattr(placement_types, "_StridedShardOffsetMode", None)  # older versions of torch have a flag in its place
         every = {"return_first_offset": False} if mode is None else {"offset_mode": mode.ALL}
         size, offsets = placement._local_shard_size_and_offset(len(here), parts, rank, **every)
-        return here[torch.tensor(offsets, dtype=torch.int64)[:size]]
+        return here[torch.tensor(offsets, dtype=torch.int64)[:size]] if size else here[:0]
     size, offset = placement._local_shard_size_and_offset(len(here), parts, rank)
     return here[offset : offset + size] if size else here[:0]
 

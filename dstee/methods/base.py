@@ -53,6 +53,9 @@ class Method:
     """Every step reads the dense gradient, for an average of it."""
     needs_batches: ClassVar[bool] = False
     """``sparsify`` must be given batches of data."""
+    needs_whole_weights: ClassVar[bool] = False
+    """``start`` or updates look at whole weights, which no rank has where they are cut among several: refused there. All others
+    count what they find over the ranks (:meth:`dstee.methods.Update.over_ranks`)."""
     needs_stop: ClassVar[bool] = False
     """The schedule must say when updates end, because something must be reached by then."""
     starts_denser: ClassVar[bool] = False

@@ -10,6 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from dstee import ops
+from dstee.distributed import agree
+from dstee.distributed.ranks import Ranks, exchange, reduce_each
+from dstee.distributed.sharding import Sharding
+from dstee.distributed.where import Where, local_part
 from dstee.schedule import UpdateSchedule
 from dstee.sparsity_distribution import random_mask, seed64
 
@@ -36,6 +40,7 @@ class Start:
         seed, schedule: as given to ``sparsify``.
         batches: (inputs, targets) pairs, as given; iterated anew at each use.
         loss_fn: as given; default cross entropy.
+        shardings: how the weights that are cut among ranks are cut, by name: masks are of this rank's parts.
     """
 
     model: nn.Module
@@ -46,6 +51,7 @@ class Start:
     schedule: UpdateSchedule
     batches: Iterable[tuple[Any, Any]] | None = None
     loss_fn: LossFn = torch.nn.functional.cross_entropy
+    shardings: Mapping[str, Sharding] = field(default_factory=dict)
 
     @property
     def total(self) -> int:
@@ -58,12 +64,19 @@ class Start:
 
     def dense_masks(self) -> dict[str, Tensor]:
         """Everything active."""
-        return {name: torch.ones_like(w, dtype=torch.bool) for name, w in self.weights.items()}
+        return {name: torch.ones_like(local_part(w), dtype=torch.bool) for name, w in self.weights.items()}
 
     def random_masks(self, nnz: Mapping[str, int] | None = None) -> dict[str, Tensor]:
         """Random masks of these numbers of weights (default: the budget), by seed and name, as ``sparsify`` draws them."""
         numbers = self.nnz if nnz is None else nnz
-        return {name: random_mask(w.numel(), numbers[name], self.seed, name).view(w.shape) for name, w in self.weights.items()}
+        names, cuts = list(self.shardings), list(self.shardings.values())
+        rounds = agree.random_masks(names, [numbers[name] for name in names], self.seed, [cut.where for cut in cuts])
+        parts = exchange(rounds, [cut.holders for cut in cuts]) if cuts else []
+        cut_masks = {name: mask.view(cut.local_shape) for name, mask, cut in zip(names, parts, cuts, strict=True)}
+        return {
+            name: cut_masks[name] if name in cut_masks else random_mask(w.numel(), numbers[name], self.seed, name).view(w.shape)
+            for name, w in self.weights.items()
+        }
 
 
 def samples(batches: Iterable[tuple[Any, Any]] | None, device: torch.device) -> Iterator[tuple[Any, Any]]:
@@ -99,8 +112,18 @@ class LayerView(Protocol):
     @property
     def param(self) -> nn.Parameter: ...
     @property
+    def local(self) -> Tensor: ...
+    @property
+    def grad(self) -> Tensor | None: ...
+    @property
     def numel(self) -> int: ...
-    def fit(self, t: Tensor) -> Tensor: ...
+    @property
+    def nnz(self) -> int: ...
+    @property
+    def holders(self) -> Ranks | None: ...
+    @property
+    def where(self) -> Where: ...
+    def fit_grad(self) -> None: ...
     def active(self) -> Tensor: ...
     def fitted_state(self, key: str) -> Tensor: ...
 
@@ -134,12 +157,12 @@ class Step:
     @property
     def weights(self) -> list[Tensor]:
         """The weights as they are now, without history: writing to them in place writes to the model."""
-        return [layer.param.detach() for layer in self.layers]
+        return [layer.local.detach() for layer in self.layers]
 
     @property
     def grads(self) -> list[Tensor]:
         """The gradients as they are now, laid out like the weights; in ``before_step`` what is written to them is stepped."""
-        return [layer.fit(layer.param.grad) for layer in self.layers if layer.param.grad is not None]
+        return [g for layer in self.layers if (g := layer.grad) is not None]
 
     @property
     def lr(self) -> list[float]:
@@ -184,7 +207,10 @@ class Update(Step):
     @property
     def nnz(self) -> Tensor:
         """Active weights of each layer now: int64 [L] on the device."""
-        return ops.count_active([layer.mask_bits for layer in self.layers])
+        bits = [layer.mask_bits for layer in self.layers]
+        if any(layer.holders for layer in self.layers):  # known on the host, as what ranks agree on is
+            return torch.tensor([layer.nnz for layer in self.layers], device=bits[0].device)
+        return ops.count_active(bits)
 
     @property
     def inactive(self) -> Tensor:
@@ -219,4 +245,10 @@ class Update(Step):
         """Active weights of each layer with abs(w) below ``threshold``: int64 [L], exact, no host sync."""
         weights = self.weights
         limits = torch.as_tensor(threshold, dtype=torch.float32, device=weights[0].device).expand(len(weights)).contiguous()
-        return ops.count_below(weights, [layer.mask_bits for layer in self.layers], limits)
+        return self.over_ranks(ops.count_below(weights, [layer.mask_bits for layer in self.layers], limits))
+
+    def over_ranks(self, numbers: Tensor, largest: bool = False) -> Tensor:
+        """Numbers [L] of what this rank holds of each layer, added up over the ranks that hold parts of it, or the ``largest``
+        of them; themselves where no layer is cut. What a method counts in weights, signals or masks must go through this."""
+        holders = [layer.holders for layer in self.layers]
+        return reduce_each(numbers, holders, largest) if any(holders) else numbers

@@ -68,9 +68,9 @@ class DeepR(Method):
         for layer, lr, seed in zip(c.layers, c.lr, c.seeds("noise"), strict=True):
             if "sign" not in layer.state:
                 _draw_signs(layer, growth_seeds(c.seed, [layer.name], 0, "sign")[0])
-            w, active, sign = layer.param.detach(), layer.active(), layer.fitted_state("sign")
+            w, active, sign = layer.local.detach(), layer.active(), layer.fitted_state("sign")
             unit, new = sign.sign(), active & (sign.abs() == 2)
-            theta = ops.hashed_noise(w.shape, seed, c.t, device=w.device).mul_(self.noise * 3**0.5).sub_(self.l1).mul_(lr)
+            theta = _noise(layer, w, seed, c.t).mul_(self.noise * 3**0.5).sub_(self.l1).mul_(lr)
             theta += new * _THETA
             w.add_(torch.where(active, unit * theta, 0))
             sign.copy_(torch.where(active & (unit * w > 0), unit, 2 * unit))
@@ -80,12 +80,17 @@ class DeepR(Method):
             return [(sign.abs() == 1).float() for sign in u.state("sign")]
 
         def crossed(u: Update) -> Tensor:
-            return u.nnz - torch.stack([x.sum(dtype=torch.int64) for x in connected(u)])
+            return u.nnz - u.over_ranks(torch.stack([x.sum(dtype=torch.int64) for x in connected(u)]))
 
         return [Swap(drop=crossed, drop_by=connected, grow_by=Random())]
 
 
+def _noise(layer: LayerView, w: Tensor, seed: int, step: int) -> Tensor:
+    """For what this rank holds of the layer, ``w``."""
+    return ops.hashed_noise(w.shape, seed, step, where=layer.where.place, device=w.device)
+
+
 def _draw_signs(layer: LayerView, seed: int) -> None:
-    w, active = layer.param.detach(), layer.active()
-    random = torch.where(ops.hashed_noise(w.shape, seed, 0, device=w.device) < 0, -2.0, 2.0)
+    w, active = layer.local.detach(), layer.active()
+    random = torch.where(_noise(layer, w, seed, 0) < 0, -2.0, 2.0)
     layer.fitted_state("sign").copy_(torch.where(active, torch.where(w < 0, -1.0, 1.0), random))

@@ -87,6 +87,6 @@ class MEST(Method):
     def _importance(self, u: Update) -> list[Tensor]:
         found = []
         for layer, w in zip(u.layers, u.weights, strict=True):
-            g = layer.param.grad
-            found.append(w.float().abs() if g is None else w.float().abs() + self.lam * layer.fit(g).float().abs())
+            g = layer.grad
+            found.append(w.float().abs() if g is None else w.float().abs() + self.lam * g.float().abs())
         return found

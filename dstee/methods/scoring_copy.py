@@ -31,6 +31,7 @@ class AtInitialisation(Method):
     group = "at initialisation"
     updates = False
     needs_batches = True
+    needs_whole_weights = True
     chooses_budgets = True
 
 

@@ -51,6 +51,7 @@ class SIS(DenseToSparse):
     name = "SIS"
     key = "sis"
     needs_batches = True
+    needs_whole_weights = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -48,7 +48,7 @@ class SNFS(Method):
             raise ValueError(f"beta must be in [0, 1), got {self.beta}")
 
     def after_step(self, c: Step) -> None:
-        found = [(layer.fitted_state("momentum"), layer.fit(g)) for layer in c.layers if (g := layer.param.grad) is not None]
+        found = [(layer.fitted_state("momentum"), g) for layer in c.layers if (g := layer.grad) is not None]
         if found:  # two roundings on every machine: a fused multiply-add would have one
             torch._foreach_mul_([m for m, _ in found], self.beta)
             torch._foreach_add_([m for m, _ in found], [g.to(m.dtype) for m, g in found])
@@ -75,10 +75,13 @@ def _shares(u: Update) -> Tensor:
         torch.where(active, m, 0).abs().nan_to_num(0.0).double()
         for active, m in zip(u.masks(), u.state("momentum"), strict=True)
     ]
-    means = torch.stack([x.long().sum() for x in _scaled(momenta)]).double() / u.nnz.clamp(min=1)
-    return _scaled([means])[0].long()
+    largest = torch.stack([x.max() if x.numel() else x.new_zeros(()) for x in momenta])
+    scaled = _scaled(momenta, u.over_ranks(largest, largest=True))
+    means = u.over_ranks(torch.stack([x.long().sum() for x in scaled])).double() / u.nnz.clamp(min=1)
+    return _scaled([means], means)[0].long()
 
 
-def _scaled(tensors: Sequence[Tensor]) -> list[Tensor]:
-    largest = torch.stack([x.max() for x in tensors]).max().clamp(min=2.0**-1022)
-    return [x / largest * 2**_BITS for x in tensors]
+def _scaled(tensors: Sequence[Tensor], largest: Tensor) -> list[Tensor]:
+    """So that the largest of ``largest`` becomes 2**30."""
+    unit = largest.max().clamp(min=2.0**-1022)
+    return [x / unit * 2**_BITS for x in tensors]

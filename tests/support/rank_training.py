@@ -119,6 +119,7 @@ def look(held: Held, sparse: dstee.SparseModel, step: int) -> None:
     for key, layer in sparse.layers.items():
         name = key.removeprefix("module.")
         n = held.where[name].numel()
+        layer.follow()
         mask = ops.unpack_mask(layer.mask_bits, (n,)) if n else torch.zeros(0, dtype=torch.bool)
         held.facts[f"nnz after {step} {name}"] = layer.nnz
         held.values[f"mask after {step} {name}"] = mask
