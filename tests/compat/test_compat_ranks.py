@@ -2,50 +2,40 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import torch
+from support.processes import Launcher
+from torch import Tensor, nn
 
-RANK = """
-import sys, torch
-from torch import nn
 import dstee
 from dstee.compat import sparsimony
 from dstee.compat.torch_ao import DSTEESparsifier
 from dstee.distributed import ranks
 
-rank, folder = int(sys.argv[1]), sys.argv[2]
-torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-torch.manual_seed(0)
-model = nn.Sequential(nn.Linear(16, 8))
-sparsifier = DSTEESparsifier(0.75, "rigl", dstee.UpdateSchedule(every=1))
-sparsifier.prepare(model)
-x = torch.randint(-9, 9, (2, 8, 16), generator=torch.Generator().manual_seed(1)).float()
-weight = torch.arange(1.0, 9.0)
-(model(x[rank]) * weight).sum().backward()
-sparsifier.step()
-torch.manual_seed(rank)
-mask = torch.zeros(8, 16)
-grown = sparsimony.UnstructuredGradientGrower.calculate_mask(0.75, mask, x[rank])
-drawn = sparsimony.UnstructuredRandomGrower.calculate_mask(0.75, mask)
-averaged = ranks.mean([x[rank]])[0]
-torch.save([model[0].parametrizations.weight[0].mask, grown, drawn, averaged], f"{folder}/{rank}")
-torch.distributed.destroy_process_group()
-"""
+
+def inputs() -> Tensor:
+    return torch.randint(-9, 9, (2, 8, 16), generator=torch.Generator().manual_seed(1)).float()
 
 
-def test_two_processes_agree(tmp_path):
-    root = Path(__file__).resolve().parents[2]
-    environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", RANK]
-    ranks = [subprocess.Popen([*command, str(r), str(tmp_path)], env=environment, cwd=root) for r in range(2)]
-    assert [p.wait(120) for p in ranks] == [0, 0]
-    first, second = (torch.load(tmp_path / str(r), weights_only=True) for r in range(2))
+def masks(rank: int) -> list[Tensor]:
+    """What the rank ends with: a sparsifier's mask, a grower's by gradients, one at random, and the mean of the data."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 8))
+    sparsifier = DSTEESparsifier(0.75, "rigl", dstee.UpdateSchedule(every=1))
+    sparsifier.prepare(model)
+    x = inputs()
+    (model(x[rank]) * torch.arange(1.0, 9.0)).sum().backward()
+    sparsifier.step()
+    torch.manual_seed(rank)
+    mask = torch.zeros(8, 16)
+    grown = sparsimony.UnstructuredGradientGrower.calculate_mask(0.75, mask, x[rank])
+    drawn = sparsimony.UnstructuredRandomGrower.calculate_mask(0.75, mask)
+    return [model[0].parametrizations.weight[0].mask, grown, drawn, ranks.mean([x[rank]])[0]]
+
+
+def test_two_processes_agree(launcher: Launcher) -> None:
+    first, second = launcher.run(2, masks)
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
-    x = torch.randint(-9, 9, (2, 8, 16), generator=torch.Generator().manual_seed(1)).float()
+    x = inputs()
     mean = x.sum(0).div(2).abs().view(-1)
     order = torch.sort(mean, descending=True, stable=True).indices
     assert sorted(order[:32].tolist()) == first[1].view(-1).nonzero().view(-1).tolist()
