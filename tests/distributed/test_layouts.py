@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from support.layouts import LAYOUTS
 from support.processes import Launcher
-from support.rank_training import METHODS, Held, Run, alone, assert_equal, on_ranks
+from support.rank_training import METHODS, Held, Run, alone, assert_equal, assert_invariant, on_ranks
 
 pytestmark = pytest.mark.ranks
 
@@ -27,6 +27,16 @@ def test_layout(launcher: Launcher, name: str, n: int, optimizer: str) -> None:
 def test_method(launcher: Launcher, name: str, n: int, method: str) -> None:
     run = Run(method)
     assert_equal(on_ranks(launcher, name, n, run)[0], alone(run))
+
+
+@pytest.mark.parametrize("optimizer", ["sparse-sgd", "adamw"])
+@pytest.mark.parametrize(("name", "n"), on("ddp"))
+def test_real_gradients(launcher: Launcher, name: str, n: int, optimizer: str) -> None:
+    """Their last bits depend on the number of ranks; what must hold for any masks holds."""
+    run = Run(optimizer=optimizer, forward=True, replayed=False)
+    got = on_ranks(launcher, name, n, run)[0]
+    assert_invariant(got, run.steps)
+    assert got.facts["round after 16"] == 8
 
 
 @pytest.mark.parametrize(("name", "n"), [("ddp", 2)])

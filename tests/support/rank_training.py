@@ -17,7 +17,19 @@ from torch import Tensor, nn
 import dstee
 from dstee import ops
 
-__all__ = ["METHODS", "OPTIMIZERS", "Held", "Run", "alone", "assert_equal", "on_ranks", "since", "together", "train"]
+__all__ = [
+    "METHODS",
+    "OPTIMIZERS",
+    "Held",
+    "Run",
+    "alone",
+    "assert_equal",
+    "assert_invariant",
+    "on_ranks",
+    "since",
+    "together",
+    "train",
+]
 
 METHODS: dict[str, Callable[[], dstee.Method]] = {
     "dst-ee": lambda: dstee.DSTEE(),
@@ -48,13 +60,15 @@ OPTIMIZERS: dict[str, Callable[[nn.Module, dstee.SparseModel], torch.optim.Optim
 @dataclass(frozen=True)
 class Run:
     """One training. ``before``: sparsify, then lay out; otherwise the other way round. ``forward``: a real forward and backward
-    at each step, whose gradients are then replaced. ``half``: bfloat16 weights."""
+    at each step, whose gradients are then replaced, or, with ``replayed=False``, are those that count. ``half``: bfloat16
+    weights."""
 
     method: str = "dst-ee"
     optimizer: str = "sparse-sgd"
     before: bool = False
     forward: bool = False
     half: bool = False
+    replayed: bool = True
     steps: int = 16
     every: int = 2
     seed: int = 3
@@ -101,7 +115,8 @@ def train(
     for step in range(first, run.steps + 1):
         if run.forward:
             model(inputs).sum().backward()
-        layouts.replay(model, where, step)
+        if run.replayed:
+            layouts.replay(model, where, step)
         held.facts[f"updated at {step}"] = sparse.step(optimizer)
         optimizer.zero_grad()
         if run.forward and step == 3:
@@ -173,6 +188,20 @@ def alone(run: Run) -> Held:
 @functools.cache
 def _alone(run: Run) -> Held:
     return train(run)
+
+
+def assert_invariant(held: Held, step: int) -> None:
+    """Every layer has as many active weights as it says, after each step up to ``step``; at the end all that is shaped as its
+    weight is 0 outside the mask."""
+    for key, mask in held.values.items():
+        kind, _, rest = key.partition(" after ")
+        if kind == "mask":
+            assert int(mask.sum()) == held.facts[f"nnz after {rest}"], key
+    for name in [key.split()[-1] for key in held.values if key.startswith(f"mask after {step} ")]:
+        off = ~held.values[f"mask after {step} {name}"]
+        for key, value in held.values.items():
+            if key.endswith(f" {name}") and " after " not in key:
+                assert not value[off].any(), key
 
 
 def refuse_other_facts(a: dict[str, Any], b: dict[str, Any], who: str, other: str) -> None:
