@@ -31,7 +31,7 @@ Hashes: TypeAlias = npt.NDArray[np.uint64]
 
 DROP, GROWTH, SCALE = "the drop", "the growth", "the scale"  # what a cursor looks for
 
-_CHUNK = 1 << 22  # weights whose keys are in memory at a time; whole bytes of mask bits
+_CHUNK = 1 << 20  # weights whose keys are in memory at a time; whole bytes of mask bits
 _SMALLEST = 0x0080_0000  # 2**-126, the least that a bonus is scaled with
 
 
@@ -59,12 +59,29 @@ class Ranked:
     scale_k: list[int] | None = None
 
     @property
-    def has_bonus(self) -> bool:
-        return self.bonus is not None
-
-    @property
     def scaled(self) -> bool:
         return self.bonus is not None and self.bonus.dtype is torch.float64
+
+    @property
+    def signals(self) -> list[Tensor]:
+        """What the growth ranks, unless at random."""
+        return self.grow_signal or self.grads or []
+
+    def drop_bytes(self, i: int) -> list[tuple[int, int]]:
+        """Those of a drop key of layer ``i`` that may decide."""
+        return _rank_bytes(0, (self.drop_scores or self.params)[i]) + index_bytes(self.where[i].total)
+
+    def growth_bytes(self, i: int) -> list[tuple[int, int]]:
+        """Those of a growth key of layer ``i`` that may decide."""
+        signal = None if self.grow_seeds else self.signals[i]
+        score = _rank_bytes(0, signal) if self.bonus is None else word_bytes(0) + _rank_bytes(1, signal)
+        return score + index_bytes(self.where[i].total)
+
+
+def _rank_bytes(word: int, of: Tensor | None) -> list[tuple[int, int]]:
+    """The bytes in which ranks of ``of`` differ; those of a bfloat16 never in the third, and in the last as NaN from 0.0."""
+    short = of is not None and of.dtype is torch.bfloat16
+    return [byte for byte in word_bytes(word) if not (short and byte == (word, 8))]
 
 
 class Shares(NamedTuple):
@@ -86,17 +103,12 @@ def shares(ranked: Ranked, k: list[int], k_grow: list[int]) -> Rounds[Shares]:
         RuntimeError: a layer has fewer candidates than it is to drop or grow.
     """
     where, L = ranked.where, len(ranked.where)
-    tail = [index_bytes(place.total) for place in where]
-    drop = {i: Cursor(DROP, i, k[i], word_bytes(0) + tail[i]) for i in range(L) if k[i]}
-    grow = {
-        i: Cursor(GROWTH, i, k_grow[i], word_bytes(0) + word_bytes(1) * ranked.has_bonus + tail[i])
-        for i in range(L)
-        if k_grow[i]
-    }
+    drop = {i: Cursor(DROP, i, k[i], ranked.drop_bytes(i)) for i in range(L) if k[i]}
+    grow = {i: Cursor(GROWTH, i, k_grow[i], ranked.growth_bytes(i)) for i in range(L) if k_grow[i]}
     scale: dict[int, Cursor] = {}
     if ranked.scaled:
         places = [_place_of_scale(n, place.total) for n, place in zip(ranked.scale_k or k_grow, where, strict=True)]
-        scale = {i: Cursor(SCALE, i, places[i], word_bytes(0), to_the_end=True) for i in grow}
+        scale = {i: Cursor(SCALE, i, places[i], _rank_bytes(0, ranked.signals[i]), to_the_end=True) for i in grow}
     first = [drop, scale] if ranked.regrow else [scale]  # what a layer's growth waits for
     counting = _Counting(ranked, drop, scale)
     while True:
@@ -124,9 +136,7 @@ class _Counting:
     def __init__(self, ranked: Ranked, drop: dict[int, Cursor], scale: dict[int, Cursor]):
         self.ranked, self.drop, self.scale = ranked, drop, scale
         self.device = ranked.params[0].device if ranked.params else torch.device("cpu")
-        self.sampled = (
-            _sample(ranked.grow_signal or ranked.grads or [], ranked, [i for i in scale if ranked.where[i].n]) if scale else {}
-        )
+        self.sampled = _sample(ranked.signals, ranked, [i for i in scale if ranked.where[i].n]) if scale else {}
 
     def rows(self, cursors: Sequence[Cursor]) -> Tensor:
         """A row for each cursor, int32 [m, 256]: one call of the op for all that are at the same byte of the same key."""
