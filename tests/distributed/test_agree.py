@@ -148,7 +148,7 @@ def of_layers(traffic: Traffic) -> int:
     ("regrow", "bonus", "rounds"), [(True, "", 7), (False, "", 4), (True, "plain", 7), (False, "plain", 4), (True, "scaled", 8)]
 )
 def test_traffic_depends_neither_on_ranks_nor_on_size(regrow: bool, bonus: str, rounds: int) -> None:
-    few, many, larger = (sent(width, ranks, regrow, bonus) for width, ranks in ((4, 2), (4, 5), (16, 2)))
+    few, many, larger = (sent(width, ranks, regrow, bonus) for width, ranks in ((4, 2), (4, 5), (8, 2)))
     assert few == many
     assert len(few.rows) <= len(larger.rows) <= rounds
     assert of_layers(larger) <= 12 * 1024
