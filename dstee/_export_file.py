@@ -27,7 +27,7 @@ from torch import Tensor
 
 from dstee import ops
 from dstee._files import CheckpointError, is_shape, open_regular, parse_json, write_atomic
-from dstee._state_dict import is_int
+from dstee._state_checks import is_int
 from dstee.encoding import mask_bytes
 
 _FORMAT, _VERSION = "dstee-sparse", "1"

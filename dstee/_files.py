@@ -10,7 +10,7 @@ import re
 import secrets
 import stat
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -111,12 +111,13 @@ def read_file(path: Path, limit: int) -> bytes:
     return data
 
 
-def parse_json(text: str | bytes, max_depth: int = 64) -> Any:
-    """Strict JSON: no NaN, no Infinity, no duplicate keys, no int beyond 64 bits; whatever is wrong is a ValueError."""
+def parse_json(text: str | bytes, max_depth: int = 64, finite: bool = True) -> Any:
+    """Strict JSON: no duplicate keys, no int beyond 64 bits, where ``finite`` no NaN and no Infinity; whatever is wrong is a
+    ValueError."""
+    constant: Callable[[str], Any] = _refuse_constant if finite else float
+    number: Callable[[str], Any] = _finite if finite else float
     try:
-        value = json.loads(
-            text, object_pairs_hook=_unique, parse_constant=_refuse_constant, parse_float=_finite, parse_int=_int64
-        )
+        value = json.loads(text, object_pairs_hook=_unique, parse_constant=constant, parse_float=number, parse_int=_int64)
     except RecursionError:
         raise ValueError("nested too deeply") from None
     level: list[Any] = [value]

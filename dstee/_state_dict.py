@@ -1,4 +1,4 @@
-"""``SparseModel.state_dict``: how masks and counters are written down, and everything that is checked when they come back.
+"""``SparseModel.state_dict(full=True)``, format 1: packed masks, whole on every process; and the way back from both formats.
 
     {"format_version": 1, "t": int, "round": int, "seed": int, "method": dict, "schedule": dict, "digest": str,
      "layers": {name: {"shape": [int], "nnz": int,
@@ -16,44 +16,36 @@ is not a tensor. Nothing here is pickled code: the dict loads under ``torch.load
 from __future__ import annotations
 
 import hashlib
-import json
-import sys
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, TypeGuard, TypeVar
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from dstee import ops
+from dstee import _state_shaped, ops
+from dstee._state_checks import (
+    Restored,
+    check_numbers,
+    check_weights_counted,
+    counts_out_of_range,
+    digest_of,
+    error,
+    is_dense,
+    is_int,
+    match_layers,
+    of_another_method,
+    read_progress,
+    same_shape,
+)
 from dstee.encoding import MAX_ROUNDS, mask_bytes
-from dstee.methods import Method, method_from_dict
-from dstee.parameter_names import match_names
+from dstee.methods import Method
 from dstee.schedule import UpdateSchedule
 from dstee.sparse_layer import SparseLayer, reorder, reorder_bits, row_major
-
-T = TypeVar("T")
 
 FORMAT_VERSION = 1
 _TENSORS = {"mask": torch.uint8, "counts": torch.int16, "previous": torch.uint8}
 _BULK = {*_TENSORS, "kept"}
 _HEAD = ("format_version", "t", "round", "seed", "method", "schedule", "digest", "layers")
-
-
-@dataclass(frozen=True)
-class Restored:
-    """A state that has passed every check. ``tensors[name]``: mask, counts and previous, the absent ones None."""
-
-    t: int
-    round: int
-    seed: int
-    method: Method
-    schedule: UpdateSchedule
-    nnz: dict[str, int]
-    tensors: dict[str, dict[str, Tensor | None]]
-    numbers: dict[str, float]
-    budget: dict[str, int]
-    kept: dict[str, dict[str, Tensor]]
 
 
 def digest(t: Tensor) -> str:
@@ -64,7 +56,7 @@ def digest(t: Tensor) -> str:
 def _head_digest(state: Mapping[str, Any]) -> str:
     layers = {name: {key: value for key, value in layer.items() if key not in _BULK} for name, layer in state["layers"].items()}
     plain = {**{key: state[key] for key in (*_HEAD, "numbers") if key != "digest" and key in state}, "layers": layers}
-    return hashlib.blake2b(json.dumps(plain, sort_keys=True).encode(), digest_size=16).hexdigest()
+    return digest_of(plain)
 
 
 def _same_digest(state: Mapping[str, Any]) -> bool:
@@ -132,63 +124,33 @@ def encode(
     return state | {"digest": _head_digest(state)}
 
 
-def is_int(value: object, low: int, high: int) -> bool:
-    """Whether ``value`` is an int (no bool) in low..high."""
-    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
-
-
-def is_number(value: object, low: float = -sys.float_info.max, high: float = sys.float_info.max) -> bool:
-    """Whether ``value`` is a finite number (no bool) in low..high."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high
-
-
 def decode(state: object, layers: Mapping[str, SparseLayer], strict: bool) -> Restored:
-    """Checks all of ``state`` against the model and returns it; touches nothing.
+    """Checks all of ``state``, of either format, against the model and returns it; touches nothing.
 
     Raises:
         ValueError: listing everything that is wrong, at once.
     """
     if not isinstance(state, Mapping):
         raise ValueError(f"the sparse state must be a dict made by SparseModel.state_dict, got {type(state).__name__}")
+    if "head" in state:
+        return _state_shaped.decode(state, layers, strict)
     if not is_int(state.get("format_version"), FORMAT_VERSION, FORMAT_VERSION):
         raise ValueError(
-            f"the sparse state has format version {state.get('format_version')!r}, this dstee reads {FORMAT_VERSION}: "
-            "was it made by SparseModel.state_dict?"
+            f"the sparse state has format version {state.get('format_version')!r} and no head, this dstee reads "
+            f"{FORMAT_VERSION}, and {_state_shaped.FORMAT_VERSION} with a head: was it made by SparseModel.state_dict?"
         )
     problems = [f"{key} is missing" for key in _HEAD if key not in state]
     problems += [f"unknown entry {key!r}" for key in state if key not in (*_HEAD, "numbers")]
     if not isinstance(state.get("layers"), dict):
         problems.append("layers is no dict")
     if problems:
-        raise _error(problems)
+        raise error(problems)
 
-    t, round, seed = state["t"], state["round"], state["seed"]
-    if not is_int(t, 0, 2**63 - 1):
-        problems.append(f"t must be a step number, got {t!r}")
     counted = any(isinstance(saved, dict) and "counts" in saved for saved in state["layers"].values())
-    most = MAX_ROUNDS - 1 if counted else 2**63 - 1  # only counters limit the rounds
-    if not is_int(round, 0, most):
-        problems.append(f"round must be in 0..{most}, got {round!r}")
-    elif is_int(t, 0, 2**63 - 1) and round > t:
-        problems.append(f"round is {round}, more than the {t} steps taken")
-    if not is_int(seed, -(2**63), 2**64 - 1):
-        problems.append(f"seed must be an int of 64 bits, got {seed!r}")
-    method = _read("method", method_from_dict, state["method"], problems)
-    schedule = _read("schedule", UpdateSchedule.from_dict, state["schedule"], problems)
-
-    matched = match_names(map(str, state["layers"]), layers)  # saved name -> ours
-    saved_name = {ours: name for name, ours in matched.items()}
-    if strict or not matched:
-        problems += [f"{name}: in the model, not in the state" for name in layers if name not in saved_name]
-        problems += [f"{name!r}: in the state, no sparse layer of the model" for name in state["layers"] if name not in matched]
+    t, round, seed, method, schedule = read_progress(state, counted, problems)
+    saved_name = match_layers(state["layers"], layers, strict, problems)
     numbers = state.get("numbers", {})
-    if method is not None and (
-        not isinstance(numbers, dict)
-        or numbers.keys() != method.initial_numbers().keys()
-        or not all(type(x) is float for x in numbers.values())
-    ):
-        expected = sorted(method.initial_numbers())
-        problems.append(f"numbers are {numbers!r}, {method.name} keeps {expected}: they are another method's")
+    check_numbers(numbers, method, problems)
     tensors: dict[str, dict[str, Tensor | None]] = {}
     budget: dict[str, int] = {}
     kept: dict[str, dict[str, Tensor]] = {}
@@ -205,23 +167,8 @@ def decode(state: object, layers: Mapping[str, SparseLayer], strict: bool) -> Re
     if not problems and not _same_digest(state):
         problems.append("digest does not match: the numbers in the state were damaged or edited")
     if problems or method is None or schedule is None:
-        raise _error(problems)
+        raise error(problems)
     return Restored(t, round, seed, method, schedule, nnz, tensors, numbers, budget, kept)
-
-
-def _error(problems: list[str]) -> ValueError:
-    return ValueError("cannot load the sparse state, nothing was changed:\n  " + "\n  ".join(problems))
-
-
-def _read(key: str, from_dict: Callable[[dict[str, Any]], T], value: object, problems: list[str]) -> T | None:
-    if not isinstance(value, dict) or not all(isinstance(v, (str, int, float, bool)) for v in (*value, *value.values())):
-        problems.append(f"{key} is no dict of plain values")
-        return None
-    try:
-        return from_dict(value)
-    except (ValueError, TypeError, OverflowError) as error:
-        problems.append(f"{key}: {error}")
-        return None
 
 
 def _check_layer(saved: object, layer: SparseLayer, round: object, strict: bool, method: Method | None) -> list[str]:
@@ -229,18 +176,11 @@ def _check_layer(saved: object, layer: SparseLayer, round: object, strict: bool,
         return [f"expected a dict, got {type(saved).__name__}"]
     known = {"shape", "nnz", "budget", "kept", "kept_digests", *_TENSORS, *(f"{key}_digest" for key in _TENSORS)}
     wrong = [f"unknown entry {key!r}" for key in saved if key not in known]
-    shape, nnz, n = saved.get("shape"), saved.get("nnz"), layer.numel
-    if not isinstance(shape, list) or not all(type(d) is int for d in shape) or shape != list(layer.shape):
-        return [*wrong, f"shape {shape!r}, the model has {list(layer.shape)}"]
-    if not is_int(nnz, 0, n):
-        return [*wrong, f"nnz must be in 0..{n}, got {nnz!r}"]
-    moves = method is not None and method.moves_budgets
-    if not is_int(saved.get("budget", None if moves else 0), 0, n):
-        wrong.append(f"budget must be in 0..{n}, got {saved.get('budget')!r}")
+    if not same_shape(saved.get("shape"), layer):
+        return [*wrong, f"shape {saved.get('shape')!r}, the model has {list(layer.shape)}"]
+    n = layer.numel
+    wrong += check_weights_counted(saved, layer, strict, method)
     wrong += _check_kept(saved, layer, method)
-    chosen = moves or (method is not None and method.chooses_budgets)
-    if strict and not chosen and nnz != layer.nnz:
-        wrong.append(f"{nnz} active weights, the model has {layer.nnz} (strict=False takes over the saved number)")
     if "mask" not in saved:
         wrong.append("the mask is missing")
     if "counts" not in saved and method is not None and method.needs_counter:
@@ -253,8 +193,8 @@ def _check_layer(saved: object, layer: SparseLayer, round: object, strict: bool,
     for key in ("mask", "previous"):
         if key in saved:
             active = int(ops.count_active([saved[key]]))
-            if key == "mask" and active != nnz:  # the mask before may be of a method that moved budgets
-                wrong.append(f"{key} has {active} active weights, nnz says {nnz}")
+            if key == "mask" and active != saved["nnz"]:  # the mask before may be of a method that moved budgets
+                wrong.append(f"{key} has {active} active weights, nnz says {saved['nnz']}")
             if n % 8 and int(saved[key][-1]) >> n % 8:
                 wrong.append(f"{key} has bits beyond its {n} weights")
     if "counts" in saved and isinstance(round, int) and is_int(round, 0, MAX_ROUNDS):
@@ -271,8 +211,8 @@ def _check_kept(saved: Mapping[str, Any], layer: SparseLayer, method: Method | N
     wrong = []
     for key, t in kept.items():
         if method is not None and key not in method.keeps:
-            wrong.append(f"kept tensor {key!r} is none of {method.name}'s, {list(method.keeps)}: it is another method's")
-        elif not _is_dense(t):
+            wrong.append(of_another_method(key, method))
+        elif not is_dense(t):
             wrong.append(f"kept tensor {key!r} must be a dense tensor, got {type(t).__name__}")
         elif t.dtype != torch.float32 or t.shape != layer.shape or not t.is_contiguous() or t.is_neg():
             wrong.append(f"kept tensor {key!r} is {t.dtype} {list(t.shape)}, expected torch.float32 {list(layer.shape)}")
@@ -281,19 +221,9 @@ def _check_kept(saved: Mapping[str, Any], layer: SparseLayer, method: Method | N
     return wrong
 
 
-def counts_out_of_range(counts: Tensor, round: int) -> str | None:
-    """What is wrong with the numbers in stored counters after ``round`` updates; None when nothing is."""
-    low, high = (int(x) for x in counts.aminmax())
-    return f"lie in {low}..{high}, expected 0..{round}" if low < 0 or high > round else None
-
-
-def _is_dense(t: object) -> TypeGuard[Tensor]:
-    return isinstance(t, Tensor) and t.layout is torch.strided and not t.is_meta and not t.is_nested
-
-
 def _check_tensor(key: str, t: object, saved_digest: object, dtype: torch.dtype, size: int) -> list[str]:
     """Sizes come before contents, so that a small file cannot declare a huge tensor."""
-    if not _is_dense(t):
+    if not is_dense(t):
         return [f"{key} must be a dense tensor, got {type(t).__name__}"]
     if t.dtype != dtype or t.shape != (size,) or not t.is_contiguous():
         return [f"{key} is {t.dtype} {list(t.shape)} stride {t.stride()}, expected {dtype} [{size}], contiguous"]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from dstee import _optimizer_state, _optimizer_step, ops, sparsity_distribution
 from dstee._optimizer_step import Closure, Stepper
-from dstee._state_dict import is_int, is_number
+from dstee._state_checks import is_int, is_number
 from dstee.methods import Method, Static
 from dstee.methods.soft_threshold import LearnedThreshold
 from dstee.schedule import UpdateSchedule
@@ -322,7 +322,7 @@ class SoftThreshold:
             "shift": self.shift,
             "used": [int(number) for number in self._used],
             "layers": {name: list(layer.weight.shape) for name, layer in self._layers.items()},
-            "sparse": None if self.sparse is None else self.sparse.state_dict(),
+            "sparse": None if self.sparse is None else self.sparse.state_dict(full=True),
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from dstee import _export_formats, _state_dict, method_hooks, ops
+from dstee import _export_formats, _state_dict, _state_shaped, method_hooks, ops
 from dstee.distributed.sharding import reshard
 from dstee.distributed.where import as_dtensor, local_part
 from dstee.methods import Method
@@ -192,15 +192,19 @@ class SparseModel(Topology):
 
     # --- checkpoints -----------------------------------------------------------------------------------------------------
 
-    def state_dict(self) -> dict[str, Any]:
-        """Everything but the weights: a plain dict of ints, strings and packed CPU tensors by parameter name.
+    def state_dict(self, full: bool = False) -> dict[str, Any]:
+        """Everything but the weights, as copies that load under ``torch.load(weights_only=True)``.
 
-        Loads under ``torch.load(weights_only=True)``; masks and counters are in row-major order, with a digest per tensor.
+        Tensors have the shape of their weight and one "head", a JSON text, says the rest, with a fingerprint of each tensor.
+        The keys depend on the model and its method alone, so ``torch.distributed.checkpoint`` saves and loads it, or the
+        SparseModel itself, like a model's state.
+
+        Args:
+            full: the compact form instead, an eighth of the size for masks: a dict of numbers, packed masks and digests.
         """
         self._settle()
-        return _state_dict.encode(
-            self.t, self.round, self.seed, self.method, self.schedule, self.layers, self.budget, self._numbers
-        )
+        encode = _state_dict.encode if full else _state_shaped.encode
+        return encode(self._t, self._round, self.seed, self.method, self.schedule, self.layers, self.budget, self._numbers)
 
     def export(
         self,
@@ -224,13 +228,13 @@ class SparseModel(Topology):
         the weights are 0 outside the masks.
 
         Args:
-            state_dict: what :meth:`state_dict` returned.
+            state_dict: what :meth:`state_dict` returned, in either form, or 0.1.0's.
             strict: every layer must be on both sides, with as many active weights where the method leaves that to the
                 distribution. If False, saved layers that the model does not have are ignored, others keep their mask and
                 count anew, and saved numbers of weights are taken over.
 
         Raises:
-            ValueError: listing all that is wrong (names, shapes, numbers, digests). Nothing has changed then.
+            ValueError: listing all that is wrong (names, shapes, numbers, damage). Nothing has changed then.
         """
         self._settle()
         restored = _state_dict.decode(state_dict, self.layers, strict)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dstee._state_dict import is_int
+from dstee._state_checks import is_int
 from dstee.metrics import Flops, forward_cost
 from dstee.sparse_model import SparseModel
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from dstee._state_dict import is_int
+from dstee._state_checks import is_int
 from dstee.encoding import MAX_ROUNDS
 from dstee.methods import Method
 from dstee.schedule import UpdateSchedule

@@ -222,13 +222,18 @@ class Trial:
             "data": self.data.digest,
             "model": dict(self.model.state_dict()),
             "optimizer": self.optimizer.state_dict(),
-            "sparse": None if self.sparse is None else self.sparse.state_dict(),
+            "sparse": self._sparse_state(),
             "order": self.batch_order.state_dict(),
             "rng": torch.get_rng_state(),
             "loss_sum": self.loss_sum,
             "history": self.history,
         }
         return state if self.cost is None else {**state, "cost": self.cost.state_dict()}
+
+    def _sparse_state(self) -> dict[str, Any] | None:
+        if isinstance(self.sparse, dstee.SparseModel):
+            return self.sparse.state_dict(full=True)  # an eighth of the size
+        return None if self.sparse is None else self.sparse.state_dict()
 
     def saved(self) -> SavedState:
         return {**self.state(), "seconds": [self.seconds, self.kernel_seconds]}

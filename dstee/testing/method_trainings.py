@@ -109,7 +109,7 @@ class Training:
             if layer.counts is not None:
                 found[f"counter of {name}"] = self.sparse.counter(name).clone()
             found |= {f"kept {key!r} of {name}": x.clone() for key, x in layer.state.items()}
-        numbers = self.sparse.state_dict().get("numbers", {})
+        numbers = self.sparse.state_dict(full=True).get("numbers", {})
         found |= {f"number {key!r}": torch.tensor(x, dtype=torch.float64) for key, x in numbers.items()}
         for name, p in self.model.named_parameters():
             found[f"parameter {name}"] = p.detach().clone()

@@ -107,9 +107,9 @@ def test_resumed_in_the_middle_to_the_bit(method: Method, kind: str) -> None:
     train(resumed, other, range(9, 21))
     assert resumed.method == method and whole.round == resumed.round >= 9
     assert not differing(snapshot(whole, optimizer), snapshot(resumed, other))
-    assert whole.state_dict()["digest"] == resumed.state_dict()["digest"]
-    for name, layer in whole.state_dict()["layers"].items():
-        kept = resumed.state_dict()["layers"][name].get("kept", {})
+    assert whole.state_dict(full=True)["digest"] == resumed.state_dict(full=True)["digest"]
+    for name, layer in whole.state_dict(full=True)["layers"].items():
+        kept = resumed.state_dict(full=True)["layers"][name].get("kept", {})
         assert kept.keys() == layer.get("kept", {}).keys() == set(method.keeps)
         assert all(torch.equal(kept[key], t) for key, t in layer.get("kept", {}).items())
 

@@ -83,7 +83,8 @@ def same(a: Trained, b: Trained) -> list[str]:
     rows = []
     for _, sparse, optimizer in (a, b):
         kept = {f"{key} {name}": x for name, layer in sparse.layers.items() for key, x in layer.state.items()}
-        rows.append(snapshot(sparse, optimizer) | kept | {"steps": torch.tensor(sparse.state_dict()["numbers"]["steps"])})
+        steps = torch.tensor(sparse.state_dict(full=True)["numbers"]["steps"])
+        rows.append(snapshot(sparse, optimizer) | kept | {"steps": steps})
     return differing(*rows)
 
 
@@ -117,7 +118,7 @@ def test_hooks_change_gradients_before_the_step_and_weights_after_it(kind: str) 
                 plain.get_parameter(name).mul_(0.5)
     for name, p in model.named_parameters():
         assert torch.equal(p, plain.get_parameter(name)), name
-    assert sparse.state_dict()["numbers"] == {"steps": 3.0}
+    assert sparse.state_dict(full=True)["numbers"] == {"steps": 3.0}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -190,11 +191,11 @@ def test_a_fault_in_a_hook_leaves_a_state_that_loads_and_trains(kind: str, fault
         sparse.step(optimizer)
     done = fault == "grow_by of Swap"  # the action before it has changed masks
     assert (sparse.t, sparse.round, sparse.nnz) == (2 + done, 2 + done, total - done)
-    assert sparse.state_dict()["numbers"] == {"steps": 2.0 + done}
-    state = sparse.state_dict()
+    assert sparse.state_dict(full=True)["numbers"] == {"steps": 2.0 + done}
+    state = sparse.state_dict(full=True)
     other = make(kind)[1]
     other.load_state_dict(state, strict=False)
-    assert other.state_dict()["digest"] == state["digest"]
+    assert other.state_dict(full=True)["digest"] == state["digest"]
     sparse.method = Pulling()
     train(trained, range(3, 5))
     assert sparse.round == sparse.t == 4 + done
@@ -202,7 +203,7 @@ def test_a_fault_in_a_hook_leaves_a_state_that_loads_and_trains(kind: str, fault
 
 def resaved(change: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
     """A state of pulling, with something else in it."""
-    state = train(make("fused"), range(1))[1].state_dict()
+    state = train(make("fused"), range(1))[1].state_dict(full=True)
     change(state)
     return state
 
@@ -228,10 +229,10 @@ def resaved(change: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
 )
 def test_states_of_another_method_or_damaged_are_refused(change: Callable[[dict[str, Any]], None], text: str) -> None:
     sparse = make("fused")[1]
-    before = sparse.state_dict()["digest"]
+    before = sparse.state_dict(full=True)["digest"]
     with pytest.raises(ValueError, match=text):
         sparse.load_state_dict(resaved(change), strict=False)
-    assert sparse.state_dict()["digest"] == before
+    assert sparse.state_dict(full=True)["digest"] == before
 
 
 def test_layers_on_several_devices_are_named() -> None:

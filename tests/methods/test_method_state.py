@@ -104,7 +104,7 @@ def train(trained: Trained, steps: range) -> None:
 @pytest.mark.parametrize("kind", ["fused", "torch"])
 def test_numbers_set_in_the_plan_of_a_swap_count(kind: str) -> None:
     _, sparse, _ = make(Remembering(), kind, 3)
-    assert sparse.state_dict()["numbers"] == {"plans": 3.0}
+    assert sparse.state_dict(full=True)["numbers"] == {"plans": 3.0}
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_numbers_of_another_kind_are_refused_before_they_count(left: dict[str, A
     with pytest.raises(ValueError, match=r"left the numbers .* expected \['plans'\]"):
         train(trained, range(1))
     sparse = trained[1]
-    assert (sparse.t, sparse.round) == (0, 0) and sparse.state_dict()["numbers"] == {"plans": 0.0}
+    assert (sparse.t, sparse.round) == (0, 0) and sparse.state_dict(full=True)["numbers"] == {"plans": 0.0}
 
 
 @pytest.mark.parametrize("kind", ["fused", "torch"])
@@ -160,7 +160,7 @@ def test_learning_rates_are_told_to_every_hook_by_the_layers_that_it_sees(kind: 
 def test_a_loaded_state_is_not_written_to() -> None:
     trained = make(Remembering(), steps=2)
     sparse = trained[1]
-    state = sparse.state_dict()
+    state = sparse.state_dict(full=True)
     kept = copy.deepcopy(state)
     sparse.load_state_dict(state)
     train(trained, range(2, 4))
@@ -228,7 +228,7 @@ def test_faults_after_the_first_action_leave_a_round_that_counts(method: Method,
     for name, layer in sparse.layers.items():
         assert layer.nnz == int(sparse.mask(name).sum())
         assert torch.equal(sparse.counter(name), before[name] + sparse.mask(name).int())
-    state = sparse.state_dict()
+    state = sparse.state_dict(full=True)
     dstee.sparsify(mlp(), 0.5, track_exploration=True).load_state_dict(state, strict=False)
     sparse.method = Shrinking()
     train((model, sparse, optimizer), range(2, 4))
@@ -254,12 +254,12 @@ def test_a_fault_before_the_first_action_leaves_the_step_to_update() -> None:
 def test_a_state_of_a_method_that_took_over_after_budgets_moved_loads() -> None:
     _, sparse, _ = make(Shrinking(), steps=3)
     sparse.method = RigL()
-    state = sparse.state_dict()
+    state = sparse.state_dict(full=True)
     other = dstee.sparsify(mlp(), 0.5, method=RigL(), track_exploration=True)
     with pytest.raises(ValueError, match="strict=False takes over the saved number"):
         other.load_state_dict(state)
     other.load_state_dict(state, strict=False)
-    assert other.state_dict()["digest"] == state["digest"]
+    assert other.state_dict(full=True)["digest"] == state["digest"]
     assert all(torch.equal(other.last_grown(name), sparse.last_grown(name)) for name in sparse.layers)
 
 
@@ -269,7 +269,7 @@ def test_layers_that_a_state_does_not_have_keep_their_budget() -> None:
     optimizer = dstee.SparseSGD(model.parameters(), sparse, lr=0.5)
     other = dstee.sparsify(mlp(), 0.5, method=Shrinking(), schedule=EVERY_STEP)
     other.remove("3.weight")
-    state = other.state_dict()
+    state = other.state_dict(full=True)
     train((model, sparse, optimizer), range(3))
     budget = dict(sparse.budget)
     sparse.load_state_dict(state, strict=False)
@@ -292,7 +292,7 @@ def nested() -> torch.Tensor:
 )  # fmt: skip
 def test_kept_tensors_of_odd_kinds_are_refused_as_a_state(kept: Any) -> None:
     _, sparse, _ = make(Remembering(), steps=1)
-    state = sparse.state_dict()
+    state = sparse.state_dict(full=True)
     state["layers"]["0.weight"]["kept"]["mean"] = kept
     with pytest.raises(ValueError, match="cannot load the sparse state"):
         sparse.load_state_dict(state)
@@ -301,7 +301,7 @@ def test_kept_tensors_of_odd_kinds_are_refused_as_a_state(kept: Any) -> None:
 @pytest.mark.parametrize("budget", [None, True, -1, 109, 3.0, "3"])
 def test_budgets_of_a_state_are_checked(budget: Any) -> None:
     _, sparse, _ = make(Shrinking(), steps=1)
-    state = sparse.state_dict()
+    state = sparse.state_dict(full=True)
     state["layers"]["0.weight"]["budget"] = budget
     if budget is None:
         del state["layers"]["0.weight"]["budget"]

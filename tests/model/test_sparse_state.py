@@ -1,34 +1,17 @@
-"""SparseModel.state_dict and load_state_dict: bit for bit there and back, and what is refused."""
+"""SparseModel.state_dict and load_state_dict: bit for bit there and back in both formats; what is refused in format 1."""
 
 from __future__ import annotations
 
 import copy
-import io
 import json
 
 import pytest
 import torch
-from support.small_models import EVERY_STEP, convnet, differing, mlp, set_gradients, snapshot
+from support.small_models import convnet, differing, mlp, set_gradients, snapshot
+from support.sparse_states import edit, through_a_file, trained
 
 import dstee
 from dstee import _state_dict
-
-
-def trained(model=None, steps: int = 3, **kwargs):
-    model = mlp() if model is None else model
-    sparse = dstee.sparsify(model, 0.6, **{"schedule": EVERY_STEP, "method": dstee.DSTEE(c=0.01), **kwargs})
-    optimizer = dstee.SparseSGD(model.parameters(), sparse, lr=0.1, momentum=0.9)
-    for t in range(steps):
-        set_gradients(model, t)
-        sparse.step(optimizer)
-    return model, sparse, optimizer
-
-
-def through_a_file(state):
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    buffer.seek(0)
-    return torch.load(buffer, weights_only=True)
 
 
 @pytest.mark.parametrize(
@@ -40,9 +23,10 @@ def through_a_file(state):
         {"schedule": dstee.UpdateSchedule(every=1, stop=50, drop=dstee.CosineDrop(0.3, floor=0.005))},
     ],
 )
-def test_resumes_with_the_same_bits(kwargs):
+@pytest.mark.parametrize("full", [False, True])
+def test_resumes_with_the_same_bits(kwargs, full):
     model, sparse, optimizer = trained(**kwargs)
-    saved = through_a_file({"m": model.state_dict(), "s": sparse.state_dict(), "o": optimizer.state_dict()})
+    saved = through_a_file({"m": model.state_dict(), "s": sparse.state_dict(full), "o": optimizer.state_dict()})
     model2, sparse2, optimizer2 = trained(mlp(5), steps=1, track_exploration=kwargs.get("track_exploration", False))
     model2.load_state_dict(saved["m"])
     sparse2.load_state_dict(saved["s"])
@@ -58,7 +42,7 @@ def test_resumes_with_the_same_bits(kwargs):
 
 def test_state_is_plain_and_a_copy():
     model, sparse, optimizer = trained()
-    state = sparse.state_dict()
+    state = sparse.state_dict(full=True)
     before = copy.deepcopy(state)
     set_gradients(model, 9)
     sparse.step(optimizer)
@@ -83,7 +67,7 @@ def test_order_in_the_state_is_row_major():
     model.to(memory_format=torch.channels_last)
     set_gradients(model, 3)
     sparse.step(optimizer)
-    state = sparse.state_dict()
+    state = sparse.state_dict(full=True)
     plain = dstee.sparsify(convnet(), 0.6, seed=1)
     plain.load_state_dict(state)
     for name in sparse.layers:
@@ -91,17 +75,17 @@ def test_order_in_the_state_is_row_major():
         assert torch.equal(plain.last_grown(name), sparse.last_grown(name))
         mask = dstee.ops.unpack_mask(state["layers"][name]["mask"], sparse.layers[name].shape)
         assert torch.equal(mask, sparse.mask(name))
-    assert plain.state_dict()["digest"] == state["digest"]
+    assert plain.state_dict(full=True)["digest"] == state["digest"]
 
 
 def test_all_differences_come_in_one_error_and_nothing_changes():
     _, sparse, _ = trained()
     _, other, _ = trained(convnet(), method=dstee.RigL(order="after"))
-    state = other.state_dict()
+    state = other.state_dict(full=True)
     state["layers"]["3.weight"]["mask_digest"] = "0"
     state["method"] = {"method": "rigl", "c": 1.0}
     state["t"] = 1
-    before = sparse.state_dict()
+    before = sparse.state_dict(full=True)
     with pytest.raises(ValueError) as caught:
         sparse.load_state_dict(state)
     text = str(caught.value)
@@ -114,17 +98,17 @@ def test_all_differences_come_in_one_error_and_nothing_changes():
         "round is 3, more than the 1 steps taken",
     ):
         assert part in text
-    assert sparse.state_dict()["digest"] == before["digest"]
+    assert sparse.state_dict(full=True)["digest"] == before["digest"]
 
 
 def test_budgets_and_counters_must_fit_unless_told_otherwise():
     _, sparse, _ = trained()
-    state = dstee.sparsify(mlp(), 0.8).state_dict()
+    state = dstee.sparsify(mlp(), 0.8).state_dict(full=True)
     with pytest.raises(ValueError, match=r"0.weight: \d+ active weights, the model has \d+ \(strict=False"):
         sparse.load_state_dict(state)
     sparse.load_state_dict(state, strict=False)
     assert sparse.nnz == round(0.2 * 153) and sparse.round == 0
-    without = dstee.sparsify(mlp(), 0.8, method=dstee.RigL()).state_dict()
+    without = dstee.sparsify(mlp(), 0.8, method=dstee.RigL()).state_dict(full=True)
     without["method"] = dstee.DSTEE().to_dict()
     with pytest.raises(ValueError, match=r"0.weight: counts are missing, DST-EE needs them"):
         sparse.load_state_dict(without, strict=False)
@@ -133,7 +117,7 @@ def test_budgets_and_counters_must_fit_unless_told_otherwise():
 
 def test_not_strict_takes_what_fits_and_lets_the_rest_start_anew():
     _, sparse, _ = trained()
-    state = sparse.state_dict()
+    state = sparse.state_dict(full=True)
     model = mlp(2)
     other = dstee.sparsify(model, {"3.weight": 0.5}, exclude="0", method=dstee.RigL())
     with pytest.raises(ValueError, match=r"'0.weight': in the state, no sparse layer"):
@@ -154,7 +138,7 @@ def test_not_strict_takes_what_fits_and_lets_the_rest_start_anew():
 
 def test_weights_of_another_checkpoint_are_refused_at_the_next_step():
     _, sparse, _ = trained()
-    state = sparse.state_dict()
+    state = sparse.state_dict(full=True)
     stranger, other, stepper = trained(mlp(1), seed=1)
     other.load_state_dict(state)  # the masks alone: the weights are from elsewhere
     set_gradients(stranger, 0)
@@ -165,22 +149,6 @@ def test_weights_of_another_checkpoint_are_refused_at_the_next_step():
     assert not differing(before, snapshot(other, stepper))
     other.apply_masks()
     assert other.step(stepper)
-
-
-def edit(path: str, value):
-    """A change to the state at ``path``; "-" deletes, a function maps the old value."""
-
-    def change(state):
-        *way, last = path.split("/")
-        target = state
-        for key in way:
-            target = target[key]
-        if isinstance(value, str) and value == "-":
-            del target[last]
-        else:
-            target[last] = value(target[last]) if callable(value) else value
-
-    return change
 
 
 def flip(t):
@@ -200,7 +168,7 @@ def behind_the_last(bits):
 
 LAYER = "layers/0.weight"
 HOSTILE = [
-    (edit("format_version", 2), "format version 2, this dstee reads 1"),
+    (edit("format_version", 2), "format version 2 and no head, this dstee reads 1, and 2 with a head"),
     (edit("format_version", True), "format version True"),
     (edit("format_version", torch.ones(3)), "format version"),
     (edit("t", 2.0), "t must be a step number, got 2.0"),
@@ -266,11 +234,11 @@ HOSTILE = [
 @pytest.mark.parametrize("change, text", HOSTILE, ids=[text[:30] for _, text in HOSTILE])
 def test_a_hostile_state_is_one_value_error_and_changes_nothing(change, text):
     _, sparse, _ = trained()
-    state, before = sparse.state_dict(), sparse.state_dict()
+    state, before = sparse.state_dict(full=True), sparse.state_dict(full=True)
     change(state)
     with pytest.raises(ValueError, match=text):
         sparse.load_state_dict(state)
-    assert sparse.state_dict()["digest"] == before["digest"] and not sparse._unchecked
+    assert sparse.state_dict(full=True)["digest"] == before["digest"] and not sparse._unchecked
 
 
 @pytest.mark.parametrize(
@@ -286,7 +254,7 @@ def test_a_hostile_state_is_one_value_error_and_changes_nothing(change, text):
 )
 def test_contents_are_checked_even_under_a_matching_digest(key, edited, text):
     _, sparse, _ = trained()
-    state = sparse.state_dict()
+    state = sparse.state_dict(full=True)
     layer = state["layers"]["0.weight"]
     layer[key] = edited(layer[key])
     layer[f"{key}_digest"] = _state_dict.digest(layer[key])

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from dstee._state_dict import is_number
+from dstee._state_checks import is_number
 from dstee.compat.libraries import CheckpointFormat, Progress, State, check_count
 from dstee.compat.plain_masks import to_masks
 from dstee.compat.rigl_torch.layers import rigl_layers

@@ -7,7 +7,7 @@ from typing import Any, TypedDict
 
 from torch import Tensor
 
-from dstee._state_dict import is_int, is_number
+from dstee._state_checks import is_int, is_number
 from dstee.compat.plain_masks import check_counters, check_mask
 from dstee.encoding import MAX_ROUNDS
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dstee import ops
-from dstee._state_dict import is_int, is_number
+from dstee._state_checks import is_int, is_number
 from dstee.compat.plain_masks import check_counters, check_mask
 from dstee.compat.sparselearning.decay import Decay
 from dstee.compat.sparselearning.masks import Masks

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from dstee._state_dict import is_int
+from dstee._state_checks import is_int
 from dstee.compat.libraries import CheckpointFormat, Progress, State, check_count
 from dstee.compat.plain_masks import to_masks
 from dstee.compat.torch_ao.state_dict import counts_problem

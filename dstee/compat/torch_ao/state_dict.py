@@ -9,7 +9,7 @@ from typing import Any, TypedDict
 import torch
 from torch import Tensor
 
-from dstee._state_dict import counts_out_of_range, is_int
+from dstee._state_checks import counts_out_of_range, is_int
 from dstee.compat.plain_masks import check_mask
 from dstee.compat.torch_ao.arguments import check_level, method_from_dict
 from dstee.encoding import MAX_ROUNDS
