@@ -330,13 +330,12 @@ def largest(weights: list[Tensor], nnz: list[int], where: list[Where]) -> Rounds
     """Masks of the ``nnz`` weights of each layer that are first in (abs descending, NaN last, global index ascending).
 
     Args:
-        weights: this rank's parts of the layers, row-major.
+        weights: this rank's parts of the layers, in any memory order.
 
     Returns:
-        bool [n] each on the weights' device.
+        bool [n] each on the weights' device, row-major.
     """
-    if not weights:
-        return []
+    weights = [w.detach().reshape(-1).contiguous() for w in weights]
     none = [torch.zeros(mask_bytes(w.numel()), dtype=torch.uint8, device=w.device) for w in weights]
     found = yield from shares(Ranked(weights, none, where, grow_signal=weights), [0] * len(weights), nnz)
     return _first(weights, found.grow)

@@ -87,7 +87,7 @@ class Cursor:
         """One round's counts: this rank's, and those of all.
 
         Raises:
-            RuntimeError: there are fewer keys than wanted; on all ranks, which see the same sums.
+            RuntimeError: there are fewer keys than wanted, or equal ones; on all ranks, which see the same sums.
         """
         if self.at == 0 and (there := int(sums.sum())) < self.want:
             if not self.to_the_end:
@@ -104,7 +104,13 @@ class Cursor:
         self.here += int(mine[byte + (not whole) :].sum())
         self.prefix[word] |= byte << shift
         self.at += 1
-        self.settled = self.at == len(self.bytes) if self.to_the_end else whole
+        last = self.at == len(self.bytes)
+        self.settled = last if self.to_the_end else whole
+        if last and not self.settled:
+            raise RuntimeError(
+                f"layer {self.layer} has {int(sums[byte])} weights of one index: parts of ranks overlap, or replicas were "
+                "added up; compare where the ranks' parts lie"
+            )
 
 
 def exchange(rows: Tensor, layers: Sequence[int], wide: bool) -> Rounds[tuple[Ints, Ints]]:

@@ -12,6 +12,7 @@ from support.cut_cases import Part
 from support.lockstep import Traffic, lockstep
 
 from dstee import ops
+from dstee.distributed import agree
 from dstee.distributed.where import whole
 from dstee.encoding import bonus_table
 from dstee.testing import make_case
@@ -72,6 +73,27 @@ def test_equal_weights_are_told_apart_by_three_bytes_of_index(how: str) -> None:
     assert len(traffic.rows) == 2 * (4 + 3)
 
 
+@pytest.mark.parametrize("ranks", RANKS)
+def test_scales_are_those_of_the_whole(ranks: int) -> None:
+    """Where more is asked for than there is, too: the scale goes by what was asked for."""
+    rng = np.random.default_rng(ranks)
+    shapes = [cut_cases.LARGE, (40, 17), (1,), (7, 5), (3, 3)]
+    for density in (0.1, 0.95, 1.0):
+        case = make_case(ranks, [math.prod(s) for s in shapes], family="nonfinite", density=density, round=7)
+        case.bonus = bonus_table(0.1, 1.0, 500, 7, dtype=torch.float64)
+        nnz = [int(mask.sum()) for mask in case.masks()]
+        asked = [n // 2 for n in nnz[:-1]] + [9]
+        there = [min(n, p.numel() - active) for n, p, active in zip(asked, case.params, nnz, strict=True)]
+        parts = [Part.of(case, places) for places in cut_cases.cut_layers(shapes, ranks, rng)]
+        bonus = {"bonus": case.bonus, "round": 7, "regrow": False, "scale_k": asked}
+        ranked = [agree.Ranked(p.case.params, p.case.mask_bits, p.where, p.case.grads, p.case.counts, **bonus) for p in parts]
+        found = lockstep([agree.shares(r, [0] * len(there), there) for r in ranked])
+        expected = ops.growth_scale(case.grads, case.mask_bits, asked, 7)
+        for _, _, scale in found:
+            for i, n in enumerate(there):
+                assert not n or scale[i] == expected[i], f"layer {i} of density {density}"
+
+
 def test_denormals_are_told_apart_where_the_caller_flushes_them() -> None:
     shapes = [(40, 17), (12, 9)]
     case = make_case(0, [math.prod(shape) for shape in shapes], family="denormal", round=2)
@@ -95,6 +117,13 @@ def test_too_few_candidates_are_named_on_all_ranks(k: int, k_grow: int, words: s
     parts = [Part.of(case, places) for places in where]
     with pytest.raises(RuntimeError, match=f"layer 1 has .* candidates on all ranks, but {words}"):
         lockstep([part.update([5, k], [5, k_grow], [0, 0]) for part in parts])
+
+
+def test_parts_that_overlap_are_found() -> None:
+    case = make_case(0, [64], family="equal", density=0.5, counted=False)
+    parts = [Part.of(case, [whole(64)]) for _ in range(2)]
+    with pytest.raises(RuntimeError, match="layer 0 has 2 weights of one index"):
+        lockstep([part.update([5], [5], [5]) for part in parts])
 
 
 def test_layers_without_a_change_and_ranks_without_a_weight_send_no_more_than_they_must() -> None:
