@@ -25,6 +25,11 @@ def export(model: nn.Module, layers: Layers, format: str, path: str | Path | Non
         raise ValueError(f"path is {path!r}: only format='safetensors' writes a file, and needs one; the others return tensors")
     if (blocksize is not None) != (format == "bsr"):
         raise ValueError(f"blocksize is {blocksize!r}: only format='bsr' takes one, (rows, columns), and needs it")
+    if any(layer.follow() is not None and layer.sharding is not None for layer in layers.values()):
+        raise ValueError(
+            "the weights are cut among ranks, and an export holds whole ones: load the gathered states, get_model_state_dict with "
+            "full_state_dict=True and sparse.state_dict(full=True), into the model in one process and export there"
+        )
     state, aliases = _state(model, layers)
     if format == "csr":
         return state | {name: _csr(state[name], mask) for name, mask in _masks(layers).items()}

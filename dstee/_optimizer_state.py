@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from dstee import _dispatch
@@ -20,12 +21,27 @@ def held_by(optimizer: torch.optim.Optimizer) -> set[int]:
     return {id(p) for group in optimizer.param_groups for p in group["params"]}
 
 
-def missing(optimizers: Iterable[torch.optim.Optimizer], layers: Mapping[int, SparseLayer]) -> list[SparseLayer]:
-    """The trainable layers, given by id of their parameter, that none of ``optimizers`` holds."""
+def refuse_missing(
+    optimizers: Iterable[torch.optim.Optimizer],
+    layers: Mapping[int, SparseLayer],
+    was_replaced: Callable[[SparseLayer], bool],
+) -> None:
+    """Raises ValueError naming the trainable layers, given by id of their parameter, that none of ``optimizers`` holds."""
     held = set().union(*map(held_by, optimizers))
     if layers.keys() <= held:
-        return []
-    return [layer for key, layer in layers.items() if key not in held and layer.param.requires_grad]
+        return
+    missing = [layer for key, layer in layers.items() if key not in held and layer.param.requires_grad]
+    if not missing:
+        return
+    replaced = [layer.name for layer in missing if was_replaced(layer)]
+    cause = f" ({', '.join(replaced)}: another parameter than the optimizer's has come in its place)"
+    advice = "Create it after wrapping, sharding or replacing the model's parameters"
+    if len(missing) < len(layers) and not replaced and dist.is_available() and dist.is_initialized():
+        advice += "; under ZeroRedundancyOptimizer, which steps a part of them on each rank, use torch.optim.SGD inside"
+    raise ValueError(
+        "the optimizer does not hold these sparse weights of the model: "
+        f"{', '.join(layer.name for layer in missing)}{cause * bool(replaced)}. {advice}"
+    )
 
 
 def state_keepers(optimizer: torch.optim.Optimizer) -> list[torch.optim.Optimizer]:
@@ -117,7 +133,7 @@ class FirstStep:
 def momentum_buffer(optimizer: torch.optim.Optimizer, p: Tensor, layer: SparseLayer) -> Tensor | None:
     """SGD's momentum of ``p``, laid out as ``p`` is now; None before its first step with momentum."""
     state = optimizer.state.get(p)
-    buffer = state.get("momentum_buffer") if state else None
+    buffer = state.get("momentum_buffer") if state and id(p) not in getattr(optimizer, "unstepped", ()) else None
     if state is None or buffer is None:
         return None
     if layer.sharding is not None:

@@ -44,6 +44,11 @@ class Owner:
 def owner(optimizer: Stepper | FusingOptimizer) -> Owner:
     """Raises TypeError for what is no optimizer and wraps none."""
     core = core_optimizer(optimizer)
+    if type(core).__name__ == "ZeroRedundancyOptimizer" and isinstance(getattr(core, "optim", None), FusingOptimizer):
+        raise TypeError(
+            "ZeroRedundancyOptimizer steps a part of the weights on each rank, which SparseSGD inside it cannot: use "
+            "torch.optim.SGD inside"
+        )
     return Owner(cast(Stepper, optimizer), core, core if isinstance(core, FusingOptimizer) else None)
 
 

@@ -199,6 +199,9 @@ class MaskKeeper(Protocol):
     def attach(self, optimizer: FusingOptimizer, first: bool = True) -> None:
         """``update()`` without an argument means this optimizer from now on; with ``first=False``, if it means none yet."""
 
+    def is_stepping(self) -> bool:
+        """Whether the step is one of the model's own, :meth:`SparseModel.step`."""
+
     def begin_step(self, optimizer: torch.optim.Optimizer) -> tuple[dict[int, SparseLayer], MaskUpdate | None]:
         """The layers by id of their parameter, and the update that this step is to carry, if any.
 

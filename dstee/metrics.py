@@ -113,8 +113,7 @@ def exploitation(sparse: SparseModel, loss_fn: Callable[[], Tensor]) -> float:
     with_grown = float(loss_fn())
     saved = []
     try:
-        for layer in sparse.layers.values():
-            layer.follow()
+        for layer in sparse.follow_all().values():
             weight, grown = local_part(layer.param).data, layer.grown()  # .data: a pending backward must not notice
             saved.append((weight, grown, weight[grown]))
             weight.masked_fill_(grown, 0)

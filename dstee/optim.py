@@ -12,6 +12,8 @@ from torch.optim.sgd import sgd as dense_sgd
 
 from dstee import _checks, _optimizer_state, ops
 from dstee._optimizer_step import Closure
+from dstee.distributed.ranks import anywhere
+from dstee.distributed.sharding import everyone_of
 from dstee.distributed.where import local_part
 from dstee.layer_batch import LayerBatch
 from dstee.mask_update import MaskKeeper
@@ -37,6 +39,9 @@ class SparseSGD(torch.optim.SGD):
     Raises:
         TypeError, ValueError, RuntimeError: as ``torch.optim.SGD``; ValueError for ``differentiable=True``.
     """
+
+    unstepped: frozenset[int] = frozenset()
+    """Ids of the parameters whose momentum was made without a step."""
 
     def __init__(
         self,
@@ -90,6 +95,9 @@ class SparseSGD(torch.optim.SGD):
         with torch.no_grad():
             if self._overflow():
                 return loss
+            if self._only_makes_state():
+                self._make_state()
+                return loss
             layers, update = self.sparse.begin_step(self)
             # What can be wrong with any group is found before a sparse weight moves: by us here, by torch in its own step.
             batches: list[LayerBatch] = []
@@ -114,8 +122,25 @@ class SparseSGD(torch.optim.SGD):
                     update.apply(batch)
                     updated += batch.layers
                 _optimizer_state.keep_momenta(self, batch)
+            self.unstepped = frozenset()
             self.sparse.end_step(self, updated)
         return loss
+
+    def _only_makes_state(self) -> bool:
+        """Whether this is the step that ``torch.distributed.checkpoint`` makes to have a state that it can load into: learning
+        rate and gradients are 0, and there is no state yet. It is none of the training."""
+        if self.state or self.sparse.is_stepping() or any(float(group["lr"]) != 0 for group in self.param_groups):
+            return False
+        grads = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
+        some = any(bool(local_part(grad).any()) for grad in grads)
+        return bool(grads) and not anywhere(some, [everyone_of(layer.param) for layer in self.sparse.layers.values()])
+
+    def _make_state(self) -> None:
+        """Momenta of 0, which the first step replaces as if there were none."""
+        held = [p for group in self.param_groups if group["momentum"] != 0 for p in group["params"] if p.grad is not None]
+        for p in held:
+            self.state[p]["momentum_buffer"] = torch.zeros_like(p, requires_grad=False)
+        self.unstepped = frozenset(map(id, held))
 
     def _overflow(self) -> bool:
         """With ``fused=True`` a GradScaler leaves its scale and its verdict here: unscale, or skip the step."""
@@ -138,7 +163,7 @@ class SparseSGD(torch.optim.SGD):
             return
         grads: list[Tensor] = [p.grad for p in params]  # type: ignore[misc]
         states = [self.state[p] for p in params] if group["momentum"] != 0 else []
-        buffers = [state.get("momentum_buffer") for state in states]
+        buffers = [None if id(p) in self.unstepped else self.state[p].get("momentum_buffer") for p in params if states]
         dense_sgd(
             params,
             grads,
@@ -173,6 +198,7 @@ class SparseSGD(torch.optim.SGD):
             super().load_state_dict(state_dict)
         finally:
             check.remove()
+        self.unstepped = frozenset()
         self.sparse.check_at_next_step()
 
     def __getstate__(self) -> dict[str, Any]:

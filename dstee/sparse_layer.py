@@ -21,6 +21,7 @@ __all__ = [
     "LaterCounts",
     "SparseLayer",
     "Strides",
+    "check_cut",
     "check_parameter",
     "like",
     "make_layer",
@@ -34,15 +35,19 @@ __all__ = [
 Strides = tuple[int, ...]
 
 
-def check_parameter(name: str, p: Tensor) -> Sharding | None:
-    """A sparse weight is a floating-point tensor that fills its memory exactly once, or a DTensor whose shards do.
-
-    Returns:
-        How it is cut, None for a plain parameter.
+def check_parameter(name: str, p: Tensor) -> None:
+    """A sparse weight is a plain floating-point tensor that fills its memory exactly once.
 
     Raises:
         TypeError, ValueError: naming the parameter and what to do.
     """
+    if type(p) is not nn.Parameter and not is_lazy(p):
+        raise TypeError(f"{name} is a {type(p).__name__}, expected a plain torch.nn.Parameter")
+    check_cut(name, p)
+
+
+def check_cut(name: str, p: Tensor) -> Sharding | None:
+    """As :func:`check_parameter`, or a DTensor whose shards fill their memory. Returns how it is cut, None where it is not."""
     if is_lazy(p):
         raise ValueError(f"{name} is not initialised yet: run one batch through the model first")
     if type(p) is not nn.Parameter and as_dtensor(p) is None:
@@ -247,7 +252,7 @@ class SparseLayer:
         return p
 
     def _move(self, p: nn.Parameter) -> None:
-        sharding = check_parameter(self.name, p)
+        sharding = check_cut(self.name, p)
         if p.shape != self.shape:
             raise RuntimeError(
                 f"{self.name} has shape {list(p.shape)}, it was {list(self.shape)} when it was made sparse: "

@@ -32,7 +32,7 @@ from dstee.methods.context import LossFn
 from dstee.parameter_names import match_names
 from dstee.schedule import UpdateSchedule
 from dstee.selection import Candidate, Rules, candidates, refuse_computed, select
-from dstee.sparse_layer import SparseLayer, check_parameter, is_binary, make_layer
+from dstee.sparse_layer import SparseLayer, check_cut, is_binary, make_layer
 from dstee.sparse_model import SparseModel, keeper_of
 
 __all__ = ["Distribution", "fit_masks", "from_masks", "sparsify"]
@@ -325,7 +325,7 @@ def _check_parameters(chosen: Sequence[Candidate], method: Method) -> dict[str, 
     meshes = [everyone for c in chosen if (everyone := everyone_of(c.param)) is not None]
     try:
         for c in chosen:
-            sharding = check_parameter(c.name, c.param)
+            sharding = check_cut(c.name, c.param)
             if sharding is not None:
                 found[c.name] = sharding
             if keeper_of(c.param) is not None:

@@ -238,6 +238,10 @@ class Topology(CheckedWeights):
         if first or self._optimizer is None or self._optimizer() is None:
             self._optimizer = weakref.ref(optimizer)
 
+    def is_stepping(self) -> bool:
+        """Whether the step is one of the model's own, :meth:`step`."""
+        return bool(self._together)
+
     def begin_step(self, optimizer: torch.optim.Optimizer) -> tuple[dict[int, SparseLayer], MaskUpdate | None]:
         """For an optimizer that masks its own step, before it changes anything: the sparse layers by id of their parameter,
         and the mask update that the step is to carry.
@@ -307,14 +311,7 @@ class Topology(CheckedWeights):
         of masks has just stepped, and writes everywhere.
         """
         layers = self.follow_all()
-        if missing := _optimizer_state.missing(optimizers, layers):
-            replaced = [layer.name for layer in missing if self._watch.was_another(layer)]
-            cause = f" ({', '.join(replaced)}: another parameter than the optimizer's has come in its place)"
-            raise ValueError(
-                "the optimizer does not hold these sparse weights of the model: "
-                f"{', '.join(layer.name for layer in missing)}{cause * bool(replaced)}. "
-                "Create it after wrapping, sharding or replacing the model's parameters"
-            )
+        _optimizer_state.refuse_missing(optimizers, layers, self._watch.was_another)
         if self._unchecked:
             self._check_loaded(optimizers)
         elif foreign:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Ranks",
     "agree_on",
+    "anywhere",
     "broadcast",
     "exchange",
     "mean",
@@ -182,18 +183,27 @@ def sum_each(numbers: Sequence[int], holders: Sequence[Ranks | None]) -> list[in
     return reduce_each(torch.tensor(numbers, dtype=torch.int64), holders).tolist()
 
 
+def _sets(everyone: Iterable[Ranks | None]) -> list[Ranks]:
+    """The distinct sets of several ranks, small ones first: what one of these finds reaches the larger ones."""
+    sets = [ranks for ranks in dict.fromkeys(everyone) if ranks is not None and len(ranks.members) > 1]
+    return sorted(sets, key=lambda ranks: (len(ranks.members), ranks.members))
+
+
+def anywhere(flag: bool, everyone: Iterable[Ranks | None]) -> bool:
+    """Whether ``flag`` is set on any rank of ``everyone``: one all-reduce of one number for each distinct set of ranks."""
+    for ranks in _sets(everyone):
+        flag = bool(ranks.reduce(torch.tensor([int(flag)], dtype=torch.int32), dist.ReduceOp.MAX))
+    return flag
+
+
 def agree_on(problem: str | None, everyone: Iterable[Ranks | None]) -> str | None:
     """The problem of the lowest rank that has one, the same text on all ranks of ``everyone``; None where none has.
 
     What one rank alone can find wrong must come here before it is raised, or the others would wait for that rank for ever. One
     all-reduce of one number for each distinct set of ranks where nothing is wrong.
     """
-    sets = [ranks for ranks in dict.fromkeys(everyone) if ranks is not None and len(ranks.members) > 1]
-    sets.sort(key=lambda ranks: (len(ranks.members), ranks.members))  # what a small set finds reaches the larger ones
-    wrong = problem is not None
-    for ranks in sets:
-        wrong = bool(ranks.reduce(torch.tensor([int(wrong)], dtype=torch.int32), dist.ReduceOp.MAX))
-    if wrong:
+    sets = _sets(everyone)
+    if anywhere(problem is not None, sets):
         for ranks in sets:
             texts = dict(zip(ranks.members, ranks.texts(problem), strict=True))
             first = next((rank for rank, text in texts.items() if text is not None), None)
