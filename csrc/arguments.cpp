@@ -105,7 +105,6 @@ std::vector<Layer> read_histogram(DeviceType device, const HistogramArguments& a
   Checks check(device, a.params);
   auto layers = read_layers(check, device, a.params, a.grads, {}, a.mask_bits, a.counts, a.drop_scores, a.grow_signal);
   check.round(a.round, a.round_tensor);
-  check.numbers(a.k_drop, a.k_drop_tensor, "k_drop");
   check.seeds(a.grow_seeds, 1);
   check.where(a.where);
   STD_TORCH_CHECK(a.total.size() == layers.size(), "dstee: total does not have one number per layer");
@@ -113,6 +112,7 @@ std::vector<Layer> read_histogram(DeviceType device, const HistogramArguments& a
   STD_TORCH_CHECK(a.word >= 0 && a.word <= 2 && a.shift % 8 == 0 && a.shift >= 0 && a.shift <= (a.word == 2 ? 56 : 24),
                   "dstee: word and shift are not a byte of a key");
   check.per_layer(a.prefix, ScalarType::Long, 3, "prefix");
+  if (a.drop_from) check.per_layer(*a.drop_from, ScalarType::Long, 3, "drop_from");
   check.bonus(a.bonus, a.bonus_scale, a.round);
   STD_TORCH_CHECK(!a.bonus || !a.counts.empty(), "dstee: a bonus needs counts");
   return layers;

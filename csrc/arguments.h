@@ -51,9 +51,7 @@ struct HistogramArguments {
   bool growth;
   int64_t word, shift;
   const Tensor& prefix;
-  const std::vector<int64_t>& k_drop;
-  const std::optional<Tensor>& k_drop_tensor;
-  bool regrow;
+  const std::optional<Tensor>& drop_from;
 };
 struct KeepArguments {
   const Tensors &params, &momenta, &mask_bits, &counts, &scores;
@@ -96,9 +94,9 @@ Tensor key_histogram_entry(const Tensors& params, const Tensors& grads, const Te
                            const std::optional<Tensor>& round_tensor, const Tensors& drop_scores, const Tensors& grow_signal,
                            const std::vector<int64_t>& grow_seeds, const std::vector<int64_t>& where,
                            const std::vector<int64_t>& total, bool growth, int64_t word, int64_t shift, const Tensor& prefix,
-                           const std::vector<int64_t>& k_drop, const std::optional<Tensor>& k_drop_tensor, bool regrow) {
-  return run({params,     grads, mask_bits, counts, bonus, bonus_scale, round,  round_tensor, drop_scores,   grow_signal,
-              grow_seeds, where, total,     growth, word,  shift,       prefix, k_drop,       k_drop_tensor, regrow});
+                           const std::optional<Tensor>& drop_from) {
+  return run({params, grads, mask_bits, counts, bonus, bonus_scale, round, round_tensor, drop_scores, grow_signal, grow_seeds,
+              where, total, growth, word, shift, prefix, drop_from});
 }
 
 template <void (*run)(const KeepArguments&)>

@@ -239,14 +239,14 @@ def check_per_layer(name: str, t: Tensor, dtype: torch.dtype, shape: tuple[int, 
         raise ValueError(f"{name} is on {t.device}, expected {device} as the parameters: move it first")
 
 
-def check_k(k: list[int], params: list[Tensor], active: list[int] | None, name: str = "k") -> None:
+def check_k(k: list[int], params: list[Tensor], active: list[int] | None) -> None:
     """0 <= k[i] <= active weights; without ``active`` (asking a GPU would be a sync) the bound is the layer's size."""
     for i, k_i in enumerate(k):
         if isinstance(k_i, bool) or not isinstance(k_i, int):
-            raise TypeError(f"{name}[{i}] must be an int, got {type(k_i).__name__}")
+            raise TypeError(f"k[{i}] must be an int, got {type(k_i).__name__}")
         bound = params[i].numel() if active is None else active[i]
         if not 0 <= k_i <= bound:
-            raise ValueError(f"{name}[{i}] must be in 0..{bound} (the active weights of params[{i}]), got {k_i}")
+            raise ValueError(f"k[{i}] must be in 0..{bound} (the active weights of params[{i}]), got {k_i}")
 
 
 def split_k(k: Sequence[int] | Tensor, length: int, device: torch.device, name: str = "k") -> tuple[list[int], Tensor | None]:

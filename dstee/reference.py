@@ -146,6 +146,14 @@ def drop_grow_(
             m.masked_fill_(gone, 0)
 
 
+def _reaches(words: list[Tensor], threshold: Tensor) -> Tensor:
+    """Where a key, word by word, is at least the threshold [3]."""
+    reached = torch.ones_like(words[0], dtype=torch.bool)
+    for value, least in zip(reversed(words), reversed(threshold.unbind()), strict=True):
+        reached = (value > least) | ((value == least) & reached)
+    return reached
+
+
 @with_gradual_underflow
 def key_histogram(
     params: list[Tensor],
@@ -165,9 +173,7 @@ def key_histogram(
     word: int,
     shift: int,
     prefix: Tensor,
-    k_drop: list[int],
-    k_drop_tensor: Tensor | None,
-    regrow: bool,
+    drop_from: Tensor | None,
 ) -> Tensor:
     q = round if round_tensor is None else round_tensor.view(())
     found = []
@@ -178,6 +184,7 @@ def key_histogram(
         candidates = mask
         words = [key, torch.zeros_like(key), total[i] - 1 - global_index(n, place, device)]
         if growth:
+            candidates = ~mask if drop_from is None else ~mask | _reaches(words, drop_from[i])
             if grow_seeds:
                 g = random_signal(grow_seeds[i], n, device, place)
             else:
@@ -186,9 +193,6 @@ def key_histogram(
             words[0] = rank(growth_score(g, counts[i] if counts else None, mask, bonus, scale, q))
             if bonus is not None:
                 words[1] = rank(g)
-            k_i = k_drop_tensor[i] if k_drop_tensor is not None else mask.sum().new_tensor(k_drop[i])
-            dropped = first_k(torch.where(mask, key, -1), torch.minimum(k_i, mask.sum()))
-            candidates = ~mask | dropped if regrow else ~mask
         for known, value in enumerate(words[:word]):
             candidates = candidates & (value == prefix[i, known])
         rest = words[word] >> shift

@@ -138,14 +138,20 @@ def read_tile(row, start, n):
 
 
 @triton.jit
+def index_in_whole(part, i):
+    """int64. part: a seed, then the base, run and pitch of a layer that is part of a larger one."""
+    run = tl.minimum(tl.load(part + 2), 0x7FFFFFFF).to(tl.int32)  # no layer is longer
+    return global_index(i, tl.load(part + 1), run, tl.load(part + 3))
+
+
+@triton.jit
 def signals(row, call, i, mask, GROW_BY: tl.constexpr, ALIGNED: tl.constexpr):
     """What the growth ranks by its magnitude, as float32."""
     if GROW_BY.SIGNAL == AT_RANDOM:
         return random_signal(i.to(tl.int64), tl.load(call + SEED))
     elif GROW_BY.SIGNAL == AT_RANDOM_IN_PART:
         part = tl.load(call + SEED).to(tl.pointer_type(tl.int64))  # seed, base, run, pitch
-        run = tl.minimum(tl.load(part + 2), 0x7FFFFFFF).to(tl.int32)  # no layer is longer
-        return random_signal(global_index(i, tl.load(part + 1), run, tl.load(part + 3)), tl.load(part))
+        return random_signal(index_in_whole(part, i), tl.load(part))
     elif GROW_BY.SIGNAL == BY_TENSOR:
         return to_float(load(tl.load(row + GROW), i, mask, GROW_BY.TYPE, ALIGNED))
     else:

@@ -34,7 +34,7 @@ class Byte {
     }
     const int64_t signal = growth_ && u_.bonus ? Weight(u_, layer_, i).signal_rank() : 0;
     if (word_ == 2 && signal != prefix_[1]) return;
-    const int64_t value = word_ == 1 ? signal : total_ - 1 - index_in_whole(i);
+    const int64_t value = word_ == 1 ? signal : place(i);
     if (value >> shift_ >> 8 == prefix_[word_] >> shift_ >> 8) ++found[value >> shift_ & 255];
   }
   // The `weights` candidates from `begin` on that have no score: their first word is 0.
@@ -48,14 +48,15 @@ class Byte {
     }
   }
 
+  // The last word of a key.
+  int64_t place(int64_t i) const {
+    const Place* part = u_.place_of(static_cast<size_t>(layer_));
+    return total_ - 1 - (part ? static_cast<int64_t>(global_index(*part, static_cast<uint64_t>(i))) : i);
+  }
+
   uint32_t low, high;  // of first words that count
 
  private:
-  int64_t index_in_whole(int64_t i) const {
-    const Place* place = u_.place_of(static_cast<size_t>(layer_));
-    return place ? static_cast<int64_t>(global_index(*place, static_cast<uint64_t>(i))) : i;
-  }
-
   const Update& u_;
   int layer_;
   bool growth_, possible_;
@@ -89,6 +90,19 @@ void count_inactive(const Update& u, const Piece& piece, const Byte& byte, Count
   }
 }
 
+// Growth candidates that were active: those whose key of the drop, word by word, is at least that of their layer.
+void count_dropped(const Update& u, const Piece& piece, const void* drop_from, const Byte& byte, Counts& found) {
+  const auto word = [&](int j) { return read<int64_t>(drop_from, 3 * piece.layer + j); };
+  const int64_t first = word(0), second = word(1), least_place = word(2);
+  if (first > int64_t{UINT32_MAX}) return;
+  for_active_keys(u.layers, piece, kSmallest, static_cast<uint32_t>(std::max<int64_t>(first, 0)), UINT32_MAX,
+                  [&](uint32_t key, int64_t i) {
+                    if (key == first && (second > 0 || (second == 0 && byte.place(i) < least_place))) return;
+                    const uint32_t score = Weight(u, piece.layer, i).score_rank();
+                    if (score >= byte.low && score <= byte.high) byte.count(score, i, found);
+                  });
+}
+
 }  // namespace
 
 Tensor key_histogram(const HistogramArguments& a) {
@@ -103,21 +117,6 @@ Tensor key_histogram(const HistogramArguments& a) {
   u.workers = worker_count(total_weights(u.layers));
   u.pieces = cut_pieces(u.layers);
 
-  const void* k_drop = a.k_drop_tensor ? a.k_drop_tensor->const_data_ptr() : a.k_drop.data();
-  std::vector<Selected> dropped(u.layers.size());
-  std::vector<size_t> first_piece(u.layers.size());
-  size_t next = 0;
-  for (size_t i = 0; i < u.layers.size(); ++i) {
-    const Layer& l = u.layers[i];
-    const int64_t nnz = loops().count_bits(l.bits, (l.n + 7) / 8), k = read<int64_t>(k_drop, static_cast<int64_t>(i));
-    STD_TORCH_CHECK(a.k_drop_tensor || (k >= 0 && k <= nnz), "dstee: k_drop is larger than what is there");
-    first_piece[i] = next;
-    next += static_cast<size_t>((l.n + kPiece - 1) / kPiece);
-    if (a.growth && a.regrow)
-      dropped[i] = radix_select(u.layers, u.pieces.data() + first_piece[i], next - first_piece[i], kSmallest,
-                                std::clamp<int64_t>(k, 0, nnz), u.workers);
-  }
-
   const auto L = static_cast<int64_t>(u.layers.size());
   Tensor out = torch::stable::empty({L, 256}, torch::headeronly::ScalarType::Int);
   auto* to = static_cast<int32_t*>(out.mutable_data_ptr());
@@ -131,15 +130,7 @@ Tensor key_histogram(const HistogramArguments& a) {
     Counts found{};
     if (a.growth) {
       count_inactive(u, piece, byte, found);
-      if (a.regrow) {
-        const Selected& drop = dropped[layer];
-        int64_t ties = drop.ties[static_cast<size_t>(p) - first_piece[layer]];
-        for_active_keys(u.layers, piece, kSmallest, drop.key, UINT32_MAX, [&](uint32_t key, int64_t i) {
-          if (key == drop.key && ties-- <= 0) return;
-          const uint32_t score = Weight(u, piece.layer, i).score_rank();
-          if (score >= byte.low && score <= byte.high) byte.count(score, i, found);
-        });
-      }
+      if (a.drop_from) count_dropped(u, piece, a.drop_from->const_data_ptr(), byte, found);
     } else {
       for_active_keys(u.layers, piece, kSmallest, byte.low, byte.high,
                       [&](uint32_t key, int64_t i) { byte.count(key, i, found); });

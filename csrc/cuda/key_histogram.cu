@@ -1,8 +1,7 @@
-// key_histogram on the GPU: candidates counted by one byte of their keys, in one launch over all layers. What grows again after
-// a drop is a candidate too: where that matters, the k_drop-th active weight is found before, a byte at a time.
+// key_histogram on the GPU: candidates counted by one byte of their keys, in one launch over all layers.
 //
-// Traffic: mask, signal and counter of each weight; in sectors with an active one what the drop ranks, once for each byte that
-// its search needs.
+// Traffic: mask, signal and counter of each weight; of the drop, or where dropped weights may grow again, what it ranks in
+// sectors with an active weight.
 #include <algorithm>
 #include <cstdint>
 #include <utility>
@@ -24,7 +23,7 @@ namespace {
 // What comes with a call, for each layer.
 struct CountedLayer {
   const void* gradient;
-  int64_t k_drop, total;
+  int64_t total;
   uint64_t seed;
   Place place;
 };
@@ -37,53 +36,27 @@ struct CountOptions {
   BonusTable bonus;
   int32_t round;
   const int64_t* round_pointer;
-  const int64_t* prefix;  // [layers, 3]
+  const int64_t *prefix, *drop_from;  // [layers, 3]; drop_from or null
   bool random, has_places, growth;
   int word, shift;
 };
 
-__global__ void __launch_bounds__(kBytes)
-    start_count_kernel(const __grid_constant__ CountedLayers given, int first, const int64_t* k_on_device, CountedLayer* layers,
-                       DigitSearch* searches) {
-  const int index = first + static_cast<int>(blockIdx.x);
-  const CountedLayer& layer = given.of[blockIdx.x];
-  if (threadIdx.x == 0) layers[index] = layer;
-  if (searches) start_search(searches[index], k_on_device ? k_on_device[index] : layer.k_drop);
-}
-
-// Of a drop search the place: among equal keys smaller indices come first.
-__device__ __forceinline__ uint64_t drop_place(const Row& row, int64_t i) { return static_cast<uint64_t>(row.layer.n - 1 - i); }
-
-__global__ void __launch_bounds__(kThreads, 4) count_drop_digits_kernel(const Table table, DigitSearch* searches, Digit digit) {
-  auto& s = shared<DigitStorage>();
-  s.histogram[threadIdx.x] = 0;
-  __syncthreads();
-  for_tiles(
-      table,
-      [&](int index, const Row& row, int64_t i, int count) {
-        const DigitSearch& search = searches[index];
-        const uint32_t active = search.decided ? 0 : active_lanes(row.layer, i, count);
-        if (active == 0) return;
-        float x[kGroup];
-        load_group(row.layer.drop, row.layer.drop_dtype, i, count, x);
-#pragma unroll
-        for (int j = 0; j < kGroup; ++j) {
-          const uint64_t key = drop_key(x[j]), place = drop_place(row, i + j);
-          if (active >> j & 1 && agrees(search, digit, key, place)) atomicAdd(&s.histogram[byte_of(digit, key, place)], 1u);
-        }
-      },
-      [&](int index) {
-        __syncthreads();
-        const uint32_t found = s.histogram[threadIdx.x];
-        if (found) atomicAdd(&searches[index].histogram[threadIdx.x], static_cast<unsigned long long>(found));
-        s.histogram[threadIdx.x] = 0;
-        __syncthreads();
-      });
+// One thread for each layer.
+__global__ void __launch_bounds__(kCountedAtOnce)
+    keep_layers_kernel(const __grid_constant__ CountedLayers given, int count, CountedLayer* layers) {
+  if (static_cast<int>(threadIdx.x) < count) layers[threadIdx.x] = given.of[threadIdx.x];
 }
 
 struct Key {
   uint64_t first, second, place;
 };
+
+// Whether a key of the drop, word by word, is at least another; its place is asked for where that decides.
+template <class PlaceOf>
+__device__ __forceinline__ bool reaches(uint32_t first, const PlaceOf& place_of, const int64_t* least) {
+  if (first != least[0]) return first > least[0];
+  return least[1] < 0 || (least[1] == 0 && static_cast<int64_t>(place_of()) >= least[2]);
+}
 
 // The byte of a candidate that agrees with the prefix, or kBytes.
 __device__ __forceinline__ uint32_t counted_byte(const CountOptions& options, const int64_t* prefix, const Key& key) {
@@ -95,8 +68,7 @@ __device__ __forceinline__ uint32_t counted_byte(const CountOptions& options, co
 }
 
 __global__ void __launch_bounds__(kThreads, 4)
-    key_histogram_kernel(const Table table, const CountedLayer* layers, const DigitSearch* searches, const CountOptions options,
-                         int32_t* out) {
+    key_histogram_kernel(const Table table, const CountedLayer* layers, const CountOptions options, int32_t* out) {
   auto& s = shared<DigitStorage>();
   const int32_t round = options.round_pointer ? static_cast<int32_t>(*options.round_pointer) : options.round;
   s.histogram[threadIdx.x] = 0;
@@ -107,26 +79,32 @@ __global__ void __launch_bounds__(kThreads, 4)
         const Layer& l = row.layer;
         const CountedLayer& given = layers[index];
         const uint32_t active = active_lanes(l, i, count);
+        const auto index_of = [&](int64_t at) {
+          const auto local = static_cast<uint64_t>(at);
+          return options.has_places ? global_index(given.place, local) : local;
+        };
+        const auto place_of = [&](uint64_t global) { return static_cast<uint64_t>(given.total) - 1 - global; };
         uint32_t lanes = active;
         float drop[kGroup] = {}, signal[kGroup] = {};
-        if (active && (!options.growth || searches)) load_group(l.drop, l.drop_dtype, i, count, drop);
+        if (active && (!options.growth || options.drop_from)) load_group(l.drop, l.drop_dtype, i, count, drop);
         if (options.growth) {
           lanes = ~active & ((1u << count) - 1);
-          if (searches)
+          if (active && options.drop_from)
 #pragma unroll
-            for (int j = 0; j < kGroup; ++j)
-              lanes |= static_cast<uint32_t>(active >> j & 1 &&
-                                             is_selected(searches[index], drop_key(drop[j]), drop_place(row, i + j)))
-                       << j;
+            for (int j = 0; j < kGroup; ++j) {
+              const bool dropped =
+                  active >> j & 1 &&
+                  reaches(drop_key(drop[j]), [&] { return place_of(index_of(i + j)); }, options.drop_from + 3 * index);
+              lanes |= static_cast<uint32_t>(dropped) << j;
+            }
           if (lanes && !options.random)
             load_group(l.grow ? l.grow : given.gradient, l.grow ? l.grow_dtype : l.dtype, i, count, signal);
         }
 #pragma unroll
         for (int j = 0; j < kGroup; ++j) {
           if (!(lanes >> j & 1)) continue;
-          const auto local = static_cast<uint64_t>(i + j),
-                     global = options.has_places ? global_index(given.place, local) : local;
-          Key key{drop_key(drop[j]), 0, static_cast<uint64_t>(given.total) - 1 - global};
+          const uint64_t global = index_of(i + j);
+          Key key{drop_key(drop[j]), 0, place_of(global)};
           if (options.growth) {
             float x = float_of(bits_of(signal[j]) & 0x7FFFFFFFu);
             if (options.random)
@@ -158,6 +136,7 @@ CountOptions options_of(const HistogramArguments& a) {
   options.round = static_cast<int32_t>(a.round);
   options.round_pointer = a.round_tensor ? static_cast<const int64_t*>(a.round_tensor->const_data_ptr()) : nullptr;
   options.prefix = static_cast<const int64_t*>(a.prefix.const_data_ptr());
+  options.drop_from = a.drop_from ? static_cast<const int64_t*>(a.drop_from->const_data_ptr()) : nullptr;
   options.random = !a.grow_seeds.empty();
   options.has_places = !a.where.empty();
   options.growth = a.growth;
@@ -180,41 +159,30 @@ Tensor key_histogram(const HistogramArguments& a) {
   clear(histogram, sizeof(int32_t) * kBytes * count, stream);
 
   std::vector<Row> rows;
-  int64_t tiles = 0, largest = 1;
+  int64_t tiles = 0;
   for (const Layer& layer : layers) {
     rows.push_back(row_of(layer, tiles));
     tiles += tiles_of(layer.n);
-    largest = std::max(largest, layer.n);
   }
   if (tiles == 0) return out;
   const Tensor uploaded = upload_rows(std::move(rows), a.params[0], stream);
   const Table table{static_cast<const Row*>(uploaded.const_data_ptr()), static_cast<int>(count), tiles};
-  const size_t bytes = sizeof(CountedLayer) * count;  // a multiple of 8, as the searches need
-  const bool regrows = a.growth && a.regrow;
-  const Tensor memory = device_memory(bytes + (regrows ? sizeof(DigitSearch) * count : 0), a.params[0]);
+  const Tensor memory = device_memory(sizeof(CountedLayer) * count, a.params[0]);
   auto* const counted = static_cast<CountedLayer*>(memory.mutable_data_ptr());
-  auto* const searches = regrows ? reinterpret_cast<DigitSearch*>(counted + count) : nullptr;
 
   const std::vector<Place> places = places_of(a.where);
-  const auto* k = a.k_drop_tensor ? static_cast<const int64_t*>(a.k_drop_tensor->const_data_ptr()) : nullptr;
   for (size_t first = 0; first < count; first += kCountedAtOnce) {
     CountedLayers given{};
     const size_t some = std::min(kCountedAtOnce, count - first);
     for (size_t j = 0; j < some; ++j) {
       const size_t i = first + j;
-      given.of[j] = {layers[i].g, k ? 0 : a.k_drop[i], a.total[i],
-                     a.grow_seeds.empty() ? 0 : static_cast<uint64_t>(a.grow_seeds[i]), places.empty() ? Place{} : places[i]};
+      given.of[j] = {layers[i].g, a.total[i], a.grow_seeds.empty() ? 0 : static_cast<uint64_t>(a.grow_seeds[i]),
+                     places.empty() ? Place{} : places[i]};
     }
-    launch<start_count_kernel>(static_cast<unsigned>(some), kBytes, 0, stream, given, static_cast<int>(first), k, counted,
-                               searches);
+    launch<keep_layers_kernel>(1, kCountedAtOnce, 0, stream, given, static_cast<int>(some), counted + first);
   }
-  if (regrows)
-    for_digits(largest, [&](Digit digit, bool first) {
-      launch<count_drop_digits_kernel>(grid_for<count_drop_digits_kernel>(tiles), kThreads, 0, stream, table, searches, digit);
-      launch<take_digit_kernel>(static_cast<unsigned>(count), kBytes, 0, stream, searches, digit, first);
-    });
-  launch<key_histogram_kernel>(grid_for<key_histogram_kernel>(tiles), kThreads, 0, stream, table, counted,
-                               static_cast<const DigitSearch*>(searches), options_of(a), histogram);
+  launch<key_histogram_kernel>(grid_for<key_histogram_kernel>(tiles), kThreads, 0, stream, table, counted, options_of(a),
+                               histogram);
   return out;
 }
 

@@ -33,6 +33,7 @@ DROP, GROWTH, SCALE = "the drop", "the growth", "the scale"  # what a cursor loo
 
 _CHUNK = 1 << 20  # weights whose keys are in memory at a time; whole bytes of mask bits
 _SMALLEST = 0x0080_0000  # 2**-126, the least that a bonus is scaled with
+_NO_KEY = [2**62, 0, 0]  # larger than any
 
 
 @dataclass
@@ -162,7 +163,9 @@ class _Counting:
         named: dict[str, Any] = {}
         if growth:
             named = dict(grow_signal=of(r.grow_signal), grow_seeds=of(r.grow_seeds), bonus=r.bonus, round=r.round)
-            named |= dict(regrow=r.regrow, k_drop=[self.drop[i].here if i in self.drop else 0 for i in layers])
+            if r.regrow:
+                dropped = [self.drop[i].prefix if i in self.drop else _NO_KEY for i in layers]
+                named["drop_from"] = torch.tensor(dropped, dtype=torch.int64, device=self.device)
             if r.scaled:
                 named["bonus_scale"] = self.scales()[layers]
         return ops.key_histogram(

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from dstee import _budget_checks, _checks
-from dstee.ops._call import active_where_free, call, declare
+from dstee.ops._call import call, declare
 
 declare(
     "key_histogram(Tensor[] params, Tensor[] grads, Tensor[] mask_bits, Tensor[] counts, Tensor? bonus, Tensor? bonus_scale, "
     "int round, Tensor? round_tensor, Tensor[] drop_scores, Tensor[] grow_signal, int[] grow_seeds, int[] where, int[] total, "
-    "bool growth, int word, int shift, Tensor prefix, int[] k_drop, Tensor? k_drop_tensor, bool regrow) -> Tensor",
+    "bool growth, int word, int shift, Tensor prefix, Tensor? drop_from) -> Tensor",
     lambda params, *rest: params[0].new_empty((len(params), 256), dtype=torch.int32),
 )
 
@@ -36,8 +36,7 @@ def key_histogram(
     word: int,
     shift: int,
     prefix: Tensor,
-    k_drop: Sequence[int] | Tensor | None = None,
-    regrow: bool = True,
+    drop_from: Tensor | None = None,
 ) -> Tensor:
     """How many candidates of each layer have each value of one byte of their key, behind what is known of the k-th: reads only.
 
@@ -52,20 +51,22 @@ def key_histogram(
     ====== ================================= ============ ===================
 
     rank(x) is 0 for NaN, else the bits of the float32 abs(x), plus 1. Word 1 is 0 without a bonus: signal and score are the
-    same. Candidates of the drop are the active weights, those of the growth the inactive ones and, with ``regrow``, the
-    k_drop active ones that the drop puts first. Counted are those whose words before ``word`` equal ``prefix`` and whose
-    ``word`` equals it above the byte at ``shift``. Layers that are cut in parts add up the counts of these; then the byte in
-    which the k-th of the whole lies is known, and the next follows.
+    same. Candidates of the drop are the active weights, those of the growth the inactive ones and the active ones whose key of
+    the drop is at least ``drop_from``. Counted are those whose words before ``word`` equal ``prefix`` and whose ``word`` equals
+    it above the byte at ``shift``. Layers that are cut in parts add up the counts of these; then the byte in which the k-th of
+    the whole lies is known, and the next follows. What is known once all that share the bytes found are wanted, zeros behind,
+    is what the drop takes weights from. Each call reads the weights once.
 
     Args:
-        params, grads, mask_bits, counts, bonus, bonus_scale, round, drop_scores, grow_signal, grow_seeds, where, regrow: as in
+        params, grads, mask_bits, counts, bonus, bonus_scale, round, drop_scores, grow_signal, grow_seeds, where: as in
             :func:`drop_grow_`, which is called afterwards with the parts of k that were found; ``params`` after the step.
         total: weights of the whole layers: a list, or int64 [L] on the CPU; default those of ``params``.
         growth: the key and the candidates of the growth, or of the drop.
         word, shift: which byte: shift 0, 8, 16 or 24, for word 2 up to 56.
         prefix: int64 [L, 3] on the device, the words of the key as far as they are known.
-        k_drop: weights that the drop takes from each of ``params``, a list or int64 [L] on the device, clipped to the active
-            weights; for the growth with ``regrow``. None: none.
+        drop_from: int64 [L, 3] on the device, for the growth with ``regrow``: the words of the drop's key, compared one after
+            another, from which on active weights are candidates. (0, 0, 0) takes all of a layer, (2**62, 0, 0) none. None:
+            none of any layer.
 
     Returns:
         int32 [L, 256] on the device, no host sync.
@@ -80,6 +81,8 @@ def key_histogram(
         raise ValueError("grads is None: gradient growth needs them; or pass grow_signal or grow_seeds")
     if grow_signal is not None and grow_seeds is not None:
         raise ValueError("grow_signal and grow_seeds both given: growth ranks one of them")
+    if drop_from is not None and not growth:
+        raise ValueError("drop_from given with growth=False: it says which active weights the growth counts; leave it out")
     grads = _checks.tensor_list("grads", grads, L, optional=True)
     mask_bits = _checks.tensor_list("mask_bits", mask_bits, L)
     counts = _checks.tensor_list("counts", counts, L, optional=True)
@@ -96,15 +99,15 @@ def key_histogram(
     sizes = _budget_checks.read_sizes(total, params)
     places = _budget_checks.read_places(where, params, sizes)
     _checks.check_per_layer("prefix", prefix, torch.int64, (L, 3), device)
-    k_list, k_tensor = ([0] * L, None) if k_drop is None else _checks.split_k(k_drop, L, device, "k_drop")
+    if drop_from is not None:
+        _checks.check_per_layer("drop_from", drop_from, torch.int64, (L, 3), device)
 
     def check() -> None:
         signals = {"drop_scores": drop_scores, "grow_signal": grow_signal}
         _checks.check_layers(params, mask_bits, grads=grads, momenta=[], counts=counts, signals=signals)
-        _checks.check_k(k_list, params, active_where_free(mask_bits), "k_drop")
 
     return call(
         "key_histogram", device, check,
         params, grads, mask_bits, counts, bonus, bonus_scale, round, round_tensor, drop_scores, grow_signal, seeds, places,
-        sizes, growth, word, shift, prefix, k_list, k_tensor, regrow,
+        sizes, growth, word, shift, prefix, drop_from,
     )  # fmt: skip

@@ -111,7 +111,7 @@ def variants(dtypes: Sequence[str] = DTYPES) -> list[Variant]:
                 byte: dict[str, Any] = {"shift": 8, "prefix": torch.zeros(1, 3, dtype=torch.int64), "round": 3}
                 ops.key_histogram([w], None, [bits], None, growth=False, word=0, **byte)
                 byte |= {"bonus": units, "bonus_scale": scale}
-                ops.key_histogram([w], [g], [bits], [counts], growth=True, word=1, k_drop=one.long().view(1), **byte)
+                ops.key_histogram([w], [g], [bits], [counts], growth=True, word=1, drop_from=byte["prefix"], **byte)
                 ops.key_histogram([w], None, [bits], [counts], growth=True, word=2, grow_seeds=[1], **byte)
                 take(f"{name} bytes")
             ops.drop_grow_(

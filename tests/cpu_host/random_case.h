@@ -105,7 +105,7 @@ inline void fill(Random& random, const Tensor& t, int equal_percent) {
 struct Case {
   Tensors params, grads, momenta, mask_bits, counts, drop_scores, grow_signal;
   std::vector<int64_t> k, k_grow, grow_seeds, where, sizes;
-  std::optional<Tensor> none, total, k_drop, k_tensor, k_grow_tensor, bonus, bonus_scale, round_tensor, lr, grad_scale,
+  std::optional<Tensor> none, total, drop_from, k_tensor, k_grow_tensor, bonus, bonus_scale, round_tensor, lr, grad_scale,
       found_inf;
   std::vector<double> sgd;
   int64_t round = 0;
@@ -182,7 +182,14 @@ struct Case {
     };
     in_tensor(k_tensor, k, 30);
     in_tensor(k_grow_tensor, k_grow, 30);
-    in_tensor(k_drop, k, 100);  // clipped: an update has changed the masks
+    if (random.chance(70)) {
+      drop_from = Tensor({static_cast<int64_t>(sizes.size()), 3}, ScalarType::Long, random.chance(50));
+      for (int64_t i = 0; i < drop_from->numel(); i += 3) {
+        put(*drop_from, i, random.one_of({0.0, 0x1p62, 1.0 * 0x41000000, 1.0 * (random.next() >> 33)}));  // that of 0.25
+        put(*drop_from, i + 1, random.one_of({0.0, 0.0, 1.0}));
+        put(*drop_from, i + 2, static_cast<double>(random.below(10000)));
+      }
+    }
     total = scalar(static_cast<double>(random.below(9000)), ScalarType::Long, random.chance(50));
   }
 
@@ -197,8 +204,8 @@ struct Case {
   }
   dstee::ScaleArguments scale() const { return {grads, mask_bits, k, none, round, round_tensor}; }
   dstee::HistogramArguments histogram(bool growth, int64_t word, int64_t shift, const Tensor& prefix) const {
-    return {params, grads, mask_bits, counts, bonus, bonus_scale, round, round_tensor, drop_scores, grow_signal, grow_seeds,
-            where,  sizes, growth,    word,   shift, prefix,      k,     k_drop,       regrow};
+    return {params,      grads,      mask_bits, counts, bonus,  bonus_scale, round, round_tensor, drop_scores,
+            grow_signal, grow_seeds, where,     sizes,  growth, word,        shift, prefix,       drop_from};
   }
   dstee::KeepArguments keep(uint64_t seed) const {
     return {params, momenta, mask_bits, counts, seed % 2 ? grads : drop_scores, 0, total, round, round_tensor};

@@ -50,7 +50,7 @@ def _same(tensors: list[torch.Tensor], before: list[torch.Tensor]) -> bool:
 
 def histogram(**changed: Any) -> torch.Tensor:
     prefix = torch.zeros(2, 3, dtype=torch.int64)
-    given: dict[str, Any] = dict(growth=True, word=0, shift=24, prefix=prefix, k_drop=[5, 0], total=[50, 20]) | changed
+    given: dict[str, Any] = dict(growth=True, word=0, shift=24, prefix=prefix, drop_from=prefix, total=[50, 20]) | changed
     params, bits = [torch.ones(20) * MASK for _ in range(2)], [encoding.pack_bits(MASK) for _ in range(2)]
     return ops.key_histogram(params, [torch.ones(20), torch.ones(20)], bits, None, **given)
 
@@ -131,7 +131,15 @@ WRONG = [
     Wrong("prefix of one", histogram, dict(prefix=torch.zeros(1, 3, dtype=INT64)), T,
           r"prefix must be a contiguous int64 tensor \[2, 3\]"),
     Wrong("prefix int32", histogram, dict(prefix=torch.zeros(2, 3, dtype=INT32)), T, "prefix must be.*int64.*int32"),
-    Wrong("k_drop beyond", histogram, dict(k_drop=[6, 0]), V, r"k_drop\[0\] must be in 0\.\.5"),
+    Wrong("drop_from of the drop", histogram, dict(growth=False), V, "drop_from given with growth=False.*leave it out"),
+    Wrong("drop_from list", histogram, dict(drop_from=[5, 0]), T,
+          r"drop_from must be a contiguous int64 tensor \[2, 3\].*got list"),
+    Wrong("drop_from of one", histogram, dict(drop_from=torch.zeros(3, dtype=INT64)), T, r"drop_from must be.*\[2, 3\].*\[3\]"),
+    Wrong("drop_from int32", histogram, dict(drop_from=torch.zeros(2, 3, dtype=INT32)), T, "drop_from must be.*int64.*int32"),
+    Wrong("drop_from strided", histogram, dict(drop_from=torch.zeros(3, 2, dtype=INT64).t()), T,
+          "drop_from must be a contiguous"),
+    Wrong("drop_from on meta", histogram, dict(drop_from=torch.zeros(2, 3, dtype=INT64, device="meta")), V,
+          "drop_from is on meta"),
     Wrong("total below n", histogram, dict(total=[19, 20]), V, r"total\[0\] must be in 20\.\..*got 19"),
     Wrong("total too few", histogram, dict(total=[20]), V, "total must have one number per layer: got 1, expected 2"),
     Wrong("where beyond total", histogram, dict(where=[(31, 20, 20), WHOLE]), V,

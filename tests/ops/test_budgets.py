@@ -134,7 +134,7 @@ def histogram_case(seed: int) -> tuple[Case, list[int], dict[str, Any]]:
     """A case of parts of layers, the sizes of these, and what of the case is ranked."""
     case, rng = some_case(seed)
     sizes = [p.numel() for p in case.params]
-    ranked: dict[str, Any] = dict(regrow=bool(rng.random() < 0.7))
+    ranked: dict[str, Any] = {}
     if rng.random() < 0.3:
         ranked["drop_scores"] = [x.clone().copy_(values("few_valued", x.numel(), rng).view_as(x)) for x in case.params]
     kind = rng.random()
@@ -161,19 +161,20 @@ def test_key_histograms_match_the_oracle(backend: Configuration, start: int) -> 
     for seed in range(start, start + 20):
         case, totals, ranked = histogram_case(seed)
         layers = range(len(totals))
-        drop = [int(m.sum()) * (i + 1) // 4 for i, m in enumerate(case.masks())]
-        given: Any = torch.tensor(drop) if seed % 2 else drop
-        for growth in (False, True):
+        rng = np.random.default_rng([seed, 5])
+        thresholds = [budget_oracle.some_drop_from(case, totals, rng) for _ in range(2)]
+        for growth, drop_from in ((False, None), (True, None), *((True, t) for t in thresholds)):
+            least = [None] * len(totals) if drop_from is None else [tuple(row) for row in drop_from.tolist()]
             prefix = torch.zeros(len(totals), 3, dtype=torch.int64)
             for word, shift in BYTES:
                 digit: Any = dict(growth=growth, word=word, shift=shift)
-                known = dict(bonus=case.bonus, round=case.round, total=totals, prefix=prefix, k_drop=given)
+                known = dict(bonus=case.bonus, round=case.round, total=totals, prefix=prefix, drop_from=drop_from)
                 got = ops.key_histogram(case.params, case.grads, case.mask_bits, case.counts, **known, **digit, **ranked)
                 prefixes = prefix.tolist()
                 want = [
-                    budget_oracle.histogram(case, i, totals[i], prefix=prefixes[i], k_drop=drop[i], **digit) for i in layers
+                    budget_oracle.histogram(case, i, totals[i], prefix=prefixes[i], drop_from=least[i], **digit) for i in layers
                 ]
-                assert_same_bits(got, torch.tensor(want, dtype=torch.int32), f"{digit} of {case.description}")
+                assert_same_bits(got, torch.tensor(want, dtype=torch.int32), f"{digit} from {least} of {case.description}")
                 prefix[:, word] |= got.argmax(1).long() << shift  # into the fullest bin
 
 

@@ -123,9 +123,9 @@ def traced_keep(p: Tensor, scores: Tensor, m: Tensor, bits: Tensor, counts: Tens
     return p + 0
 
 
-def traced_histogram(p: Tensor, g: Tensor, bits: Tensor, counts: Tensor, prefix: Tensor, units: Tensor) -> Tensor:
-    given: dict[str, Any] = dict(bonus_scale=torch.ones(1), bonus=units, round=3, k_drop=[3], growth=True, word=0, shift=16)
-    return ops.key_histogram([p], [g], [bits], [counts], prefix=prefix, **given)
+def traced_histogram(p: Tensor, g: Tensor, bits: Tensor, counts: Tensor, keys: Tensor, units: Tensor) -> Tensor:
+    given: dict[str, Any] = dict(bonus_scale=torch.ones(1), bonus=units, round=3, growth=True, word=0, shift=16)
+    return ops.key_histogram([p], [g], [bits], [counts], prefix=keys, drop_from=keys + 0x0080_0000, **given)
 
 
 def histogram_inputs(seed: int) -> list[Tensor]:

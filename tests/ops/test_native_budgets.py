@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dstee import backends, ops
+from dstee import backends, encoding, ops, rules
 from dstee.backends import native
 from dstee.testing import Case, Configuration, assert_same_bits, make_case, values
 
@@ -44,14 +44,21 @@ def results(case: Case, total: int, signed: bool) -> dict[str, list[Tensor]]:
 
 
 def histograms(case: Case) -> list[Tensor]:
-    """Of the first words' high bytes, then of a byte of each word behind the median candidate's."""
-    given: dict[str, Any] = dict(bonus=case.bonus, round=case.round, where=PLACES, k_drop=case.k)
+    """Of the first words' high bytes, then of a byte of each word behind the median candidate's. The growth takes back the
+    active weights from the key of one on, whose ties lie before and behind it."""
+    given: dict[str, Any] = dict(bonus=case.bonus, round=case.round, where=PLACES)
     given["total"] = [base + n // run * pitch + run for n, (base, run, pitch) in zip(SIZES, PLACES, strict=True)]
+    keys = torch.zeros(len(SIZES), 3, dtype=torch.int64)
+    for i, (p, mask) in enumerate(zip(case.params, case.masks(), strict=True)):
+        if mask.any():
+            n = int(mask.nonzero()[mask.sum() // 3])
+            keys[i, 0] = rules.drop_key(encoding.flat(p))[n]
+            keys[i, 2] = given["total"][i] - 1 - rules.global_index(p.numel(), list(PLACES[i]), p.device)[n]
     found = []
-    for growth in (False, True):
+    for growth, drop_from in ((False, None), (True, None), (True, keys)):
         prefix = torch.zeros(len(SIZES), 3, dtype=torch.int64)
         for word, shift in ((0, 24), (0, 16), (0, 8), (0, 0), (1, 24), (1, 16), (1, 8), (1, 0), (2, 16)):
-            digit = dict(growth=growth, word=word, shift=shift, prefix=prefix)
+            digit = dict(growth=growth, word=word, shift=shift, prefix=prefix, drop_from=drop_from)
             counted = ops.key_histogram(case.params, case.grads, case.mask_bits, case.counts, **given, **digit)
             above = counted.flip(1).cumsum(1).flip(1)
             prefix[:, word] |= ((2 * above >= above[:, :1]).sum(1) - 1) << shift

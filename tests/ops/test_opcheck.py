@@ -48,9 +48,8 @@ def calls(name: str) -> list[Callable[[], object]]:
         "hashed_noise_": [lambda: ops.hashed_noise((3, 4), 5, 6)],
         "key_histogram": [
             lambda: histogram(case, growth=False, word=2, shift=56),
-            lambda: histogram(
-                case, growth=True, word=1, shift=8, k_drop=torch.tensor([2, 3]), where=[(7, 3, 9), (0, 64, 64)], total=[99, 64]
-            ),
+            lambda: histogram(case, growth=True, word=0, shift=0, where=[(7, 3, 9), (0, 64, 64)], total=[99, 64]),
+            lambda: histogram(case, growth=True, word=1, shift=8, drop_from=torch.full((2, 3), 0x3F00_0000)),
         ],
         "count_outside": [lambda: ops.count_outside(case.params, bits)],
     }

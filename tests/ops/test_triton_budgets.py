@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from support import budget_oracle
 
 from dstee import backends, ops
 from dstee.backends import triton as triton_backend
@@ -81,7 +83,7 @@ def test_global_keep(seed: int) -> None:
 
 HISTOGRAMS: list[dict[str, Any]] = [
     {},
-    {"regrow": False, "bonus": None},
+    {"bonus": None},
     {"grow_seeds": [7, -(2**63), 2**40], "where": [(2**33, 9, 2**20), (0, 1, 1), (5, 2**40, 2**41)], "bonus": None},
     {"bonus_scale": torch.tensor([0.037, 1.0, 1e-6])},
 ]
@@ -95,10 +97,12 @@ def test_key_histogram(number: int) -> None:
     ranked: dict[str, Any] = {"bonus": case.bonus, "round": 5, "total": [2**50] * 3} | options
     if "bonus_scale" in options:
         ranked |= {"bonus": bonus_table(0.1, 1.0, 1000, 5, dtype=torch.float64), "drop_scores": case.grads}
-    for growth, k_drop in ((False, None), (True, [40, 0, 1]), (True, torch.tensor([-1, 5, 2**40]))):
+    ranking = replace(case, options=ranked)
+    drop_from = budget_oracle.some_drop_from(ranking, ranked["total"], np.random.default_rng(number))
+    for growth, least in ((False, None), (True, None), (True, drop_from), (True, torch.zeros(3, 3, dtype=torch.int64))):
         prefix = torch.zeros(3, 3, dtype=torch.int64)
         for word, shift in ((0, 24), (0, 16), (0, 0), (1, 24), (2, 16), (2, 8)):
-            digit = {"growth": growth, "word": word, "shift": shift, "prefix": prefix, "k_drop": k_drop} | ranked
+            digit = {"growth": growth, "word": word, "shift": shift, "prefix": prefix, "drop_from": least} | ranked
             given = (case.params, case.grads, case.mask_bits, case.counts)
             found = check(lambda given=given, digit=digit: ops.key_histogram(*given, **digit), str(digit))  # type: ignore[misc]
             prefix[:, word] |= found.argmax(1).long() << shift  # into the fullest bin

@@ -12,7 +12,7 @@ from support.oracle import F32, bits_of, bonuses, orderable, random_number, to_f
 from dstee.sparsity_distribution import seed64
 from dstee.testing import Case
 
-__all__ = ["global_keep", "growth_scale", "histogram", "noise"]
+__all__ = ["global_keep", "growth_scale", "histogram", "noise", "some_drop_from"]
 
 WORD = 2**32 - 1
 
@@ -56,20 +56,46 @@ def growth_scale(signal: torch.Tensor, mask: NDArray[np.bool_], k: int, round: i
     return value if value > 0 else 2.0**-126
 
 
+Key = tuple[int, int, int]
+
+
+def _places(case: Case, i: int) -> list[int]:
+    n = case.params[i].numel()
+    base, run, pitch = case.options["where"][i] if case.options.get("where") else (0, max(n, 1), max(n, 1))
+    return [base + j // run * pitch + j % run for j in range(n)]
+
+
+def _drop_keys(case: Case, i: int, total: int) -> list[Key]:
+    far = orderable(floats((case.options.get("drop_scores") or case.params)[i]))
+    return [(0x7F80_0001 - x, 0, total - 1 - place) for x, place in zip(far, _places(case, i), strict=True)]
+
+
+def some_drop_from(case: Case, totals: list[int], rng: np.random.Generator) -> torch.Tensor:
+    """For each layer a key as ``drop_from`` has: beyond all, below all, that of a weight, or near one."""
+    rows: list[Key] = []
+    for i, mask in enumerate(case.masks()):
+        row: Key = (2**62, 0, 0) if rng.random() < 0.2 else (0, 0, 0)
+        active = np.flatnonzero(mask.numpy())
+        if len(active) and rng.random() < 0.8:
+            first, _, last = _drop_keys(case, i, totals[i])[int(rng.choice(active))]
+            tails = [(0, last), (0, last), (0, last + 1), (0, last >> 8 << 8), (0, 0), (1, 0), (0, 2**62)]
+            row = (first, *tails[int(rng.integers(0, len(tails)))])
+            if rng.random() < 0.2:
+                row = (first >> 16 << 16, 0, 0)
+        rows.append(row)
+    return torch.tensor(rows, dtype=torch.int64)
+
+
 def histogram(
-    case: Case, i: int, total: int, *, growth: bool, word: int, shift: int, prefix: list[int], k_drop: int = 0
+    case: Case, i: int, total: int, *, growth: bool, word: int, shift: int, prefix: list[int], drop_from: Key | None = None
 ) -> list[int]:
     """The counts of one byte of the keys of layer i."""
-    options, mask = case.options, case.masks()[i].numpy()
-    n = len(mask)
-    base, run, pitch = options["where"][i] if options.get("where") else (0, max(n, 1), max(n, 1))
-    places = [base + j // run * pitch + j % run for j in range(n)]
-    far = orderable(floats((options.get("drop_scores") or case.params)[i]))
-    words = [(0x7F80_0001 - far[j], 0, total - 1 - places[j]) for j in range(n)]
+    options, mask, places = case.options, case.masks()[i].numpy(), _places(case, i)
+    words = _drop_keys(case, i, total)
     candidates = np.flatnonzero(mask).tolist()
     if growth:
-        dropped = sorted(candidates, key=lambda j: (far[j], j))[:k_drop]
-        candidates = np.flatnonzero(~mask).tolist() + (dropped if options.get("regrow", True) else [])
+        dropped = [j for j in candidates if drop_from is not None and words[j] >= drop_from]
+        candidates = np.flatnonzero(~mask).tolist() + dropped
         if options.get("grow_seeds"):
             g = np.array([random_number(options["grow_seeds"][i], j) for j in places], dtype=np.float32)
         else:
@@ -79,7 +105,7 @@ def histogram(
         with np.errstate(over="ignore", invalid="ignore"):
             score = g if case.bonus is None else g + bonuses(case, i)[case.N[i].numpy()]
         first, second = orderable(score), orderable(g)
-        words = [(first[j], 0 if case.bonus is None else second[j], words[j][2]) for j in range(n)]
+        words = [(first[j], 0 if case.bonus is None else second[j], words[j][2]) for j in range(len(mask))]
     found = [0] * 256
     for j in candidates:
         key = words[j]

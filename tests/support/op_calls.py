@@ -30,13 +30,14 @@ def step(**changed: Any) -> None:
 
 
 UNITS = dstee.bonus_table(0.1, 1.0, 10, 3, dtype=torch.float64)
+KEY = torch.zeros(1, 3, dtype=torch.int64)
 
 
 def histogram(**changed: Any) -> Tensor:
     """Of the growth, with all that it can take but two of the three signals."""
     given: dict[str, Any] = {name: tensors for name, tensors in arguments().items() if name != "momenta"}
-    given |= dict(counts=[torch.zeros(N, dtype=torch.int16)], bonus=UNITS, bonus_scale=torch.ones(1), round=3, k_drop=[3])
-    given |= dict(growth=True, word=0, shift=24, prefix=torch.zeros(1, 3, dtype=torch.int64))
+    given |= dict(counts=[torch.zeros(N, dtype=torch.int16)], bonus=UNITS, bonus_scale=torch.ones(1), round=3)
+    given |= dict(growth=True, word=0, shift=24, prefix=KEY, drop_from=KEY)
     return ops.key_histogram(**(given | changed))
 
 
@@ -90,8 +91,8 @@ CALLS: dict[tuple[str, str], Callable[[Wrap], Any]] = {
     ("key_histogram", "bonus"): lambda wrap: histogram(bonus=wrap(UNITS)),
     ("key_histogram", "bonus_scale"): lambda wrap: histogram(bonus_scale=wrap(torch.ones(1))),
     ("key_histogram", "round"): lambda wrap: histogram(round=wrap(torch.tensor([3]))),
-    ("key_histogram", "prefix"): lambda wrap: histogram(prefix=wrap(torch.zeros(1, 3, dtype=torch.int64))),
-    ("key_histogram", "k_drop"): lambda wrap: histogram(k_drop=wrap(torch.tensor([3]))),
+    ("key_histogram", "prefix"): lambda wrap: histogram(prefix=wrap(KEY)),
+    ("key_histogram", "drop_from"): lambda wrap: histogram(drop_from=wrap(KEY)),
     ("global_keep_", "params[0]"): lambda wrap: keep(params=[wrap(arguments()["params"][0])]),
     ("global_keep_", "momenta[0]"): lambda wrap: keep(momenta=[wrap(FLOAT)]),
     ("global_keep_", "mask_bits[0]"): lambda wrap: keep(mask_bits=[wrap(BITS)]),

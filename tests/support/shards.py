@@ -25,7 +25,7 @@ class Part:
     def histogram(self, **options: Any) -> Tensor:
         c = self.case
         named = {name: x for name, x in c.options.items() if name not in ("regrow", "reset_regrown")}
-        given = dict(bonus=c.bonus, round=c.round, where=self.where, regrow=c.options.get("regrow", True))
+        given = dict(bonus=c.bonus, round=c.round, where=self.where)
         return ops.key_histogram(c.params, c.grads, c.mask_bits, c.counts, **named, **given, **options)
 
 
@@ -61,19 +61,23 @@ def _part(case: Case, columns: list[int], rank: int, ranks: int, by_rows: bool) 
     return Part(replace(case, **own, mask_bits=bits, options=options), where)
 
 
-def agree(parts: list[Part], sizes: list[int], k: list[int], drops: list[list[int]] | None = None) -> list[list[int]]:
-    """How many of the k selected weights of each layer lie in each part, from sums of histograms alone: those that are dropped,
-    or, where it is known how many each part drops, those that are grown."""
-    growth = drops is not None
+NO_KEY = 2**62  # a first word that no key reaches
+
+
+def agree(
+    parts: list[Part], sizes: list[int], k: list[int], growth: bool, drop_from: Tensor | None = None
+) -> tuple[list[list[int]], Tensor]:
+    """How many of the k weights of each layer that are dropped, or grown, lie in each part, and int64 [layers, 3] from which
+    key on they are: from sums of histograms alone."""
     L = len(sizes)
     want, taken = list(k), [[0] * L for _ in parts]
-    prefix = torch.zeros(L, 3, dtype=torch.int64)
+    prefix = torch.tensor([[0 if k[i] else NO_KEY, 0, 0] for i in range(L)])
     open_ = [i for i in range(L) if k[i]]
     for word, shift in _bytes(growth and parts[0].case.bonus is not None, max(sizes)):
         if not open_:
             break
         digit = dict(growth=growth, word=word, shift=shift, prefix=prefix.clone(), total=sizes)
-        of_parts = [part.histogram(**digit, k_drop=None if drops is None else drops[r]) for r, part in enumerate(parts)]
+        of_parts = [part.histogram(**digit, drop_from=drop_from) for part in parts]
         whole = torch.stack(of_parts).sum(0)
         for i in list(open_):
             above = whole[i].flip(0).cumsum(0).flip(0)  # candidates with this digit or a higher one
@@ -86,7 +90,7 @@ def agree(parts: list[Part], sizes: list[int], k: list[int], drops: list[list[in
             if everything:
                 open_.remove(i)
     assert not open_, "the index tells all weights apart"
-    return taken
+    return taken, prefix
 
 
 def _bytes(signal: bool, largest: int) -> Iterator[tuple[int, int]]:
@@ -101,10 +105,11 @@ def update(case: Case, columns: list[int], ranks: int, by_rows: bool) -> list[Pa
     parts = cut(case, columns, ranks, by_rows)
     sizes = [p.numel() for p in case.params]
     k = [int(x) for x in case.k]
-    if not case.options.get("regrow", True):
+    regrow = case.options.get("regrow", True)
+    if not regrow:
         k = [min(x, int((~mask).sum())) for x, mask in zip(k, case.masks(), strict=True)]
-    drops = agree(parts, sizes, k)
-    grows = agree(parts, sizes, k, drops)
+    drops, drop_from = agree(parts, sizes, k, growth=False)
+    grows, _ = agree(parts, sizes, k, growth=True, drop_from=drop_from if regrow else None)
     for part, drop, grow in zip(parts, drops, grows, strict=True):
         part.case.k = drop
         part.case.options |= dict(k_grow=grow, where=part.where)
