@@ -119,7 +119,7 @@ def shares(ranked: Ranked, k: list[int], k_grow: list[int]) -> Rounds[Shares]:
             break
         yield from advance(cursors, counting.rows(cursors), _wide(where))
     mine = [[side[i].here if i in side else 0 for i in range(L)] for side in (drop, grow)]
-    return Shares(mine[0], mine[1], counting.scales() if ranked.scaled else None)
+    return Shares(mine[0], mine[1], counting.scales(range(L)) if ranked.scaled else None)
 
 
 def _place_of_scale(k: int, total: int) -> int:
@@ -141,7 +141,7 @@ class _Counting:
 
     def rows(self, cursors: Sequence[Cursor]) -> Tensor:
         """A row for each cursor, int32 [m, 256]: one call of the op for all that are at the same byte of the same key."""
-        rows = torch.zeros(len(cursors), 256, dtype=torch.int32, device=self.device)
+        rows = [torch.zeros(256, dtype=torch.int32, device=self.device)] * len(cursors)
         groups: dict[tuple[str, int, int], list[int]] = {}
         for row, c in enumerate(cursors):
             if self.ranked.where[c.layer].n:
@@ -149,8 +149,9 @@ class _Counting:
         for (side, _, _), places in groups.items():
             group = [cursors[row] for row in places]
             found = self.count_sampled(group) if side == SCALE else self.count_keys(group)
-            rows[torch.tensor(places, device=self.device)] = found
-        return rows
+            for row, counted in zip(places, found, strict=True):
+                rows[row] = counted
+        return torch.stack(rows)
 
     def count_keys(self, cursors: Sequence[Cursor]) -> Tensor:
         """Of cursors at one byte of one side."""
@@ -167,12 +168,12 @@ class _Counting:
                 dropped = [self.drop[i].prefix if i in self.drop else _NO_KEY for i in layers]
                 named["drop_from"] = torch.tensor(dropped, dtype=torch.int64, device=self.device)
             if r.scaled:
-                named["bonus_scale"] = self.scales()[layers]
+                named["bonus_scale"] = self.scales(layers)
         return ops.key_histogram(
             [r.params[i] for i in layers], of(r.grads) if growth else None, [r.mask_bits[i] for i in layers],
             of(r.counts) if growth else None, drop_scores=of(r.drop_scores), where=[r.where[i].place for i in layers],
             total=[r.where[i].total for i in layers], growth=growth, word=word, shift=shift,
-            prefix=torch.tensor([c.prefix for c in cursors], dtype=torch.int64, device=self.device), **named,
+            prefix=self.there([c.prefix for c in cursors]), **named,
         )  # fmt: skip
 
     def count_sampled(self, cursors: Sequence[Cursor]) -> Tensor:
@@ -184,11 +185,14 @@ class _Counting:
             found.append(np.bincount(ranks >> shift & 255, minlength=256))
         return torch.from_numpy(np.stack(found)).to(self.device, torch.int32)
 
-    def scales(self) -> Tensor:
-        """``bonus_scale``, as far as it is known: float32 [L] on the device."""
-        bits = [self.scale[i].prefix[0] - 1 if i in self.scale else 0 for i in range(len(self.ranked.where))]
-        bits = [x if x > 0 else _SMALLEST for x in bits]
-        return torch.tensor(bits, dtype=torch.int32, device=self.device).view(torch.float32)
+    def scales(self, layers: Sequence[int]) -> Tensor:
+        """``bonus_scale`` of ``layers``: float32 on the device."""
+        bits = [self.scale[i].prefix[0] - 1 if i in self.scale else 0 for i in layers]
+        return self.there([x if x > 0 else _SMALLEST for x in bits], torch.int32).view(torch.float32)
+
+    def there(self, numbers: list[Any], dtype: torch.dtype = torch.int64) -> Tensor:
+        """Numbers of the host on the device, without waiting for it."""
+        return torch.tensor(numbers, dtype=dtype).to(self.device, non_blocking=True)
 
 
 @with_gradual_underflow
