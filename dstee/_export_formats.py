@@ -27,8 +27,8 @@ def export(model: nn.Module, layers: Layers, format: str, path: str | Path | Non
         raise ValueError(f"blocksize is {blocksize!r}: only format='bsr' takes one, (rows, columns), and needs it")
     if any(layer.follow() is not None and layer.sharding is not None for layer in layers.values()):
         raise ValueError(
-            "the weights are cut among ranks, and an export holds whole ones: load the gathered states, get_model_state_dict with "
-            "full_state_dict=True and sparse.state_dict(full=True), into the model in one process and export there"
+            "the weights are cut among ranks, and an export holds whole ones: load the gathered states, get_model_state_dict "
+            "with full_state_dict=True and sparse.state_dict(full=True), into the model in one process and export there"
         )
     state, aliases = _state(model, layers)
     if format == "csr":
