@@ -165,8 +165,7 @@ class _Counting:
         if growth:
             named = dict(grow_signal=of(r.grow_signal), grow_seeds=of(r.grow_seeds), bonus=r.bonus, round=r.round)
             if r.regrow:
-                dropped = [self.drop[i].prefix if i in self.drop else _NO_KEY for i in layers]
-                named["drop_from"] = torch.tensor(dropped, dtype=torch.int64, device=self.device)
+                named["drop_from"] = self.there([self.drop[i].prefix if i in self.drop else _NO_KEY for i in layers])
             if r.scaled:
                 named["bonus_scale"] = self.scales(layers)
         return ops.key_histogram(

@@ -17,6 +17,8 @@ from dstee.distributed.where import whole
 from dstee.encoding import bonus_table
 from dstee.testing import make_case
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 RANKS = (1, 2, 3, 4, 8)
 
 

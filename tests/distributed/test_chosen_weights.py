@@ -19,6 +19,8 @@ from dstee.distributed import agree
 from dstee.sparsity_distribution import random_mask
 from dstee.testing import FAMILIES, Case, assert_same_bits, values
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 RANKS = (1, 2, 3, 4, 8)
 
 
