@@ -26,12 +26,13 @@ STATE = ("params", "momenta", "mask_bits", "counts")
 CUTS = ("rows", "uneven rows", "columns", "grid")
 
 
-def adversarial(seed: int) -> tuple[Case, list[tuple[int, ...]]]:
-    """A case of ties, special values and full or empty masks, and the shapes of its layers."""
+def adversarial(seed: int, tiny: bool = False) -> tuple[Case, list[tuple[int, ...]]]:
+    """A case of ties, special values and full or empty masks, and the shapes of its layers; ``tiny``: below 100 weights."""
     rng = np.random.default_rng(seed)
-    shapes = [SHAPES[int(rng.integers(len(SHAPES)))] for _ in range(int(rng.integers(1, 4)))]
+    choices = [shape for shape in SHAPES if not tiny or math.prod(shape) < 100]
+    shapes = [choices[int(rng.integers(len(choices)))] for _ in range(int(rng.integers(1, 4)))]
     growth, round = str(rng.choice(SIGNALS)), int(rng.choice([0, 1, 5, 300]))
-    if growth.startswith("scaled") and rng.random() < 0.05:
+    if growth.startswith("scaled") and not tiny and rng.random() < 0.05:
         shapes[0] = LARGE
     sizes = [math.prod(shape) for shape in shapes]
     case = make_case(
@@ -166,3 +167,14 @@ def assert_same_parts(got: Sequence[Part], case: Case, where: Sequence[Sequence[
         for name in STATE:
             what = f"{name} of rank {rank} of {len(got)}, {case.description}, {where[rank]}"
             assert_same_bits(getattr(part.case, name), getattr(expected, name), what)
+
+
+def check(seed: int, tiny: bool = False) -> None:
+    """Some number of ranks, with replicas or without, update a case as one does."""
+    case, shapes = adversarial(seed, tiny)
+    rng = np.random.default_rng([seed, 1])
+    ranks, replicas = int(rng.choice([1, 2, 3, 4, 8])), int(rng.choice([1, 1, 1, 2]))
+    where = cut_layers(shapes, ranks, rng) * replicas
+    got = update(case, where, replicas)
+    case.drop_grow_()
+    assert_same_parts(got, case, where)
