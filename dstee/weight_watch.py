@@ -78,17 +78,19 @@ def _stamp_of_part(p: nn.Parameter) -> tuple[int, int]:
     return p._version + part._version, part.data_ptr()
 
 
-def find_outside(layers: Sequence[SparseLayer]) -> dict[SparseLayer, int]:
+def find_outside(layers: Sequence[SparseLayer], here: bool = False) -> dict[SparseLayer, int]:
     """The layers that have weights outside their masks which are not 0, and how many; one host sync for each device.
 
-    Where weights are cut among ranks, all of these must come here together: the numbers are added up.
+    Where weights are cut among ranks, all of these must come here together, and the numbers are added up; but for what is
+    ``here`` alone.
     """
 
     def count(group: list[SparseLayer]) -> Tensor:
         return ops.count_outside([layer.local for layer in group], [layer.mask_bits for layer in group])
 
     found = count_each(layers, lambda layer: layer.follow().device, count)
-    found = sum_each(found, [layer.holders for layer in layers])
+    if not here:
+        found = sum_each(found, [layer.holders for layer in layers])
     return {layer: n for layer, n in zip(layers, found, strict=True) if n}
 
 
@@ -163,10 +165,16 @@ class CheckedWeights:
 
     def _check(self, full: bool) -> None:
         self._settle()
-        suspects = list(self.layers.values()) if full else self._watch.changed(self.layers.values())
+        suspects = written = self._watch.changed(self.layers.values())
+        if full:  # ranks talk about weights that all of them have written to, which their programs do alike
+            suspects = [layer for layer in self.layers.values() if layer.holders is None or layer in written]
         outside = find_outside(suspects)
         if outside and not self._torn:
             refuse_other_masks(outside)
+        if full:
+            rest = [layer for layer in self.layers.values() if layer not in suspects]
+            outside |= find_outside(rest, here=True)
+            suspects = [*suspects, *rest]
         for layer in outside:
             layer.clear_outside()
         if suspects:
