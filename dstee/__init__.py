@@ -1,5 +1,6 @@
 """Dynamic sparse training: DST-EE and its rivals as exact, fused PyTorch operations."""
 
+from dstee import distributed as distributed
 from dstee import metrics as metrics
 from dstee import ops as ops
 from dstee._files import CheckpointError as CheckpointError
@@ -67,6 +68,7 @@ __all__ = [
     "__version__",
     "allocate",
     "bonus_table",
+    "distributed",
     "masks_from_scores",
     "metrics",
     "ops",

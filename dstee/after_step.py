@@ -1,9 +1,9 @@
-"""The mask update of layers whose optimizer step did not carry it."""
+"""What layers need whose optimizer knows nothing of masks, and the mask update of those whose step did not carry it."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -14,7 +14,16 @@ from dstee.layer_batch import LayerBatch
 from dstee.mask_update import MaskUpdate
 from dstee.sparse_layer import SparseLayer
 
-__all__ = ["execute", "swap"]
+__all__ = ["execute", "mask", "swap"]
+
+
+def mask(owners: Mapping[str, Owner], layers: Iterable[SparseLayer]) -> None:
+    """Weights and parameter-shaped state outside the masks are 0 again where the optimizer does not see to it."""
+    for layer in layers:
+        if owners[layer.name].fusing is None:
+            off = layer.inactive()
+            layer.local.masked_fill_(off, 0)
+            _optimizer_state.zero_state(owners[layer.name].core, layer.param, off)
 
 
 def swap(owners: Mapping[str, Owner], update: MaskUpdate, layers: Sequence[SparseLayer], before: Mapping[str, Tensor]) -> None:

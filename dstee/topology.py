@@ -13,6 +13,7 @@ from torch import nn
 
 from dstee import _optimizer_state, _optimizer_step, after_step, interpreter, method_hooks, ops
 from dstee._optimizer_step import Closure, Stepper
+from dstee.distributed.check import check_copies, check_update, meet
 from dstee.mask_update import FusingOptimizer, Journal, MaskUpdate
 from dstee.methods import Method, Step, Update
 from dstee.methods.context import LossFn
@@ -67,6 +68,7 @@ class Topology(CheckedWeights):
             "batches": None,  # may be a loader of any size, a generator
             "loss_fn": torch.nn.functional.cross_entropy,
             "_watch": WeightWatch(),
+            "_compared": False,
         }
         return {name: value for name, value in (self.__dict__ | passing).items() if name != "_known"}
 
@@ -283,6 +285,7 @@ class Topology(CheckedWeights):
         update = MaskUpdate.make(context, self.method, self.allow_missing_gradients)
         if update.swap is None:
             interpreter.refuse_devices(list(self.layers.values()), update)
+        meet(self, self._t + 1)
         return update
 
     def _change_gradients(self, core: torch.optim.Optimizer) -> None:
@@ -312,6 +315,9 @@ class Topology(CheckedWeights):
         """
         layers = self.follow_all()
         _optimizer_state.refuse_missing(optimizers, layers, self._watch.was_another)
+        if self._unchecked or not self._compared:
+            check_copies(self)
+            self._compared = True
         if self._unchecked:
             self._check_loaded(optimizers)
         elif foreign:
@@ -365,11 +371,7 @@ class Topology(CheckedWeights):
         owners = _optimizer_step.owners_of(self.layers.values(), steppers)
         fused = any(one.fusing is not None for one in steppers)
         self._torn = True
-        for name, layer in self.layers.items():
-            if owners[name].fusing is None:
-                off = layer.inactive()
-                layer.local.masked_fill_(off, 0)
-                _optimizer_state.zero_state(owners[name].core, layer.param, off)
+        after_step.mask(owners, self.layers.values())
         round, numbers = self._round, self._numbers
         if method_hooks.overrides(self.method, "after_step") and not (update is not None and self.method.order == "replace"):
             context = self._context([one.core for one in steppers]) if update is None else update.context
@@ -393,4 +395,6 @@ class Topology(CheckedWeights):
         self._watch.note_again()
         counted = {"_stepped": False, "_updated": set(), "_uncounted": 0} if fused else {}
         self.__dict__.update(counted, _t=self._t + 1, _round=round, _numbers=numbers, _journal=None, _torn=False)
+        if update is not None:
+            check_update(self)
         return update is not None

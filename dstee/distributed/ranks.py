@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Ranks",
     "agree_on",
+    "alone",
     "anywhere",
     "broadcast",
     "exchange",
@@ -34,13 +35,14 @@ __all__ = [
 T = TypeVar("T")
 
 
-def _alone() -> bool:
+def alone() -> bool:
+    """Whether there is no process group, or one rank in it."""
     return not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1
 
 
 def mean_(tensors: Sequence[Tensor]) -> None:
     """Replaces contiguous tensors by their means over all ranks, in place."""
-    if _alone():
+    if alone():
         return
     for work in [dist.all_reduce(t, async_op=True) for t in tensors]:
         work.wait()
@@ -49,7 +51,7 @@ def mean_(tensors: Sequence[Tensor]) -> None:
 
 def mean(tensors: Sequence[Tensor]) -> list[Tensor]:
     """Means over all ranks: the tensors themselves on one rank, else new contiguous ones."""
-    if _alone():
+    if alone():
         return list(tensors)
     means = [t.clone(memory_format=torch.contiguous_format) for t in tensors]
     mean_(means)
@@ -58,7 +60,7 @@ def mean(tensors: Sequence[Tensor]) -> list[Tensor]:
 
 def broadcast(t: Tensor) -> Tensor:
     """``t`` of the first rank."""
-    if _alone():
+    if alone():
         return t
     t = t.clone(memory_format=torch.contiguous_format)
     dist.broadcast(t, 0)
@@ -68,7 +70,7 @@ def broadcast(t: Tensor) -> Tensor:
 def shared_seed(device: torch.device, low: int = 0, high: int = 2**62) -> int:
     """A seed in [low, high) from torch's CPU generator, the first rank's on all ranks. ``device``: where the ranks talk."""
     seed = torch.randint(low, high, (1,))
-    return int(seed if _alone() else broadcast(seed.to(device)))
+    return int(seed if alone() else broadcast(seed.to(device)))
 
 
 def seed_of_first_rank(model: nn.Module, seed: int) -> int:
@@ -83,7 +85,7 @@ def seed_of_first_rank(model: nn.Module, seed: int) -> int:
 
 @dataclass(frozen=True)
 class Ranks:
-    """Ranks that hold something together: ``members``, ascending, and the type of device on which they talk."""
+    """Ranks that hold something together: ``members``, in the order of their group, and the device type on which they talk."""
 
     members: tuple[int, ...]
     device_type: str
@@ -103,6 +105,15 @@ class Ranks:
         dist.all_reduce(there, op, group=self.group())
         return there.cpu()
 
+    def gather(self, t: Tensor) -> Tensor:
+        """``t``, of the same shape and dtype on each member and on any device, of each: [members, ...] on the CPU."""
+        there = t.to(self.device_type).contiguous()
+        found = [there]
+        if len(self.members) > 1:
+            found = [torch.empty_like(there) for _ in self.members]
+            dist.all_gather(found, there, group=self.group())
+        return torch.stack(found).cpu()
+
     def texts(self, text: str | None) -> list[str | None]:
         """The text of each member."""
         found: list[str | None] = [text] * len(self.members)
@@ -120,7 +131,7 @@ def of_group(group: dist.ProcessGroup | None = None) -> Ranks:
     found = dist.group.WORLD if group is None else group
     assert found is not None
     kind = "cuda" if "nccl" in str(dist.get_backend(found)) else "cpu"
-    ranks = Ranks(tuple(sorted(dist.get_process_group_ranks(found))), kind)
+    ranks = Ranks(tuple(dist.get_process_group_ranks(found)), kind)
     _groups[ranks, dist.group.WORLD] = found
     return ranks
 
