@@ -248,7 +248,7 @@ class SparseModel(Topology):
         numbers = method_hooks.fresh_numbers(restored.method, layers.values())
         self.__dict__.update(  # one call: no signal comes in between
             layers=layers, _t=restored.t, _round=restored.round, seed=restored.seed, _method=restored.method,
-            _schedule=restored.schedule, _unchecked=True, _compared=False, _stepped=False, _updated=set(),
+            _schedule=restored.schedule, _unchecked=True, _stepped=False, _updated=set(),
             _numbers={key: torch.full_like(x, restored.numbers[key]) for key, x in numbers.items()},
             budget={name: restored.budget.get(name, self.budget[name]) for name in layers},
         )  # fmt: skip
