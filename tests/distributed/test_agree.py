@@ -71,7 +71,7 @@ def test_scales_are_those_of_the_whole(ranks: int) -> None:
     rng = np.random.default_rng(ranks)
     shapes = [cut_cases.LARGE, (40, 17), (1,), (7, 5), (3, 3)]
     for density in (0.1, 0.95, 1.0):
-        case = make_case(ranks, [math.prod(s) for s in shapes], family="nonfinite", density=density, round=7)
+        case = make_case(ranks, [math.prod(s) for s in shapes], density=density, round=7)
         case.bonus = bonus_table(0.1, 1.0, 500, 7, dtype=torch.float64)
         nnz = [int(mask.sum()) for mask in case.masks()]
         asked = [n // 2 for n in nnz[:-1]] + [9]
