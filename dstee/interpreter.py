@@ -164,12 +164,13 @@ class _Pass:
         scale = where = None
         if is_cut(self.layers):
             batch = LayerBatch(self.layers, self.params, grads or [], self.momenta)
+            asked = k if k_grow is None else k_grow
             k, k_grow = whole_numbers(self.layers, k, k_grow, regrow)
             for i, layer in enumerate(self.layers):
                 layer.nnz += 0 if k_grow is None else k_grow[i] - k[i]
             k, k_grow, scale = agree_on_shares(
-                batch, k, k_grow, bonus=bonus, round=self.round, grow_seeds=seeds, regrow=regrow, drop_scores=drop_by,
-                grow_signal=signal,
+                batch, k, k_grow, asked=asked, bonus=bonus, round=self.round, grow_seeds=seeds, regrow=regrow,
+                drop_scores=drop_by, grow_signal=signal,
             )  # fmt: skip
             where = [layer.where.place for layer in self.layers]
         elif bonus is not None and bonus.dtype is torch.float64:

@@ -58,6 +58,7 @@ def agree_on_shares(
     k: Sequence[int],
     k_grow: Sequence[int] | None,
     *,
+    asked: Sequence[int] | Tensor | None = None,
     bonus: Tensor | None,
     round: int,
     grow_seeds: list[int] | None,
@@ -67,16 +68,19 @@ def agree_on_shares(
 ) -> agree.Shares:
     """What this rank drops and grows, where whole layers drop ``k`` and grow ``k_grow``, None for as many as they drop.
 
-    All ranks that hold parts of these layers come here together, after the step. The other arguments are those of
+    All ranks that hold parts of these layers come here together, after the step. ``asked``: what grows, before it was clipped,
+    where that is another number; the bonus is scaled by it. The other arguments are those of
     :func:`dstee.ops.drop_grow_`, and so is what ``k`` means: without ``k_grow`` and ``regrow`` it is clipped to the inactive
     weights.
     """
     wanted = list(k)
     if k_grow is None and not regrow:
         wanted = [min(number, layer.numel - layer.nnz) for number, layer in zip(k, batch.layers, strict=True)]
+    asked = (k if k_grow is None else k_grow) if asked is None else asked
+    scale_k = asked.tolist() if isinstance(asked, Tensor) else list(asked)
     ranked = agree.Ranked(
         batch.params, batch.mask_bits, [layer.where for layer in batch.layers], batch.grads or None, batch.counts or None,
-        bonus, round, drop_scores, grow_signal, grow_seeds, regrow, scale_k=list(k if k_grow is None else k_grow),
+        bonus, round, drop_scores, grow_signal, grow_seeds, regrow, scale_k=scale_k,
     )  # fmt: skip
     grown = wanted if k_grow is None else list(k_grow)
     return exchange(agree.shares(ranked, wanted, grown), [layer.holders for layer in batch.layers])

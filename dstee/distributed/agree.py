@@ -24,7 +24,7 @@ from dstee.distributed.where import Where
 from dstee.encoding import flat, mask_bytes, unpack_bits
 from dstee.sparsity_distribution import mask_hashes
 
-__all__ = ["Message", "Ranked", "Rounds", "Shares", "counts", "kept", "largest", "random_masks", "shares"]
+__all__ = ["Message", "Ranked", "Rounds", "Shares", "kept", "largest", "random_masks", "shares"]
 
 T = TypeVar("T")
 Hashes: TypeAlias = npt.NDArray[np.uint64]
@@ -350,13 +350,3 @@ def largest(weights: list[Tensor], nnz: list[int], where: list[Where]) -> Rounds
 @with_gradual_underflow
 def _first(weights: list[Tensor], k: list[int]) -> list[Tensor]:
     return [rules.first_k(rules.rank(flat(w)), torch.tensor(n, device=w.device)) for w, n in zip(weights, k, strict=True)]
-
-
-def counts(numbers: list[int]) -> Rounds[list[int]]:
-    """Each layer's number summed over its ranks, in one round on the CPU; none without layers."""
-    if not numbers:
-        return []
-    rows = torch.zeros(len(numbers), 256, dtype=torch.int64)
-    rows[:, 0] = torch.tensor(numbers)
-    sums = yield Message(rows, list(range(len(numbers))))
-    return sums[:, 0].tolist()
