@@ -7,6 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from .ranks import options as ranks_options
+
 __all__ = ["add_arguments", "main", "make_parser", "run"]
 
 OPS = ("drop_grow", "masked_sgd", "step", "scaling")
@@ -17,6 +19,7 @@ EPILOG = """commands:
   bench compare A.json B.json  is B slower than A?  exit status 0: same or faster, 1: slower, 2: cannot tell
   bench report A.json          the tables of a result file again (and --html)
   bench model --gpu h100       how long the CUDA kernels should take, from counted instructions and bytes; nothing is measured
+  bench ranks                  what training on several processes sends for a mask update, and a model of what that costs
 """
 
 
@@ -24,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EPILOG
     parser.add_argument(
-        "words", nargs="*", metavar="COMMAND", help="nothing to measure; compare A.json B.json; report A.json; model"
+        "words", nargs="*", metavar="COMMAND", help="nothing to measure; compare A.json B.json; report A.json; model; ranks"
     )
     what = parser.add_argument_group("what is measured")
     what.add_argument(
@@ -71,9 +74,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     how.add_argument(
         "--limit", type=float, default=300.0, help="seconds of one call after which it counts as hung (default: 300)"
     )
-    how.add_argument("--largest", type=float, default=1e8, help="weights at most, for --op scaling (default: 1e8)")
+    how.add_argument("--largest", type=float, default=1e8, help="weights at most, for --op scaling and ranks (default: 1e8)")
     out = parser.add_argument_group("output")
-    out.add_argument("--json", type=Path, metavar="FILE", help="all figures, written after every row")
+    out.add_argument("--json", "--out", type=Path, metavar="FILE", help="all figures, written after every row")
     out.add_argument("--html", type=Path, metavar="FILE", help="a report with plots in one file")
     out.add_argument(
         "--resume",
@@ -89,6 +92,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     model = parser.add_argument_group("model")
     model.add_argument("--gpu", nargs="+", choices=GPUS, default=["h100"], help="GPUs to predict for (default: h100)")
     model.add_argument("--measured", type=Path, metavar="FILE", help="figures of that GPU, to stand beside the predicted ones")
+    ranks_options.add_arguments(parser)
 
 
 def make_parser(prog: str = "python -m bench") -> argparse.ArgumentParser:
@@ -135,15 +139,28 @@ def _dispatch(args: argparse.Namespace) -> int:
         return _report(Path(words[1]), args.html)
     if words == ["model"]:
         return _predict(args)
+    if words == ["ranks"]:
+        from .ranks import command
+
+        return command.run(args)
     raise UsageError(
-        f"{' '.join(words)!r} is no command: expected compare A.json B.json, report A.json, model, or nothing to measure"
+        f"{' '.join(words)!r} is no command: expected compare A.json B.json, report A.json, model, ranks, or nothing to measure"
     )
 
 
 def _report(path: Path, html: Path | None) -> int:
+    from dstee._console import UsageError
+
     from . import report, results_file, scaling_report, table
 
     document = results_file.read(path)
+    if results_file.find(document, op="ranks"):
+        from .ranks import report as ranks_report
+
+        if html:
+            raise UsageError("--html: what ranks send has no page, its tables are plain text: leave it out")
+        _print(ranks_report.text(document))
+        return 0
     _print(table.document_text(document), scaling_report.text(document))
     if html:
         report.write(html, document)

@@ -15,8 +15,8 @@ from dstee._console import UsageError
 from dstee._files import parse_json, read_file, write_atomic
 
 __all__ = [
-    "Document", "Environment", "Key", "Result", "Roof", "Row", "amortised", "best_of_ours", "fault", "find", "new", "read",
-    "same_key", "title", "write",
+    "Document", "Environment", "Key", "Result", "Roof", "Row", "Traffic", "amortised", "best_of_ours", "fault", "find", "new",
+    "read", "same_key", "title", "write",
 ]  # fmt: skip
 
 SCHEMA_VERSION = 1
@@ -48,7 +48,8 @@ class Environment(TypedDict, total=False):
 
 
 class Key(TypedDict, total=False):
-    """What was measured. ``of``, ``sweep`` and ``x`` of a scaling row: the op, what is varied, and its value."""
+    """What was measured. ``of``, ``sweep`` and ``x`` of a scaling row: the op, what is varied, and its value; ``of`` and
+    ``ranks`` of a row of ranks: the method, and how many processes."""
 
     op: str
     case: str
@@ -61,6 +62,7 @@ class Key(TypedDict, total=False):
     of: str
     sweep: str
     x: float
+    ranks: int
 
 
 class Result(TypedDict, total=False):
@@ -99,8 +101,19 @@ class Roof(TypedDict):
     samples_ms: dict[str, list[float]]
 
 
+class Traffic(TypedDict):
+    """What a rank sent: of each update its ``rounds`` (rows, bytes, layers by digit) and ``other`` collectives (name, bytes),
+    and the ``seconds`` of the slowest rank; the most bytes of each layer in any of them; ``digest`` of masks and weights."""
+
+    updates: list[dict[str, Any]]
+    seconds: list[float]
+    layer_bytes: dict[str, int]
+    digest: str
+
+
 class Row(TypedDict, total=False):
-    """``bytes``: the least that any implementation moves; ``kernel_bytes``: what the CUDA kernels move by their own plan."""
+    """``bytes``: the least that any implementation moves; ``kernel_bytes``: what the CUDA kernels move by their own plan.
+    ``traffic``: of ranks, whose layers' dimensions were divided by ``divisor``."""
 
     key: Key
     made_by: dict[str, object]
@@ -117,6 +130,8 @@ class Row(TypedDict, total=False):
     gate: str
     flushed_bytes: int
     kernel_bytes: dict[str, float]
+    divisor: int
+    traffic: Traffic
 
 
 class Document(TypedDict):
@@ -174,6 +189,8 @@ def fault(document: Any) -> str | None:
         for name, value in row["key"].items():
             if not (isinstance(value, str) if name in _TEXTS else _is_time(value)):
                 return f"row {i}: {name} of its key is {value!r}"
+        if row["key"]["op"] == "ranks" and (bad := _ranks_fault(row)):
+            return f"row {i}: {bad}"
         if not isinstance(row.get("contenders", {}), dict):
             return f"row {i}: contenders is no object"
         for name, one in row.get("contenders", {}).items():
@@ -181,6 +198,42 @@ def fault(document: Any) -> str | None:
             if bad:
                 return f"row {i}, {name}: {bad}"
     return None
+
+
+def _ranks_fault(row: dict[str, Any]) -> str | None:
+    key, sent = row["key"], row.get("traffic")
+    lacking = [name for name in ("case", "of", "dtype", "density", "ranks") if name not in key]
+    if lacking:
+        return f"its key has no {lacking[0]}"
+    if not all(type(row.get(name)) is int for name in ("n", "layers", "divisor")):
+        return "n, layers or divisor is no integer"
+    if "error" in row:
+        return None if isinstance(row["error"], str) else "error is no text"
+    if not isinstance(sent, dict) or not isinstance(sent.get("digest"), str):
+        return "no traffic"
+    seconds, of_layers, updates = (sent.get(name) for name in ("seconds", "layer_bytes", "updates"))
+    if not (isinstance(seconds, list) and seconds and all(_is_time(x) and x > 0 for x in seconds)):
+        return "seconds is no list of times"
+    if not (isinstance(of_layers, dict) and of_layers and all(map(_is_time, of_layers.values()))):
+        return "layer_bytes is no object of numbers"
+    if not (isinstance(updates, list) and updates and all(map(_is_update, updates))):
+        return "updates is no list of what was sent"
+    return None
+
+
+def _is_update(update: Any) -> bool:
+    try:
+        return all(_is_time(r["bytes"]) and all(_is_digit(*d) for d in r["digits"].items()) for r in update["rounds"]) and all(
+            isinstance(name, str) and _is_time(size) for name, size in update["other"]
+        )
+    except (TypeError, KeyError, ValueError, AttributeError):
+        return False
+
+
+def _is_digit(name: str, layers: object) -> bool:
+    """``what is sought word.shift``."""
+    word, dot, shift = name.rpartition(" ")[2].partition(".")
+    return word.isdecimal() and dot == "." and shift.isdecimal() and type(layers) is int
 
 
 def _contender_fault(one: Any) -> str | None:

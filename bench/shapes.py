@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 
-__all__ = ["SHAPES", "Shape", "resnet50", "resnet50_macs"]
+__all__ = ["SHAPES", "Shape", "llama_1b", "llama_7b", "llama_70b", "resnet50", "resnet50_macs"]
 
 Shape = tuple[int, ...]
 
@@ -68,9 +68,8 @@ def gpt2() -> dict[str, Shape]:
     return _transformer(12, {"attn": (3 * d, d), "proj": (d, d), "fc": (4 * d, d), "out": (d, 4 * d)})
 
 
-def llama_1b() -> dict[str, Shape]:
-    """Llama 3.2 1B: the linear layers of 16 blocks, no embeddings; 973,078,528 weights."""
-    d, kv, wide = 2048, 512, 8192
+def _llama(blocks: int, d: int, kv: int, wide: int) -> dict[str, Shape]:
+    """The linear layers of all blocks, no embeddings."""
     linears: dict[str, Shape] = {
         "q": (d, d),
         "k": (kv, d),
@@ -80,7 +79,22 @@ def llama_1b() -> dict[str, Shape]:
         "up": (wide, d),
         "down": (d, wide),
     }
-    return _transformer(16, linears)
+    return _transformer(blocks, linears)
+
+
+def llama_1b() -> dict[str, Shape]:
+    """Llama 3.2 1B: the linear layers of 16 blocks, no embeddings; 973,078,528 weights."""
+    return _llama(16, 2048, 512, 8192)
+
+
+def llama_7b() -> dict[str, Shape]:
+    """Llama 2 7B: the linear layers of 32 blocks, no embeddings; 6,476,005,376 weights."""
+    return _llama(32, 4096, 4096, 11008)
+
+
+def llama_70b() -> dict[str, Shape]:
+    """Llama 2 70B: the linear layers of 80 blocks, no embeddings; 68,451,041,280 weights."""
+    return _llama(80, 8192, 1024, 28672)
 
 
 def eight_layers() -> dict[str, Shape]:

@@ -1,0 +1,1 @@
+"""``python -m bench ranks``: what training on several processes sends for a mask update."""
