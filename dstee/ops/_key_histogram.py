@@ -54,8 +54,8 @@ def key_histogram(
     same. Candidates of the drop are the active weights, those of the growth the inactive ones and the active ones whose key of
     the drop is at least ``drop_from``. Counted are those whose words before ``word`` equal ``prefix`` and whose ``word`` equals
     it above the byte at ``shift``. Layers that are cut in parts add up the counts of these; then the byte in which the k-th of
-    the whole lies is known, and the next follows. What is known once all that share the bytes found are wanted, zeros behind,
-    is what the drop takes weights from. Each call reads the weights once.
+    the whole lies is known, and the next follows. Once all that agree with the bytes found are wanted, those bytes, with zeros
+    behind, are the key from which on the drop takes weights: ``drop_from`` of the growth. Each call reads the weights once.
 
     Args:
         params, grads, mask_bits, counts, bonus, bonus_scale, round, drop_scores, grow_signal, grow_seeds, where: as in
