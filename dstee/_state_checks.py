@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from dstee._dispatch import is_wrapper
+from dstee.distributed.ranks import Ranks, agree_on, reduce_each, sum_each
 from dstee.encoding import MAX_ROUNDS
 from dstee.methods import Method, method_from_dict
 from dstee.parameter_names import match_names
@@ -27,7 +28,7 @@ class Restored:
     """A state that has passed every check.
 
     ``tensors[name]``: mask and previous (packed) and counts, 1-D in row-major order, the absent ones None. ``kept``: float32 of
-    the weight's shape.
+    the weight's shape. Of weights that are cut among ranks, this rank's part.
     """
 
     t: int
@@ -40,6 +41,54 @@ class Restored:
     numbers: dict[str, float]
     budget: dict[str, int]
     kept: dict[str, dict[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What the state says of the whole of a layer and this rank knows a part of: the parts must add up, modulo 2^64."""
+
+    layer: SparseLayer
+    mine: int
+    expected: int
+    otherwise: str
+    """What is wrong where they do not; {} is what they add up to."""
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A state after all that one rank alone can find out. ``restored`` is good where there are no ``problems`` and the
+    ``claims`` hold; ``digest`` tells it from other states."""
+
+    restored: Restored
+    problems: list[str]
+    claims: list[Claim]
+    digest: str
+
+
+def agree(checked: Checked, layers: Iterable[SparseLayer]) -> Restored:
+    """What is restored. All ranks that hold parts of the layers come here together; plain ones have no others.
+
+    Raises:
+        ValueError: what is wrong, the same text on all ranks.
+    """
+    everyone = list(dict.fromkeys(layer.everyone for layer in layers))
+    if any(everyone):
+        refuse(checked.problems, everyone)
+        number = int(checked.digest[:15], 16)
+        largest = reduce_each(torch.tensor([number, -number] * len(everyone)), [r for r in everyone for _ in range(2)], True)
+        differ = bool((largest[::2] + largest[1::2]).any())
+        refuse(["the ranks load different states: all of them must read the same one"] * differ, everyone)
+    totals = sum_each([claim.mine for claim in checked.claims], [claim.layer.holders for claim in checked.claims])
+    broken = [(claim, total) for claim, total in zip(checked.claims, totals, strict=True) if total != claim.expected]
+    refuse(checked.problems + [f"{c.layer.name}: {c.otherwise.format(total)}" for c, total in broken], everyone)
+    return checked.restored
+
+
+def refuse(problems: list[str], everyone: Iterable[Ranks | None]) -> None:
+    """Raises ValueError where there are problems, on any rank."""
+    text = agree_on(str(error(problems)) if problems else None, everyone)
+    if text is not None:
+        raise ValueError(text)
 
 
 def is_int(value: object, low: int, high: int) -> bool:

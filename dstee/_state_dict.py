@@ -24,7 +24,9 @@ from torch import Tensor
 
 from dstee import _state_shaped, ops
 from dstee._state_checks import (
+    Checked,
     Restored,
+    agree,
     check_numbers,
     check_weights_counted,
     counts_out_of_range,
@@ -37,7 +39,9 @@ from dstee._state_checks import (
     read_progress,
     same_shape,
 )
-from dstee.encoding import MAX_ROUNDS, mask_bytes
+from dstee.distributed.ranks import agree_on
+from dstee.distributed.state import gather
+from dstee.encoding import MAX_ROUNDS, flat, mask_bytes
 from dstee.methods import Method
 from dstee.schedule import UpdateSchedule
 from dstee.sparse_layer import SparseLayer, reorder, reorder_bits, row_major
@@ -67,13 +71,11 @@ def _same_digest(state: Mapping[str, Any]) -> bool:
 
 
 def encode_layer(layer: SparseLayer, budget: int | None = None) -> dict[str, Any]:
-    layer.follow()
-    order = layer.shape, layer.strides, row_major(layer.shape)
     state: dict[str, Any] = {"shape": list(layer.shape), "nnz": layer.nnz}
     tensors = {
-        "mask": reorder_bits(layer.mask_bits, *order),
-        "counts": None if layer.counts is None else reorder(layer.counts, *order),
-        "previous": None if layer.previous_bits is None else reorder_bits(layer.previous_bits, *order),
+        "mask": _whole_bits(layer, layer.mask_bits),
+        "counts": None if layer.counts is None else _whole(layer, layer.counts),
+        "previous": None if layer.previous_bits is None else _whole_bits(layer, layer.previous_bits),
     }
     for key, t in tensors.items():
         if t is not None:
@@ -82,20 +84,32 @@ def encode_layer(layer: SparseLayer, budget: int | None = None) -> dict[str, Any
     if budget is not None:
         state["budget"] = budget
     if layer.state:
-        kept = {key: layer.fitted_state(key).cpu().clone(memory_format=torch.contiguous_format) for key in layer.state}
+        kept = {key: _whole(layer, flat(layer.fitted_state(key))).view(layer.shape).to("cpu", copy=True) for key in layer.state}
         state |= {"kept": kept, "kept_digests": {key: digest(t) for key, t in kept.items()}}
     return state
 
 
+def _whole(layer: SparseLayer, values: Tensor) -> Tensor:
+    """1-D ``values`` in the memory order of what this rank holds, for the whole weight in row-major order."""
+    if layer.holders is not None:
+        return gather(values, layer.where, layer.holders)
+    return reorder(values, layer.shape, layer.strides, row_major(layer.shape))
+
+
+def _whole_bits(layer: SparseLayer, bits: Tensor) -> Tensor:
+    if layer.holders is None:
+        return reorder_bits(bits, layer.shape, layer.strides, row_major(layer.shape))
+    return ops.pack_mask(_whole(layer, ops.unpack_mask(bits, (layer.where.n,))))
+
+
 def restore_layer(layer: SparseLayer, restored: Restored) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """mask_bits, counts and previous_bits for ``layer``. One that the state does not have keeps its mask and starts anew."""
-    layer.follow()
     saved = restored.tensors.get(layer.name)
     if saved is None:
         active = layer.bools(layer.mask_bits)
         counted = restored.method.needs_counter or layer.counts is not None
         return layer.mask_bits, ops.encode_counts(active.int(), active, restored.round) if counted else None, None
-    order = layer.shape, row_major(layer.shape), layer.strides
+    order = layer.local_shape, row_major(layer.local_shape), layer.strides
     device = layer.mask_bits.device
     mask, counts, previous = saved["mask"], saved["counts"], saved["previous"]
     assert mask is not None  # decode() has looked
@@ -125,15 +139,26 @@ def encode(
 
 
 def decode(state: object, layers: Mapping[str, SparseLayer], strict: bool) -> Restored:
-    """Checks all of ``state``, of either format, against the model and returns it; touches nothing.
+    """Checks all of ``state``, of either format, against the model and returns it; touches nothing. Ranks that hold parts of
+    the layers come here together.
 
     Raises:
-        ValueError: listing everything that is wrong, at once.
+        ValueError: listing everything that is wrong, at once; the same on all ranks.
     """
+    try:
+        if isinstance(state, Mapping) and "head" in state:
+            checked = _state_shaped.check(state, layers, strict)
+        else:
+            checked = _check(state, layers, strict)
+    except ValueError as wrong:
+        raise ValueError(agree_on(str(wrong), [layer.everyone for layer in layers.values()])) from None
+    return agree(checked, layers.values())
+
+
+def _check(state: object, layers: Mapping[str, SparseLayer], strict: bool) -> Checked:
+    """What this rank finds in a state of format 1. Raises ValueError where it is too odd to look further."""
     if not isinstance(state, Mapping):
         raise ValueError(f"the sparse state must be a dict made by SparseModel.state_dict, got {type(state).__name__}")
-    if "head" in state:
-        return _state_shaped.decode(state, layers, strict)
     if not is_int(state.get("format_version"), FORMAT_VERSION, FORMAT_VERSION):
         raise ValueError(
             f"the sparse state has format version {state.get('format_version')!r} and no head, this dstee reads "
@@ -151,24 +176,33 @@ def decode(state: object, layers: Mapping[str, SparseLayer], strict: bool) -> Re
     saved_name = match_layers(state["layers"], layers, strict, problems)
     numbers = state.get("numbers", {})
     check_numbers(numbers, method, problems)
-    tensors: dict[str, dict[str, Tensor | None]] = {}
-    budget: dict[str, int] = {}
-    kept: dict[str, dict[str, Tensor]] = {}
-    nnz: dict[str, int] = {}
+    restored = Restored(t, round, seed, method, schedule, {}, {}, numbers, {}, {})  # type: ignore[arg-type]
     for name, layer in layers.items():
         if name in saved_name:
             saved = state["layers"][saved_name[name]]
             wrong = _check_layer(saved, layer, round, strict, method)
             problems += [f"{name}: {text}" for text in wrong]
             if not wrong:
-                tensors[name] = {key: saved.get(key) for key in _TENSORS}
-                nnz[name], kept[name] = saved["nnz"], saved.get("kept", {})
-                budget[name] = saved.get("budget", saved["nnz"])
+                _take(restored, layer, saved)
     if not problems and not _same_digest(state):
         problems.append("digest does not match: the numbers in the state were damaged or edited")
-    if problems or method is None or schedule is None:
-        raise error(problems)
-    return Restored(t, round, seed, method, schedule, nnz, tensors, numbers, budget, kept)
+    return Checked(restored, problems, [], state["digest"])
+
+
+def _take(restored: Restored, layer: SparseLayer, saved: dict[str, Any]) -> None:
+    tensors, kept, sharding = {key: saved.get(key) for key in _TENSORS}, saved.get("kept", {}), layer.sharding
+    if sharding is not None:
+
+        def part(t: Tensor) -> Tensor:
+            return sharding.cut(t.view(layer.shape)).view(-1)
+
+        for key, t in tensors.items():
+            if t is not None:
+                bits = key != "counts"
+                tensors[key] = ops.pack_mask(part(ops.unpack_mask(t, (layer.numel,)))) if bits else part(t)
+        kept = {key: sharding.cut(t) for key, t in kept.items()}
+    restored.tensors[layer.name], restored.kept[layer.name] = tensors, kept
+    restored.nnz[layer.name], restored.budget[layer.name] = saved["nnz"], saved.get("budget", saved["nnz"])
 
 
 def _check_layer(saved: object, layer: SparseLayer, round: object, strict: bool, method: Method | None) -> list[str]:

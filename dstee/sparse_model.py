@@ -199,12 +199,20 @@ class SparseModel(Topology):
         The keys depend on the model and its method alone, so ``torch.distributed.checkpoint`` saves and loads it, or the
         SparseModel itself, like a model's state.
 
+        Of weights that are cut among ranks the tensors are DTensors, placed as the weights are. Their ranks call this together.
+
         Args:
-            full: the compact form instead, an eighth of the size for masks: a dict of numbers, packed masks and digests.
+            full: the compact form instead, an eighth of the size for masks: a dict of numbers, packed masks and digests, whole
+                on every rank.
         """
         self._settle()
+        self._follow_together()
         encode = _state_dict.encode if full else _state_shaped.encode
         return encode(self._t, self._round, self.seed, self.method, self.schedule, self.layers, self.budget, self._numbers)
+
+    def _follow_together(self) -> None:
+        self._agreed = -1  # ranks that have nothing to tell must hear what others find
+        self.follow_all()
 
     def export(
         self,
@@ -228,15 +236,17 @@ class SparseModel(Topology):
         the weights are 0 outside the masks.
 
         Args:
-            state_dict: what :meth:`state_dict` returned, in either form, or 0.1.0's.
+            state_dict: what :meth:`state_dict` returned, in either form, or 0.1.0's; the same on all ranks.
             strict: every layer must be on both sides, with as many active weights where the method leaves that to the
                 distribution. If False, saved layers that the model does not have are ignored, others keep their mask and
                 count anew, and saved numbers of weights are taken over.
 
         Raises:
-            ValueError: listing all that is wrong (names, shapes, numbers, damage). Nothing has changed then.
+            ValueError: listing all that is wrong (names, shapes, numbers, damage), on all ranks what the lowest has found.
+                Nothing has changed then.
         """
         self._settle()
+        self._follow_together()
         restored = _state_dict.decode(state_dict, self.layers, strict)
         layers = {}
         for name, layer in self.layers.items():

@@ -1,7 +1,7 @@
-"""Fingerprints: what a tensor holds, in 64 bits that do not depend on how it is cut over processes.
+"""What a state needs of tensors that are cut among ranks: fingerprints, which do not depend on the cut, and whole copies.
 
-The sum over all elements of a mix of global index and value, modulo 2^64. Sums have no order, so those of the shards add up to
-that of the whole; and the mix is a bijection of the value, so a single changed element always shows.
+A fingerprint is 64 bits: the sum over all elements of a mix of global index and value, modulo 2^64. Sums have no order, so
+those of the shards add up to that of the whole; and the mix is a bijection of the value, so one changed element always shows.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from dstee.distributed.ranks import Ranks
 from dstee.distributed.where import Where
 
-__all__ = ["fingerprint", "fingerprints"]
+__all__ = ["fingerprint", "fingerprints", "gather"]
 
 _CHUNK = 1 << 17  # elements at a time: two buffers of 1 MB each stay in the cache
 _INTS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes
@@ -69,3 +70,14 @@ def _mix_(x: Tensor, buffer: Tensor) -> Tensor:
         x.bitwise_xor_(buffer.bitwise_and_((1 << 64 - shift) - 1))  # the shift is arithmetic: the sign's copies go
         x.mul_(factor)
     return x
+
+
+def gather(values: Tensor, where: Where, holders: Ranks) -> Tensor:
+    """The whole of something that is cut among ``holders``, on each of them: 1-D [where.total] on the CPU.
+
+    Args:
+        values: this rank's part, 1-D [where.n], any dtype, in row-major order.
+    """
+    whole = torch.zeros(where.total, dtype=values.dtype, device=values.device)
+    where.cut(whole).copy_(values.view(-1, where.run))
+    return holders.reduce(whole.view(torch.uint8)).view(values.dtype)  # bytes: exact, and every backend adds them

@@ -79,10 +79,10 @@ OF_STATES = [
     (edit(KEPT, "-"), "kept.momentum is missing, but has a fingerprint"),
     (edit(KEPT, [1]), "kept is no dict, got list"),
     (edit(KEPT + "/other", torch.zeros(9, 12)), "kept tensor 'other' is none of SNFS's, ['momentum']"),
-    (edit(KEPT + "/momentum", lambda t: t.double()), "kept tensor 'momentum' is torch.float64"),
-    (edit(KEPT + "/momentum", lambda t: torch._neg_view(t)), "kept tensor 'momentum' is torch.float32"),
-    (edit(KEPT + "/momentum", None), "kept tensor 'momentum' must be a dense tensor, got NoneType"),
-    (edit(KEPT + "/momentum", nested()), "kept tensor 'momentum' must be a dense tensor"),
+    (edit(KEPT + "/momentum", lambda t: t.double()), "kept.momentum is torch.float64"),
+    (edit(KEPT + "/momentum", lambda t: torch._neg_view(t)), "kept.momentum is torch.float32"),
+    (edit(KEPT + "/momentum", None), "kept.momentum must be a dense tensor, got NoneType"),
+    (edit(KEPT + "/momentum", nested()), "kept.momentum must be a dense tensor"),
 ]  # fmt: skip
 
 
