@@ -202,7 +202,7 @@ def fault(document: Any) -> str | None:
 
 def _ranks_fault(row: dict[str, Any]) -> str | None:
     key, sent = row["key"], row.get("traffic")
-    lacking = [name for name in ("case", "of", "dtype", "density", "ranks") if name not in key]
+    lacking = [name for name in ("case", "of", "dtype", "density", "ranks", "threads") if name not in key]
     if lacking:
         return f"its key has no {lacking[0]}"
     if not all(type(row.get(name)) is int for name in ("n", "layers", "divisor")):

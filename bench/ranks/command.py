@@ -53,7 +53,9 @@ def run(args: argparse.Namespace) -> int:
         return 0
     names = ("shapes", "density", "dtype", "ranks", "methods", "updates", "largest", "limit")
     cases = [case(name, args.largest) for name in args.shapes or CASES]
-    document = results_file.new(environment.describe(all_cores()), {name: getattr(args, name) for name in names})
+    document = results_file.new(
+        environment.describe(args.threads or all_cores()), {name: getattr(args, name) for name in names}
+    )
     load = document["stamp"]["load"]
     if load is not None and load > 0.5:
         complain("warning", f"the machine is busy (load {load:.1f}): counts do not mind, times do")
@@ -84,13 +86,17 @@ def _write(path: Path | None, document: Document) -> None:
 def measure(args: argparse.Namespace, one: Case, density: float, dtype: str, ranks: int) -> list[Row]:
     """A row for each method."""
     methods = [name for name in METHODS if name in (args.methods or METHODS)]
+    threads = max(1, (args.threads or all_cores()) // ranks)
     task: Task = {
         "layers": list(one.layers.items()), "density": density, "dtype": dtype, "methods": methods, "warmup": WARMUP,
-        "updates": args.updates, "threads": max(1, all_cores() // ranks), "timeout": args.limit,
+        "updates": args.updates, "threads": threads, "timeout": args.limit,
     }  # fmt: skip
     rows: list[Row] = [
         {
-            "key": {"op": "ranks", "case": one.name, "of": method, "dtype": dtype, "density": density, "ranks": ranks},
+            "key": {
+                "op": "ranks", "case": one.name, "of": method, "dtype": dtype, "density": density, "ranks": ranks,
+                "threads": threads,
+            },
             "n": one.n, "layers": len(one.layers), "divisor": one.divisor,
         }
         for method in methods

@@ -13,11 +13,11 @@ __all__ = ["MOST_BYTES", "bytes_of", "collectives", "faults", "groups", "table_t
 
 MOST_BYTES = 16 * 1024
 """Payload of a layer that an update may need."""
-HEAD = ("method", "ranks", "collectives", "rounds", "other", "sent", "most a layer", "time", "result", "notes")
+HEAD = ("method", "ranks", "threads", "collectives", "rounds", "other", "sent", "most a layer", "time", "result", "notes")
 LEGEND = """\
 collectives  the most of any update: rounds of the agreement, and others, such as which gradients there are
 sent         payload that one rank puts in, the most of any update; most a layer: in rounds
-time         of the step that carries the update, over that of one process, the least of each
+time         of the step that carries the update, over that of one process, the least of each; threads: of a rank
 result       masks and weights after all updates, by fingerprints
 rows of ...  layers by byte of the key (word.shift; 0 score, 1 signal, 2 index), in the update with most rounds"""
 
@@ -94,7 +94,8 @@ def _cells(row: Row, rows: list[Row]) -> tuple[str, ...]:
         over = [name for name, size in sent["layer_bytes"].items() if size > MOST_BYTES]
         notes.append(f"more than {MOST_BYTES >> 10} KiB: {len(over)} layers, {over[0]} first")
     return (
-        key["of"], str(key["ranks"]), str(collectives(sent)), str(rounds), str(other), _kib(bytes_of(sent)), _kib(most),
+        key["of"], str(key["ranks"]), str(key["threads"]), str(collectives(sent)), str(rounds), str(other),
+        _kib(bytes_of(sent)), _kib(most),
         "" if alone is None else ratio(min(sent["seconds"]) / min(alone["traffic"]["seconds"])),
         "same" if sent["digest"] == mine[0]["traffic"]["digest"] else "DIFFERS", ", ".join(notes),
     )  # fmt: skip

@@ -32,6 +32,7 @@ from .traffic import watched
 
 __all__ = ["updates"]
 
+BLOCKS = 8  # of rows in which a layer's values are made, so that a rank need not make all
 SWAP = 0.3  # of the active weights, as the schedule's default
 
 
@@ -43,13 +44,24 @@ class Values:
         self.mesh = mesh
 
     def make(self, name: str, shape: Shape, step: int, scale: float) -> Tensor:
-        generator = torch.Generator().manual_seed(zlib.crc32(f"{name} {step}".encode()))
-        values = torch.randn(shape, generator=generator).mul_(scale).to(self.dtype)
+        first, last = 0, shape[0]
+        if self.mesh is not None:
+            each = -(-shape[0] // self.mesh.size())
+            first = min(self.mesh.get_local_rank() * each, shape[0])
+            last = min(first + each, shape[0])
+        part = torch.empty(last - first, *shape[1:])
+        rows = -(-shape[0] // BLOCKS)
+        for start in range(first // rows * rows, last, rows):
+            generator = torch.Generator().manual_seed(zlib.crc32(f"{name} {step} {start}".encode()))
+            block = torch.randn(min(rows, shape[0] - start), *shape[1:], generator=generator)
+            from_, to = max(start, first), min(start + rows, last)
+            part[from_ - first : to - first] = block[from_ - start : to - start]
+        part = part.mul_(scale).to(self.dtype)
         if self.mesh is None:
-            return values
-        rows = -(-shape[0] // self.mesh.size())
-        part = values[self.mesh.get_local_rank() * rows :][:rows].clone()
-        return DTensor.from_local(part, self.mesh, [Shard(0)], run_check=False, shape=values.shape, stride=values.stride())
+            return part
+        whole = torch.Size(shape)
+        stride = torch.empty(whole, device="meta").stride()
+        return DTensor.from_local(part, self.mesh, [Shard(0)], run_check=False, shape=whole, stride=stride)
 
 
 def model_of(layers: list[tuple[str, Shape]], values: Values) -> nn.Module:
@@ -73,16 +85,18 @@ def model_of(layers: list[tuple[str, Shape]], values: Values) -> nn.Module:
 
 
 def updates(task: Task, method: str, mesh: DeviceMesh | None) -> Iterator[dict[str, Any]]:
-    """Trains with an update at every step; of those after the warm-up what was sent, and how long the step took."""
+    """Trains with an update at every step; of those after the warm-up what was sent and how long the step took, with
+    the last its fingerprints."""
     values = Values(DTYPES[task["dtype"]], mesh)
     layers = [(name, tuple(shape)) for name, shape in task["layers"]]
     model = model_of(layers, values)
-    schedule = dstee.UpdateSchedule(1, task["warmup"] + task["updates"] + 1, dstee.ConstantDrop(SWAP))
+    last = task["warmup"] + task["updates"]
+    schedule = dstee.UpdateSchedule(1, last + 1, dstee.ConstantDrop(SWAP))
     sparse = dstee.sparsify(
         model, 1 - task["density"], distribution="uniform", method=METHODS[method](), schedule=schedule, seed=0
     )
     optimizer = dstee.SparseSGD(model.parameters(), sparse, lr=0.1, momentum=0.9)
-    for step in range(1, task["warmup"] + task["updates"] + 1):
+    for step in range(1, last + 1):
         for name, layer in sparse.layers.items():
             layer.param.grad = values.make(name, tuple(layer.shape), step, 1e-3)
         if mesh is not None:
@@ -93,7 +107,13 @@ def updates(task: Task, method: str, mesh: DeviceMesh | None) -> Iterator[dict[s
         seconds = time.perf_counter() - start
         if step > task["warmup"]:
             sent = traffic.to_dict(len(layers))
-            yield {"method": method, "seconds": seconds, "active": sparse.nnz, "prints": _prints(sparse), **sent}
+            yield {
+                "method": method,
+                "seconds": seconds,
+                "active": sparse.nnz,
+                "prints": _prints(sparse) if step == last else [],
+                **sent,
+            }
 
 
 def _prints(sparse: dstee.SparseModel) -> list[int]:
