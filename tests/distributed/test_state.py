@@ -108,7 +108,7 @@ def test_trainings_go_on_in_other_layouts(launcher: Launcher, tmp_path: Path, ch
     before = None
     for i, (name, n) in enumerate(CHAINS[chain]):
         first, behind = 3 * i + 1, str(tmp_path / str(i))
-        run = Run(optimizer=optimizer, steps=first + 2)
+        run = Run(optimizer=optimizer, before=i % 2 == 1, forward=chain == "4-2-1-3", steps=first + 2)
         got = together(launcher.run(n, stage, name, n, run, first, before, behind))
         want = since(alone(run), first - 1)
         want.facts.pop(f"updated at {first - 1}", None)
@@ -236,3 +236,38 @@ def test_tensors_of_another_layout_are_refused(launcher: Launcher) -> None:
     assert first == second
     assert all("but the weight is " in text and "state_dict(full=True)" in text for text in first)
     assert "but the weight is plain" in first[2]
+
+
+def without_a_layer(rank: int, name: str, n: int, run: Run) -> tuple[str, list[bool]]:
+    sparse, other = trained(name, n, run), laid(name, n, run)
+    kept = {name: mask.clone() for name, mask in other.masks().items()}
+    state = with_head(sparse.state_dict(), lambda head: head["layers"].pop("fourth.weight"))
+    text = refusal(other, state)
+    other.load_state_dict(state, strict=False)
+    of = {name: kept if name == "fourth.weight" else sparse.masks() for name in kept}
+    return text, [torch.equal(other.mask(name), masks[name]) for name, masks in of.items()]
+
+
+@pytest.mark.parametrize(("name", "n"), [("fsdp", 4), ("fsdp-tp", 4)])
+def test_layers_that_a_state_lacks_keep_their_masks_if_told_so(launcher: Launcher, name: str, n: int) -> None:
+    for text, same in launcher.run(n, without_a_layer, name, n, Run(steps=STEPS)):
+        assert "fourth.weight: in the model, not in the state" in text and all(same)
+
+
+def replace_on_one_rank(rank: int) -> str:
+    sparse = trained("fsdp", 2, Run(steps=STEPS))
+    state = sparse.state_dict()
+    if rank == 1:
+        sparse.model.fourth.weight = torch.nn.Parameter(torch.zeros(33, 16))
+    found = []
+    for call in (sparse.state_dict, lambda: sparse.load_state_dict(state)):
+        with pytest.raises(RuntimeError) as caught:
+            call()
+        found.append(str(caught.value))
+    assert found[0] == found[1]
+    return found[0]
+
+
+def test_weights_that_one_rank_has_lost_are_named_on_all(launcher: Launcher) -> None:
+    first, second = launcher.run(2, replace_on_one_rank)
+    assert first == second and first.startswith("fourth.weight is whole now, it was placed")
