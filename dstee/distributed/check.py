@@ -275,6 +275,7 @@ def _refuse_rows(together: Ranks, rows: Tensor, layers: Mapping[str, Layer], kee
     columns = {_MASK: "another mask", _BEFORE: "another mask before the last update", _COUNTS: "other counters"}
     columns |= {column: f"another {key}" for column, key in enumerate(keeps, _KEPT)}
     other_masks = odd[..., _MASK].any(0)
+    odd[..., _BEFORE] &= ~other_masks  # before the first update it is the same
     for column, what in columns.items():
         of: dict[tuple[int, ...], list[str]] = {}
         for i in odd[..., column].any(0).nonzero().flatten().tolist():

@@ -15,13 +15,14 @@ import torch.distributed as dist
 
 from dstee.distributed.majority import dissenters, name_ranks, name_rest
 
-__all__ = ["roll_call", "seconds_to_wait"]
+__all__ = ["meet_in_store", "roll_call", "seconds_to_wait"]
 
 VARIABLE = "DSTEE_CHECK_RANKS"
 _LONGEST = 1e6
+_ALL = "all"  # have come
 
 _meetings: weakref.WeakKeyDictionary[dist.ProcessGroup, tuple[int, int]] = weakref.WeakKeyDictionary()
-"""By group: how many groups of this rank had its store before and so far, and how often they have met."""
+"""By group: how many groups this rank has had over the same store, this one included, and how often it has met."""
 
 
 def seconds_to_wait() -> float | None:
@@ -51,20 +52,16 @@ def roll_call(group: dist.ProcessGroup, what: str, seconds: float) -> None:
     """
     members, me = dist.get_process_group_ranks(group), dist.get_rank()
     try:
-        outcome = _meet(group, members, me, what, seconds)
+        outcome = meet_in_store(group, members, me, what, seconds)
     except RuntimeError as error:
-        raise RuntimeError(
-            f"the store of the ranks cannot be reached at {what}: the process that keeps it has failed"
-        ) from error
+        text = f"the store of the process group cannot be reached at {what}: the process that keeps it has failed"
+        raise RuntimeError(text) from error
     if outcome != _ALL:
         raise RuntimeError(outcome)
 
 
-_ALL = "all"
-
-
-def _meet(group: dist.ProcessGroup, members: list[int], me: int, what: str, seconds: float) -> str:
-    """``_ALL``, or what is wrong: whoever knows first says it for all."""
+def meet_in_store(group: dist.ProcessGroup, members: list[int], me: int, what: str, seconds: float) -> str:
+    """What :func:`roll_call` does: "all", or what is wrong, which whoever knows it first says for all."""
     shared = group.get_group_store()
     if group not in _meetings:
         _meetings[group] = shared.add(f"dstee/{me}/groups", 1), 0

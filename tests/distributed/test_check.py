@@ -10,11 +10,9 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.distributed as dist
-from support import layouts
-from support.layouts import LAYOUTS, Odd
 from support.processes import Launcher
-from support.rank_training import OPTIMIZERS, Run
-from torch import nn
+from support.rank_steps import Trained, build, steps
+from support.rank_training import Run
 
 import dstee
 from dstee.distributed import check
@@ -22,34 +20,16 @@ from dstee.distributed import check
 NAME = "third.weight"
 pytestmark = pytest.mark.ranks
 
-Model = tuple[nn.Module, dstee.SparseModel, torch.optim.Optimizer, dict[str, torch.Tensor]]
-
-
-def build(name: str, n: int, run: Run) -> Model:
-    layout = LAYOUTS[name]
-    where = layouts.places(layout, n)
-    model = layout.lay(Odd(), n)
-    sparse = run.sparsify(model)
-    return model, sparse, OPTIMIZERS[run.optimizer](model, sparse), where
-
-
-def steps(built: Model, first: int, last: int) -> None:
-    model, sparse, optimizer, where = built
-    for step in range(first, last + 1):
-        layouts.replay(model, where, step)
-        sparse.step(optimizer)
-        optimizer.zero_grad()
-
 
 def flip(bits: torch.Tensor) -> None:
     bits[0] ^= 1
 
 
-def reject(built: Model) -> str:
+def reject(built: Trained) -> str:
     """What :func:`check` says; nothing but that is raised, and in less than a second."""
     start = time.monotonic()
     try:
-        check(built[1])
+        check(built.sparse)
     except ValueError as error:
         assert time.monotonic() - start < 1
         return str(error)
@@ -62,11 +42,11 @@ def reject(built: Model) -> str:
 def agreeing(rank: int, name: str, n: int, methods: list[str]) -> None:
     for method in methods:
         built = build(name, n, Run(method))
-        check(built[1])
+        check(built.sparse)
         steps(built, 1, 5)
-        check(built[1])
-        check(built[1], dist.group.WORLD)
-        assert built[1].round == 2
+        check(built.sparse)
+        check(built.sparse, dist.group.WORLD)
+        assert built.sparse.round == 2
 
 
 @pytest.mark.parametrize(
@@ -180,7 +160,7 @@ def disturbed(rank: int, name: str, n: int, run: Run, disturbances: list[Callabl
         built = build(name, n, run)
         steps(built, 1, 3)
         if rank == who:
-            disturb(built[1])
+            disturb(built.sparse)
         found.append(reject(built))
     return found
 
@@ -219,3 +199,96 @@ def test_masks_of_parts_must_add_up(launcher: Launcher, name: str, n: int) -> No
 def test_what_a_method_keeps(launcher: Launcher) -> None:
     (said,) = {said[0] for said in launcher.run(2, disturbed, "copies", 2, Run("snfs"), [another_average], 1)}
     assert said.startswith("rank 1 has another momentum of third.weight than rank 0: ")
+
+
+# --- which ranks, and when -------------------------------------------------------------------------------------------------
+
+
+def in_two_groups(rank: int) -> tuple[str, str]:
+    """Ranks 0 and 1 train one model, 2 and 3 another."""
+    groups = [dist.new_group([0, 1]), dist.new_group([3, 2], sort_ranks=False)]
+    built = build("copies", 2, Run(seed=rank // 2))
+    check(built.sparse, groups[rank // 2])
+    with pytest.raises(ValueError, match="this rank is not in the group"):
+        check(built.sparse, groups[1 - rank // 2])
+    everywhere = reject(built)
+    if rank == 3:
+        flipped_mask(built.sparse)
+    try:
+        check(built.sparse, groups[rank // 2])
+    except ValueError as error:
+        return everywhere, str(error)
+    return everywhere, ""
+
+
+def test_groups(launcher: Launcher) -> None:
+    found = launcher.run(4, in_two_groups)
+    assert all(everywhere.startswith("ranks 2, 3 have seed 1, not 0 as the others: ") for everywhere, _ in found)
+    apart = [text for _, text in found]
+    assert apart[:2] == ["", ""] and apart[2] == apart[3]
+    # Of two, the group's first rank is right; the others of its seed are told first.
+    assert apart[2].startswith("rank 2 has another mask of third.weight than rank 3")
+
+
+def test_one_process_counts() -> None:
+    built = build("copies", 1, Run())
+    steps(built, 1, 3)
+    check(built.sparse)
+    flipped_mask(built.sparse)
+    with pytest.raises(ValueError, match=r"^rank 0 counts \d+ active weights in the mask of third\.weight, which has \d+: "):
+        check(built.sparse)
+
+
+def of_seed_of_rank(rank: int, name: str) -> tuple[list[torch.Tensor], str, int]:
+    built = build(name, 2, Run(seed=rank))
+    masks = list(built.sparse.masks().values())
+    said = reject(built)
+    steps(built, 1, 1)
+    return masks, said, built.sparse.seed
+
+
+def test_seeds(launcher: Launcher) -> None:
+    """Under DDP the first rank's counts; plain models are compared by nobody but the check."""
+    (masks, said, seed), (others, other, second) = launcher.run(2, of_seed_of_rank, "ddp")
+    assert said == other == "" and seed == second == 0
+    assert all(torch.equal(a, b) for a, b in zip(masks, others, strict=True))
+    (masks, said, seed), (others, other, second) = launcher.run(2, of_seed_of_rank, "copies")
+    assert said == other and said.startswith("rank 1 has seed 1, not 0 as rank 0: ") and (seed, second) == (0, 1)
+    assert not all(torch.equal(a, b) for a, b in zip(masks, others, strict=True))
+
+
+def first_steps(rank: int, optimizer: str) -> list[str]:
+    def say() -> str:
+        before = built.sparse.t, [p.clone() for p in built.model.parameters()]
+        try:
+            steps(built, 1, 1)
+        except ValueError as error:
+            assert before[0] == built.sparse.t
+            assert all(torch.equal(a, b) for a, b in zip(before[1], built.model.parameters(), strict=True))
+            return str(error)
+        return ""
+
+    run = Run(optimizer=optimizer)
+    found = []
+    built = build("ddp", 2, run)
+    if rank:
+        flipped_mask(built.sparse)
+        built.sparse.layers[key(built.sparse)].clear_outside()
+    found.append(say())  # fresh
+    built = build("ddp", 2, run)
+    found.append(say())
+    if rank:
+        built.sparse.seed += 1
+    found.append(say())  # a later step compares nothing
+    built.sparse.load_state_dict(built.sparse.state_dict())
+    found.append(say())
+    return found
+
+
+@pytest.mark.parametrize("optimizer", ["sparse-sgd", "adamw"])
+def test_first_steps_under_ddp(launcher: Launcher, optimizer: str) -> None:
+    found = launcher.run(2, first_steps, optimizer)
+    assert found[0] == found[1]
+    fresh, fine, later, loaded = found[0]
+    assert fresh.startswith("rank 1 has another mask of third.weight than rank 0: ") and fine == later == ""
+    assert loaded.startswith("rank 1 has seed 4, not 3 as rank 0: ")
