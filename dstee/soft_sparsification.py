@@ -18,7 +18,7 @@ from dstee.methods.soft_threshold import LearnedThreshold
 from dstee.schedule import UpdateSchedule
 from dstee.selection import Rules, select
 from dstee.soft_layers import SoftLayer, SoftSummary, count_beyond, find_shift, largest_margins, soft_layers, summarize
-from dstee.sparse_model import SparseModel, keeper_of
+from dstee.sparse_model import SparseModel, masked_parameters
 from dstee.sparsification import from_masks
 from dstee.summary import Summary
 
@@ -95,8 +95,9 @@ class SoftThreshold:
         if any(isinstance(module, LearnedThreshold) for module in model.modules()):
             raise ValueError("the model has learned thresholds already: go on with the SoftThreshold that made them")
         chosen = select(model, include, exclude).chosen
+        masked = masked_parameters()
         for c in chosen:
-            if keeper_of(c.param) is not None:
+            if id(c.param) in masked:
                 raise ValueError(f"{c.name} is sparse already: take it out of its SparseModel first, sparse.remove({c.name!r})")
         layers = soft_layers(chosen, float(init))
         self.model = model

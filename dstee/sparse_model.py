@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from dstee import _export_formats, _state_dict, _state_shaped, method_hooks, ops
 from dstee.distributed.sharding import reshard
@@ -23,16 +22,17 @@ from dstee.sparse_layer import SparseLayer
 from dstee.summary import Summary, summarize
 from dstee.topology import Topology
 
-__all__ = ["SparseModel", "keeper_of"]
+__all__ = ["SparseModel", "masked_parameters"]
 
-_keepers = WeakTensorKeyDictionary()  # parameter -> weak reference to the SparseModel that masks it
+# All there are, by id. No weak references to parameters: torch could not swap these then, which is how it moves DTensors.
+_sparse_models: weakref.WeakValueDictionary[int, SparseModel] = weakref.WeakValueDictionary()
 
 
-def keeper_of(p: Tensor) -> SparseModel | None:
-    """The SparseModel that masks the parameter ``p``, if any."""
-    reference = _keepers.get(p)
-    sparse = reference() if reference is not None else None
-    return sparse if sparse is not None and any(layer.param is p for layer in sparse.layers.values()) else None
+def masked_parameters() -> set[int]:
+    """The ids of all parameters that some SparseModel masks."""
+    there = [sparse for reference in _sparse_models.valuerefs() if (sparse := reference()) is not None]
+    found = [layer.place.get() for sparse in there for layer in sparse.layers.values()]
+    return {id(p) for p in found if p is not None}
 
 
 def _norm(tensors: list[Tensor], norm_type: float, error_if_nonfinite: bool) -> Tensor:
@@ -58,15 +58,11 @@ class SparseModel(Topology):
 
     def __init__(self, model: nn.Module, layers: dict[str, SparseLayer], method: Method, schedule: UpdateSchedule, seed: int):
         super().__init__(model, layers, method, schedule, seed)
-        self._register()
+        _sparse_models[id(self)] = self
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._register()
-
-    def _register(self) -> None:
-        for layer in self.layers.values():
-            _keepers[layer.param] = weakref.ref(self)
+        _sparse_models[id(self)] = self
 
     def __repr__(self) -> str:
         return (

@@ -33,7 +33,7 @@ from dstee.parameter_names import match_names
 from dstee.schedule import UpdateSchedule
 from dstee.selection import Candidate, Rules, candidates, refuse_computed, select
 from dstee.sparse_layer import SparseLayer, check_cut, is_binary, make_layer
-from dstee.sparse_model import SparseModel, keeper_of
+from dstee.sparse_model import SparseModel, masked_parameters
 
 __all__ = ["Distribution", "fit_masks", "from_masks", "sparsify"]
 
@@ -322,13 +322,14 @@ def _check_parameters(chosen: Sequence[Candidate], method: Method) -> dict[str, 
     """How the weights that are cut among ranks are cut, by name. What one rank finds wrong of them is raised on all."""
     problem: Exception | None = None
     found: dict[str, Sharding] = {}
+    masked = masked_parameters()
     meshes = [everyone for c in chosen if (everyone := everyone_of(c.param)) is not None]
     try:
         for c in chosen:
             sharding = check_cut(c.name, c.param)
             if sharding is not None:
                 found[c.name] = sharding
-            if keeper_of(c.param) is not None:
+            if id(c.param) in masked:
                 raise ValueError(
                     f"{c.name} is sparse already: go on with the SparseModel that masks it, or take its layers out of that "
                     "one first, sparse.remove(*sparse.layers)"

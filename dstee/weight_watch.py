@@ -6,6 +6,7 @@ import operator
 import warnings
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +27,7 @@ class WeightWatch:
     def __init__(self) -> None:
         self._params: list[nn.Parameter] = []
         self._stamps: list[tuple[int, int]] = []
-        self._gradient: tuple[weakref.ref[Tensor], int] | None = None
+        self._gradient: tuple[weakref.ref[Any], int] | None = None
 
     def note(self, layers: Iterable[SparseLayer]) -> None:
         """What there is now is as it should be."""
@@ -36,7 +37,8 @@ class WeightWatch:
     def note_again(self) -> None:
         """As :meth:`note`, for the parameters of the last one."""
         self._stamps = _stamps(self._params)
-        self._gradient = next(((weakref.ref(p.grad), p.grad._version) for p in self._params if p.grad is not None), None)
+        gradients = (p.grad for p in self._params if p.grad is not None)
+        self._gradient = next(((weakref.ref(_memory(g)), g._version) for g in gradients), None)
 
     def changed(self, layers: Iterable[SparseLayer]) -> list[SparseLayer]:
         """The layers whose parameter is another one, or was written to; all of them before the first :meth:`note`."""
@@ -60,12 +62,19 @@ class WeightWatch:
         if now is None or self._gradient is None:
             return False
         noted, version = self._gradient
-        return noted() is now and now._version == version
+        return noted() is _memory(now) and now._version == version
 
     def nothing_happened(self, layers: Iterable[SparseLayer]) -> bool:
         """True when neither a gradient nor a weight has changed since :meth:`note`: no optimizer has stepped."""
         layers = list(layers)
         return self.same_gradient(layers) and not self.changed(layers)
+
+
+def _memory(t: Tensor) -> Any:
+    """What to refer to weakly: ``torch.utils.swap_tensors``, with which ``Module.to`` moves DTensors, refuses tensors that
+    somebody refers to."""
+    part = local_part(t)
+    return part.untyped_storage() if part.layout is torch.strided else part
 
 
 def _stamps(params: Sequence[nn.Parameter]) -> list[tuple[int, int]]:
