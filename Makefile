@@ -1,6 +1,6 @@
 # make demo   train DST-EE beside its rivals on real data, about a minute
 # make test   run the tests
-# make test-ranks  the tests that train on two to four processes; those with eight are among the slow ones
+# make test-ranks  the tests that train on two to four processes, the examples among them; those with eight are among the slow ones
 # make test-slow  the tests that are too many for every day: about a minute
 # make check  formatting, lint, types, who imports whom, warnings of every C++ compiler that is installed
 # make bench  time the kernels against PyTorch's own: figures, tables and an HTML report, about ten minutes

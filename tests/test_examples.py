@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 import runpy
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -26,3 +30,63 @@ def test_own_method(capsys: pytest.CaptureFixture[str]) -> None:
     assert len({total for *_, total, _ in updates}) == 1 and all(0 < float(churn) <= 30 for _, _, churn, *_ in updates)
     assert float(updates[-1][-1]) > 90
     assert out.rstrip().endswith("the same bits on every backend")
+
+
+def run(example: str, processes: int, *options: str) -> list[str]:
+    """The lines that it prints, started by torchrun; as a plain program where it is to be one process."""
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)] if processes > 1 else []
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "GLOO_SOCKET_IFNAME": "lo"}
+    command = [sys.executable, *launch, str(EXAMPLES / example), *options]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def told(lines: list[str]) -> list[tuple[int, float, float, int, int]]:
+    """(epoch, loss, accuracy in percent, active weights, updates) of each epoch; nothing else may be there."""
+    pattern = r"epoch (\d+): loss ([\d.]+), accuracy ([\d.]+)%, (\d+) of \d+ weights active after (\d+) updates"
+    found = [re.fullmatch(pattern, line) for line in lines]
+    assert lines and all(found), lines
+    return [(int(m[1]), float(m[2]), float(m[3]), int(m[4]), int(m[5])) for m in found if m]
+
+
+def assert_alike(found: list[str], expected: list[str]) -> None:
+    """The same epochs, active weights and updates. Other numbers of processes add gradients up in another order, after which
+    losses and accuracies are near each other."""
+    assert len(found) == len(expected)
+    for mine, other in zip(told(found), told(expected), strict=True):
+        assert (mine[0], mine[3:]) == (other[0], other[3:])
+        assert mine[1] == pytest.approx(other[1], rel=0.1, abs=0.01) and mine[2] == pytest.approx(other[2], abs=3)
+
+
+@pytest.mark.ranks
+def test_ddp(tmp_path: Path) -> None:
+    file = str(tmp_path / "checkpoint.pt")
+    lines = run("ddp.py", 2)
+    epochs = told(lines)
+    assert [(epoch, updates) for epoch, *_, updates in epochs] == [(1, 2), (2, 4), (3, 6), (4, 8), (5, 9), (6, 9)]
+    assert {nnz for *_, nnz, _ in epochs} == {2586} and epochs[-1][2] > 88
+    assert run("ddp.py", 2, "--epochs", "3", "--checkpoint", file) == lines[:3]
+    shutil.copy(file, tmp_path / "alone.pt")
+    assert run("ddp.py", 2, "--checkpoint", file) == lines[3:]
+    assert_alike(run("ddp.py", 1, "--checkpoint", str(tmp_path / "alone.pt")), lines[3:])
+
+
+@pytest.mark.ranks
+def test_fsdp2(tmp_path: Path) -> None:
+    lines = run("fsdp2.py", 2, "--out", str(tmp_path / "whole"))
+    epochs = told(lines)
+    assert [(epoch, updates) for epoch, *_, updates in epochs] == [(1, 2), (2, 4), (3, 6), (4, 8), (5, 9), (6, 9)]
+    assert {nnz for *_, nnz, _ in epochs} == {8083} and epochs[-1][2] > 95
+    assert sorted(p.name for p in (tmp_path / "whole").iterdir()) == [f"epoch-000{i}" for i in range(1, 7)]
+    saved = lines[2].removeprefix("epoch 3: ").partition(", ")[2]  # without the loss
+    for processes in (1, 2, 3):
+        folder = tmp_path / str(processes)
+        shutil.copytree(tmp_path / "whole" / "epoch-0003", folder / "epoch-0003")
+        (folder / "unfinished").mkdir()  # what a kill while saving left
+        resumed, *after = run("fsdp2.py", processes, "--resume", "--out", str(folder))
+        assert resumed == f"resumed after epoch 3, {saved}"
+        if processes == 2:
+            assert after == lines[3:]  # to the last bit: as if it had not been interrupted
+        assert_alike(after, lines[3:])
+        assert (folder / "epoch-0006" / ".metadata").exists() and not (folder / "unfinished").exists()
