@@ -299,3 +299,10 @@ def test_a_rank_that_fails_ends_all() -> None:
         starter.run({**task, "methods": ["no_such"]}, 2, 60.0)
     with pytest.raises(starter.RanksFailed, match=r"no rank wrote anything for 0\.2 s"):
         starter.run(task, 2, 0.2)
+
+
+def test_the_committed_figures_depend_on_no_number_of_ranks() -> None:
+    made = results_file.read(Path(__file__).resolve().parents[2] / "bench" / "results" / "ranks" / "cpu.json")
+    tables = list(report.groups(made))
+    assert made["complete"] and len(tables) == 2 and not any(map(report.faults, tables))
+    assert {found["key"]["ranks"] for found in made["rows"]} == {1, 2, 4}
