@@ -319,7 +319,7 @@ class Topology(CheckedWeights):
             check_copies(self)
             self._compared = True
         if self._unchecked:
-            self._check_loaded(optimizers)
+            self._check_loaded(optimizers, stepped=foreign)
         elif foreign:
             self._watch.note(self.layers.values())
         else:

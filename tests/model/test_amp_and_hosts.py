@@ -364,3 +364,28 @@ def test_a_trainer_that_runs_everything_inside_the_closure():
     with pytest.raises(ZeroDivisionError):
         sparse.step(optimizer, closure=lambda: 1 // 0)
     assert sparse._pending is None and sparse.t == 5
+
+
+def test_resuming_where_a_host_makes_the_steps() -> None:
+    """Nobody asks before the first step after a load, and the optimizer writes outside the masks."""
+    results = []
+    for interrupted in (False, True):
+        model, sparse, optimizer = stepped_by_a_host()
+        for t in range(6):
+            if interrupted and t == 3:
+                saved = copy.deepcopy((sparse.state_dict(), model.state_dict(), optimizer.state_dict()))
+                model, sparse, optimizer = stepped_by_a_host()
+                for loaded, state in zip((sparse, model, optimizer), saved, strict=True):
+                    loaded.load_state_dict(state)
+            set_gradients(model, t)
+            optimizer.step()
+            sparse.update(optimizer)
+        assert sparse.t == 6 and sparse.round == 3
+        results.append([*model.parameters(), *sparse.masks().values()])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+def stepped_by_a_host() -> tuple[nn.Module, dstee.SparseModel, torch.optim.Optimizer]:
+    model = mlp()
+    sparse = dstee.sparsify(model, 0.6, schedule=dstee.UpdateSchedule(2))
+    return model, sparse, torch.optim.AdamW(model.parameters(), lr=0.01)
