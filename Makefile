@@ -29,7 +29,7 @@ test: .venv/built
 	$(BIN)/python -m pytest
 
 test-ranks: .venv/built
-	$(BIN)/python -m pytest -m "ranks and not slow" tests/distributed tests/bench
+	$(BIN)/python -m pytest -m "ranks and not slow" tests/distributed tests/bench tests/test_examples.py
 
 test-slow: .venv/built
 	$(BIN)/python -m pytest -m "slow and not cuda_ptx"
