@@ -16,7 +16,8 @@ from dstee.distributed.where import Where
 
 __all__ = ["fingerprint", "fingerprints", "gather"]
 
-_CHUNK = 1 << 17  # elements at a time: two buffers of 1 MB each stay in the cache
+_CHUNK = 1 << 15  # elements at a time on a CPU: they stay in the cache, and torch makes so few on one thread, without barriers
+_CHUNK_ELSEWHERE = 1 << 20
 _INTS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes
 
 
@@ -37,9 +38,10 @@ def fingerprints(tensors: Sequence[Tensor], where: Where) -> Tensor:
     device = tensors[0].device if tensors else None
     sums = torch.zeros(len(tensors), dtype=torch.int64, device=device)
     flat = [_integers(t) for t in tensors]
-    buffer, x = torch.empty((2, min(where.n, _CHUNK)), dtype=torch.int64, device=device)
-    for start in range(0, where.n, _CHUNK):
-        stop = min(start + _CHUNK, where.n)
+    chunk = _CHUNK if device is None or device.type == "cpu" else _CHUNK_ELSEWHERE
+    buffer, x = torch.empty((2, min(where.n, chunk)), dtype=torch.int64, device=device)
+    for start in range(0, where.n, chunk):
+        stop = min(start + chunk, where.n)
         index = _mix_(_indices(where, start, stop, device), buffer[: stop - start])
         for i, t in enumerate(flat):
             mixed = torch.add(index, t[start:stop], out=x[: stop - start])
