@@ -99,9 +99,10 @@ def train(
     where: dict[str, Tensor] | None = None,
     after: Callable[[int, nn.Module, dstee.SparseModel, torch.optim.Optimizer], object] = lambda *_: None,
     first: int = 1,
+    last: int | None = None,
 ) -> Held:
     """The masks before the first step and after each, and all that is there at the end. ``after``: called with the step after
-    it, and with ``first - 1`` before the first."""
+    it, and with ``first - 1`` before the first. ``last``: the last step, if not the run's."""
     model: Any = Odd().bfloat16() if run.half else Odd()
     sparse = run.sparsify(model) if run.before else None
     model = lay(model)
@@ -112,17 +113,17 @@ def train(
     after(first - 1, model, sparse, optimizer)
     look(held, sparse, first - 1)
     inputs = layouts.inputs().to(next(model.parameters()).dtype)
-    for step in range(first, run.steps + 1):
+    for step in range(first, (last or run.steps) + 1):
         if run.forward:
-            model(inputs).sum().backward()
+            (model(inputs) - 0.25).square().mean().backward()
         if run.replayed:
             layouts.replay(model, where, step)
         held.facts[f"updated at {step}"] = sparse.step(optimizer)
         optimizer.zero_grad()
-        if run.forward and step == 3:
-            model(inputs)  # FSDP2 leaves the model gathered
         look(held, sparse, step)
         after(step, model, sparse, optimizer)
+        if run.forward and step == 3:
+            model(inputs)  # FSDP2 leaves the model gathered
     layouts.reshard(model)
     look_at_weights(held, model, optimizer)
     return held
@@ -170,11 +171,11 @@ def together(parts: Sequence[Held]) -> Held:
 
 
 def since(held: Held, step: int) -> Held:
-    """Without what was before ``step``."""
+    """Without what was before ``step`` was made: what a run that starts after it sees."""
 
     def late(key: str) -> bool:
-        moment = re.search(r" (?:after|at) (\d+)", key)
-        return moment is None or int(moment[1]) >= step
+        moment = re.search(r" (after|at) (\d+)", key)
+        return moment is None or int(moment[2]) >= step + (moment[1] == "at")
 
     facts = {key: fact for key, fact in held.facts.items() if late(key)}
     return Held(facts, {key: value for key, value in held.values.items() if late(key)}, held.where)
