@@ -9,6 +9,7 @@ from typing import Any, Protocol, TypeAlias, cast
 import torch
 from torch.amp.grad_scaler import OptState
 
+from dstee._optimizer_state import state_keepers
 from dstee.mask_update import FusingOptimizer
 from dstee.sparse_layer import SparseLayer
 
@@ -42,12 +43,19 @@ class Owner:
 
 
 def owner(optimizer: Stepper | FusingOptimizer) -> Owner:
-    """Raises TypeError for what is no optimizer and wraps none."""
+    """Raises TypeError for what is no optimizer and wraps none, or has one inside that would mask its step unasked."""
     core = core_optimizer(optimizer)
     if type(core).__name__ == "ZeroRedundancyOptimizer" and isinstance(getattr(core, "optim", None), FusingOptimizer):
         raise TypeError(
             "ZeroRedundancyOptimizer steps a part of the weights on each rank, which SparseSGD inside it cannot: use "
             "torch.optim.SGD inside"
+        )
+    inside = [one for one in state_keepers(core)[1:] if isinstance(one, FusingOptimizer)]
+    if inside and not isinstance(core, FusingOptimizer):
+        name = type(inside[0]).__name__
+        raise TypeError(
+            f"{type(core).__name__} has {name} inside, which must carry the mask update in its own step: pass the optimizers "
+            f"that it holds, as in sparse.step(*container.optimizers), or use torch.optim.SGD inside instead of {name}"
         )
     return Owner(cast(Stepper, optimizer), core, core if isinstance(core, FusingOptimizer) else None)
 
