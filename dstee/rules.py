@@ -21,6 +21,7 @@ __all__ = [
     "mix",
     "random24",
     "random_signal",
+    "random_unit",
     "rank",
     "sample_positions",
     "sgd",
@@ -100,7 +101,12 @@ def global_index(n: int, where: list[int], device: torch.device) -> Tensor:
 
 def random_signal(seed: int, n: int, device: torch.device, where: list[int] | None = None) -> Tensor:
     """n float32 numbers in [0, 1), each a hash of (seed, index) alone: the growth signal of SET."""
-    return random24(seed, global_index(n, where or [], device)).float() * 2.0**-24
+    return random_unit(seed, global_index(n, where or [], device))
+
+
+def random_unit(seed: int, index: Tensor) -> Tensor:
+    """:func:`random24` as float32 in [0, 1)."""
+    return random24(seed, index).float() * 2.0**-24
 
 
 def growth_score(

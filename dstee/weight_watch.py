@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from dstee import _optimizer_state, ops
 from dstee.distributed.ranks import agree_on, sum_each
 from dstee.distributed.sharding import check_sizes, everyone_of, reshard
-from dstee.distributed.where import local_part
+from dstee.distributed.where import as_dtensor, local_part
 from dstee.layer_batch import count_each
 from dstee.sparse_layer import SparseLayer
 
@@ -145,7 +145,8 @@ class CheckedWeights:
         except (TypeError, ValueError, RuntimeError) as error:
             problem = error
         cut = [layer for layer in layers if layer.sharding is not None]
-        everyone = [] if problem is None and len(cut) == self._agreed else [everyone_of(layer.param) for layer in layers]
+        uncut = any(layer.sharding is None and as_dtensor(layer.param) is not None for layer in layers if problem)
+        everyone = [everyone_of(layer.param) for layer in layers] if uncut or len(cut) != self._agreed else []
         if any(everyone):
             text = agree_on(None if problem is None else str(problem), everyone)
             wrong = [text] if text else check_sizes([layer.name for layer in cut], [layer.sharding for layer in cut])

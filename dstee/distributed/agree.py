@@ -144,7 +144,11 @@ class _Counting:
         rows = [torch.zeros(256, dtype=torch.int32, device=self.device)] * len(cursors)
         groups: dict[tuple[str, int, int], list[int]] = {}
         for row, c in enumerate(cursors):
-            if self.ranked.where[c.layer].n:
+            if c.are_few and c.tied is None:
+                c.list_tied(self.tied(c))
+            if c.tied is not None:
+                rows[row] = self.there(c.row().tolist(), torch.int32)
+            elif self.ranked.where[c.layer].n:
                 groups.setdefault((c.side, *c.byte), []).append(row)
         for (side, _, _), places in groups.items():
             group = [cursors[row] for row in places]
@@ -175,6 +179,14 @@ class _Counting:
             prefix=self.there([c.prefix for c in cursors]), **named,
         )  # fmt: skip
 
+    def tied(self, c: Cursor) -> dict[int, Ints]:
+        """Words 1 and 2 of this rank's keys that share the cursor's first word."""
+        least = None
+        if c.side == GROWTH:
+            least = self.drop[c.layer].prefix if c.layer in self.drop and self.ranked.regrow else _NO_KEY
+        scale = self.scales([c.layer]) if self.ranked.scaled and c.side == GROWTH else None
+        return _tied([self.ranked.params[c.layer]], self.ranked, c.layer, c.prefix[0], least, scale)
+
     def count_sampled(self, cursors: Sequence[Cursor]) -> Tensor:
         """Of cursors at one byte of the ranks that ``ops.growth_scale`` samples."""
         shift, found = cursors[0].byte[1], []
@@ -192,6 +204,33 @@ class _Counting:
     def there(self, numbers: list[Any], dtype: torch.dtype = torch.int64) -> Tensor:
         """Numbers of the host on the device, without waiting for it."""
         return torch.tensor(numbers, dtype=dtype).to(self.device, non_blocking=True)
+
+
+@with_gradual_underflow
+def _tied(
+    params: list[Tensor], r: Ranked, i: int, first: int, least: list[int] | None, scale: Tensor | None
+) -> dict[int, Ints]:
+    """Words 1 and 2 of the keys of layer ``i`` whose first word is ``first``: of the growth, ``least`` being the key from which
+    on the drop takes, or of the drop."""
+    place, dropping = r.where[i], flat(r.drop_scores[i] if r.drop_scores else params[0])
+    found = [torch.zeros(2, 0, dtype=torch.int64)]
+    for start in range(0, place.n, _CHUNK):
+        stop = min(start + _CHUNK, place.n)
+        active = unpack_bits(r.mask_bits[i][start // 8 : mask_bytes(stop)], stop - start)
+        index = place.to_global(torch.arange(start, stop, device=active.device))
+        key, place_key = rules.drop_key(dropping[start:stop]), place.total - 1 - index
+        signal, candidates = torch.zeros_like(key), active
+        if least is not None:
+            above = (key > least[0]) | ((key == least[0]) & (least[1] == 0) & (place_key >= least[2]))
+            candidates = ~active | above
+            g = rules.random_unit(r.grow_seeds[i], index) if r.grow_seeds else flat(r.signals[i])[start:stop].float().abs()
+            stored = r.counts[i][start:stop] if r.counts else None
+            key = rules.rank(rules.growth_score(g, stored, active, r.bonus, scale, r.round))
+            signal = signal if r.bonus is None else rules.rank(g)
+        at = (candidates & (key == first)).nonzero().view(-1)
+        found.append(torch.stack([signal[at], place_key[at]]).cpu())
+    words = torch.cat(found, 1).numpy()
+    return {1: words[0], 2: words[1]}
 
 
 @with_gradual_underflow

@@ -13,6 +13,8 @@ from torch import Tensor
 
 __all__ = ["Cursor", "Ints", "Message", "Rounds", "advance", "crossing", "exchange", "index_bytes", "word_bytes"]
 
+_FEW = 255
+
 T = TypeVar("T")
 Ints: TypeAlias = npt.NDArray[np.int64]
 
@@ -65,6 +67,8 @@ class Cursor:
         side: what the keys are of.
         bytes: (word, shift) of the bytes that may decide, in order.
         to_the_end: the ``want``-th key itself is asked for, or the last where there are fewer; 0 where there is none.
+        left: keys on all ranks that agree with all that is known.
+        tied: words 1 and 2 of this rank's among them, once they are listed.
         prefix: the words of the ``want``-th key as far as they are known, 0 beyond.
     """
 
@@ -77,11 +81,42 @@ class Cursor:
     here: int = 0
     at: int = 0
     settled: bool = False
+    left: int = 2**62
+    tied: dict[int, Ints] | None = None
 
     @property
     def byte(self) -> tuple[int, int]:
         """(word, shift) of the byte that the next round counts."""
         return self.bytes[self.at]
+
+    @property
+    def are_few(self) -> bool:
+        """Whether the first word is known, and the keys that share it are so few that each rank may list its own."""
+        return not self.settled and self.byte[0] > 0 and self.left <= _FEW
+
+    def list_tied(self, tied: dict[int, Ints]) -> None:
+        """``tied`` of keys that agree with the first word: of these, those that agree with all that is known."""
+        for word, shift in self.bytes[: self.at]:
+            if word:
+                agrees = tied[word] >> shift == self.prefix[word] >> shift
+                tied = {w: x[agrees] for w, x in tied.items()}
+        self.tied = tied
+
+    def row(self) -> Ints:
+        """Counts of the listed keys by each of several bytes, side by side in the bits of one row: int64 [256], below 2**31.
+
+        Keys that tie in one word mostly tie in the first bytes of the next, too, and each of these would take a round.
+        """
+        assert self.tied is not None
+        row = np.zeros(256, dtype=np.int64)
+        for bits, (word, shift) in self._side_by_side():
+            row += np.bincount(self.tied[word] >> shift & 255, minlength=256) << bits
+        return row
+
+    def _side_by_side(self) -> list[tuple[int, tuple[int, int]]]:
+        """The bytes that a row of listed keys counts, each from which bit on: no count is more than ``left``."""
+        width = self.left.bit_length()
+        return list(zip(range(0, 32 - width, width), self.bytes[self.at :], strict=False))
 
     def take(self, mine: Ints, sums: Ints) -> None:
         """One round's counts: this rank's, and those of all.
@@ -98,8 +133,21 @@ class Cursor:
             self.want, self.settled = there, not there
             if self.settled:
                 return
+        if self.tied is None:
+            self._narrow(mine, sums)
+            return
+        before, width = self.left, self.left.bit_length()
+        for bits, _ in self._side_by_side():
+            self._narrow(mine >> bits & (1 << width) - 1, sums >> bits & (1 << width) - 1)
+            if self.settled or self.left < before:  # the bytes behind were counted of keys that are out now
+                break
+        self.list_tied(self.tied)
+
+    def _narrow(self, mine: Ints, sums: Ints) -> None:
+        """What the counts by the next byte say."""
         word, shift = self.byte
         byte, self.want = crossing(sums, self.want)
+        self.left = int(sums[byte])
         whole = self.want == int(sums[byte])
         self.here += int(mine[byte + (not whole) :].sum())
         self.prefix[word] |= byte << shift
