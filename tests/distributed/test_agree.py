@@ -133,6 +133,29 @@ def test_layers_without_a_change_and_ranks_without_a_weight_send_no_more_than_th
     assert set(traffic.layers) == {0, 1}
 
 
+@pytest.mark.parametrize("how", cut_cases.CUTS)
+@pytest.mark.parametrize("bonus", [False, True])
+def test_few_equal_scores_take_one_more_round(how: str, bonus: bool) -> None:
+    """Two of five neighbours that tie in score and signal grow: these agree in all bytes of both but the last of the index."""
+    shape = (257, 2, 131)
+    n = math.prod(shape)
+    case = make_case(0, [n], density=0.5, counted=bonus, round=5, regrow=False)
+    if bonus:
+        case.bonus = bonus_table(1e-3, 1.0, 70, 5)
+    inactive = (~case.masks()[0]).nonzero().view(-1)
+    scale = torch.linspace(0.5, 1.5, n)
+    scale[inactive[1000:1005]] = 1.75
+    case.grads = [scale.view_as(case.params[0])]
+    case.counts = case.counts and [torch.zeros(n, dtype=torch.int16)]
+    case.k, case.options["k_grow"] = [0], [2]
+    where = [[place] for place in cut_cases.cut(shape, 4, how, np.random.default_rng(0))]
+    traffic, parts = Traffic(), [Part.of(case, places) for places in where]
+    lockstep([part.update([0], [2], [2]) for part in parts], 1, traffic)
+    case.drop_grow_()
+    cut_cases.assert_same_parts(parts, case, where)
+    assert len(traffic.rows) <= 4 + 1 + bonus
+
+
 # --- traffic --------------------------------------------------------------------------------------------------------------
 
 
