@@ -113,7 +113,7 @@ def _rows() -> RowwiseParallel:
     return RowwiseParallel(input_layouts=Replicate())
 
 
-LINEAR = ("first", "frozen", "second", "third", "fourth", "row", "tied")
+LINEAR = ("first", "frozen", "second", "third", "fourth", "tied", "row")
 
 
 def _tensor_parallel(style: Callable[[], ColwiseParallel | RowwiseParallel]) -> Callable[[Odd, int], nn.Module]:
@@ -125,13 +125,17 @@ def _tensor_parallel(style: Callable[[], ColwiseParallel | RowwiseParallel]) -> 
     return lay
 
 
-def _sharded_tensor_parallel(model: Odd, n: int) -> nn.Module:
-    """FSDP2 over tensor parallelism. Both cut rows in ``third`` and ``frozen``, evenly: what torch does to others is wrong."""
-    mesh = init_device_mesh("cpu", (n // 2, 2), mesh_dim_names=("data", "tensor"))
-    plan = {name: _columns() if name in ("third", "frozen") else _rows() for name in LINEAR}
-    parallelize_module(model, mesh["tensor"], plan)
-    model.tie()
-    return fully_shard(model, mesh=mesh["data"])
+def _sharded_tensor_parallel(rows: Sequence[str]) -> Callable[[Odd, int], nn.Module]:
+    """FSDP2 over tensor parallelism, both of which cut the rows of the layers ``rows``."""
+
+    def lay(model: Odd, n: int) -> nn.Module:
+        mesh = init_device_mesh("cpu", (n // 2, 2), mesh_dim_names=("data", "tensor"))
+        plan = {name: _columns() if name in rows else _rows() for name in LINEAR}
+        parallelize_module(model, mesh["tensor"], plan)
+        model.tie()
+        return fully_shard(model, mesh=mesh["data"])
+
+    return lay
 
 
 _ALL = (
@@ -145,7 +149,8 @@ _ALL = (
     Layout("hsdp", (4, 8), _hsdp),
     Layout("tp-columns", (2, 3, 4), _tensor_parallel(_columns)),
     Layout("tp-rows", (2, 3), _tensor_parallel(_rows)),
-    Layout("fsdp-tp", (4, 8), _sharded_tensor_parallel),
+    Layout("fsdp-tp", (4, 8), _sharded_tensor_parallel(("third", "frozen"))),
+    Layout("fsdp-tp-uneven", (4,), _sharded_tensor_parallel(LINEAR[:-1])),
 )
 LAYOUTS = {layout.name: layout for layout in _ALL}
 
