@@ -15,7 +15,6 @@ from dstee.methods.context import Start, Step, Update
 from dstee.methods.gradual import DenseToSparse, check_phase, update_at
 from dstee.methods.registry import register
 from dstee.schedule import UpdateSchedule
-from dstee.score_masks import masks_from_scores
 
 __all__ = ["ADMM"]
 
@@ -86,12 +85,12 @@ class ADMM(DenseToSparse):
 
     def _follow(self, u: Update) -> list[Tensor]:
         weights, zs, duals = [w.float() for w in u.weights], u.state("Z"), u.state("U")
-        sums = {name: w + dual for name, w, dual in zip(u.names, weights, duals, strict=True)}
-        k = {name: u.budget[name] for name in u.names} if self.scope == "layer" else None
-        masks = masks_from_scores({name: x.abs() for name, x in sums.items()}, k, u.target if k is None else None)
+        sums = [w + dual for w, dual in zip(weights, duals, strict=True)]
+        k = [u.budget[name] for name in u.names] if self.scope == "layer" else None
+        masks = u.largest(sums, k, u.target if k is None else None)
         first = u.t == self._phase(u.schedule)[0]
-        for name, w, z, dual in zip(u.names, weights, zs, duals, strict=True):
-            z.copy_(torch.where(masks[name], sums[name], 0))
+        for mask, both, w, z, dual in zip(masks, sums, weights, zs, duals, strict=True):
+            z.copy_(torch.where(mask, both, 0))
             if not first:
                 dual.add_(w - z)
         return u.weights

@@ -15,6 +15,7 @@ from dstee.distributed.ranks import Ranks, exchange, reduce_each
 from dstee.distributed.sharding import Sharding
 from dstee.distributed.where import Where, local_part
 from dstee.schedule import UpdateSchedule
+from dstee.score_masks import masks_from_scores
 from dstee.sparsity_distribution import random_mask, seed64
 
 __all__ = ["LayerView", "LossFn", "Start", "Step", "Update", "forward", "growth_seeds", "map_tensors", "samples"]
@@ -246,6 +247,19 @@ class Update(Step):
         weights = self.weights
         limits = torch.as_tensor(threshold, dtype=torch.float32, device=weights[0].device).expand(len(weights)).contiguous()
         return self.over_ranks(ops.count_below(weights, [layer.mask_bits for layer in self.layers], limits))
+
+    def largest(self, values: Sequence[Tensor], k: Sequence[int] | None = None, total: int | None = None) -> list[Tensor]:
+        """Masks of the largest abs(value) of whole layers, ``k`` of each or ``total`` of all, as
+        :func:`dstee.masks_from_scores` makes them: bool, like the weights."""
+        holders, where = [layer.holders for layer in self.layers], [layer.where for layer in self.layers]
+        if any(holders) and k is not None:
+            masks = exchange(agree.largest(list(values), list(k), where), holders)
+            return [mask.view(x.shape) for mask, x in zip(masks, values, strict=True)]
+        if any(holders) and total is not None:
+            bits = [ops.pack_mask(torch.ones_like(x, dtype=torch.bool)) for x in values]
+            k, _ = exchange(agree.kept(list(values), bits, where, total, by_score=False), holders)
+            total = None
+        return masks_from_scores([x.abs() for x in values], k, total)
 
     def over_ranks(self, numbers: Tensor, largest: bool = False) -> Tensor:
         """Numbers [L] of what this rank holds of each layer, added up over the ranks that hold parts of it, or the ``largest``

@@ -41,16 +41,11 @@ def test_other_optimizers(launcher: Launcher, name: str, n: int, optimizer: str)
     compare(launcher, name, n, optimizer)
 
 
-@pytest.mark.parametrize("method", [key for key in METHODS if key != "admm"])
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize(("name", "n"), slow_but({("fsdp", 3), ("fsdp-tp", 4)}, [*sorted(FEW), ("tp-rows", 2)]))
 def test_method(launcher: Launcher, name: str, n: int, method: str) -> None:
     run = Run(method)
     assert_equal(on_ranks(launcher, name, n, run)[0], alone(run))
-
-
-def test_admm(launcher: Launcher) -> None:
-    run = Run("admm")
-    assert_equal(on_ranks(launcher, "ddp", 2, run)[0], alone(run))
 
 
 @pytest.mark.parametrize("optimizer", ["sparse-sgd", "adamw"])

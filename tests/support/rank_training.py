@@ -46,6 +46,7 @@ METHODS: dict[str, Callable[[], dstee.Method]] = {
     "mest-soft": lambda: dstee.MEST(soft=True, lam=0.1),
     "gap": lambda: dstee.GaP(),
     "admm": lambda: dstee.ADMM(),
+    "admm-global": lambda: dstee.ADMM(scope="global"),
 }
 
 OPTIMIZERS: dict[str, Callable[[nn.Module, dstee.SparseModel], torch.optim.Optimizer]] = {
