@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
+from weakref import WeakKeyDictionary, ref
 
 import torch
 import torch.distributed as dist
@@ -92,10 +93,11 @@ class Ranks:
 
     def group(self) -> dist.ProcessGroup:
         """Their process group; made, by them alone, where there was none."""
-        key = self, dist.group.WORLD
-        if key not in _groups:
-            _groups[key] = dist.new_group(list(self.members), use_local_synchronization=True)
-        return _groups[key]
+        reference = _known().get(self)
+        found = None if reference is None else reference()
+        if found is None:
+            found = _remember(self, dist.new_group(list(self.members), use_local_synchronization=True))
+        return found
 
     def reduce(self, t: Tensor, op: Any = dist.ReduceOp.SUM) -> Tensor:
         """``t``, integers on any device, reduced over the members: on the CPU."""
@@ -122,8 +124,20 @@ class Ranks:
         return found
 
 
-_groups: dict[tuple[Ranks, dist.ProcessGroup | None], dist.ProcessGroup] = {}
-"""By ranks, and by the group of all: a process may leave it and join another."""
+_groups: WeakKeyDictionary[dist.ProcessGroup, dict[Ranks, ref[dist.ProcessGroup]]] = WeakKeyDictionary()
+"""By the group of all, since a process may leave it and join another. Groups are torch's to keep: one that outlives
+``destroy_process_group`` until the interpreter ends aborts the process."""
+
+
+def _known() -> dict[Ranks, ref[dist.ProcessGroup]]:
+    world = dist.group.WORLD
+    assert world is not None
+    return _groups.setdefault(world, {})
+
+
+def _remember(ranks: Ranks, group: dist.ProcessGroup) -> dist.ProcessGroup:
+    _known()[ranks] = ref(group)
+    return group
 
 
 def of_group(group: dist.ProcessGroup | None = None) -> Ranks:
@@ -132,7 +146,7 @@ def of_group(group: dist.ProcessGroup | None = None) -> Ranks:
     assert found is not None
     kind = "cuda" if "nccl" in str(dist.get_backend(found)) else "cpu"
     ranks = Ranks(tuple(dist.get_process_group_ranks(found)), kind)
-    _groups[ranks, dist.group.WORLD] = found
+    _remember(ranks, found)
     return ranks
 
 
@@ -144,9 +158,9 @@ def of_mesh(mesh: DeviceMesh, dims: Sequence[int] | None = None) -> Ranks:
     row = mesh.mesh[tuple(slice(None) if d in dims else here[d] for d in range(mesh.ndim))]
     ranks = Ranks(tuple(sorted(row.flatten().tolist())), mesh.device_type)
     if len(dims) == 1:
-        _groups[ranks, dist.group.WORLD] = mesh.get_group(dims[0])
+        _remember(ranks, mesh.get_group(dims[0]))
     elif len(ranks.members) == dist.get_world_size() and dist.group.WORLD is not None:
-        _groups[ranks, dist.group.WORLD] = dist.group.WORLD
+        _remember(ranks, dist.group.WORLD)
     return ranks
 
 
