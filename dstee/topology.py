@@ -266,7 +266,7 @@ class Topology(CheckedWeights):
         """The step was made and carried the mask update of the layers ``updated``; :meth:`update` may count it."""
         self._watch.note_again()
         self.attach(optimizer)
-        self._updated = {layer.name for layer in updated}
+        self._updated = {layer.name for layer in updated} | (self._updated if self._together else set())  # of several: all
         self._stepped = True
         self._uncounted += 1
         if self._uncounted == UNCOUNTED and self.method.updates:
