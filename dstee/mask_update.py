@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dstee import _checks, ops
+from dstee.distributed.ranks import sets_of_ranks
 from dstee.distributed.where import local_part
 from dstee.layer_batch import LayerBatch
 from dstee.layer_shares import agree_on_shares, is_cut, refuse_parts
@@ -169,24 +170,24 @@ class Journal:
 
 def _on_all_ranks(layers: Sequence[SparseLayer], missing: Sequence[str], some: bool) -> tuple[list[str], bool]:
     """The layers without a gradient and whether any gradient is not 0, over the ranks that hold parts of the layers: one
-    all-reduce for each set of ranks.
+    all-reduce for each set of ranks, small ones first, so that all ranks hear what one of these finds.
 
     Raises:
         RuntimeError: a layer has a gradient on some ranks and none on others.
     """
-    everywhere = set(missing)
-    for ranks in dict.fromkeys(layer.everyone for layer in layers):
-        if ranks is None:
-            continue
-        here = [int(some), *(int(layer.name in everywhere) for layer in layers)]
-        found = ranks.reduce(torch.tensor(here, dtype=torch.int64)).tolist()
-        some = found[0] > 0
-        uneven = [layer.name for layer, n in zip(layers, found[1:], strict=True) if 0 < n < len(ranks.members)]
-        if uneven:
-            raise RuntimeError(
-                f"a mask update is due, but only some ranks have a gradient of {', '.join(uneven)}: every rank must run the "
-                "same forward and backward before an update"
-            )
+    uneven = [False] * len(layers)
+    without = [int(layer.name in missing) for layer in layers]
+    for ranks in sets_of_ranks(layer.everyone for layer in layers):
+        here = torch.tensor([int(some), *without, *map(int, uneven)], dtype=torch.int64)
+        found = ranks.reduce(here).tolist()
+        some, counted, told = found[0] > 0, found[1 : len(layers) + 1], found[len(layers) + 1 :]
+        uneven = [0 < n < len(ranks.members) or heard > 0 for n, heard in zip(counted, told, strict=True)]
+    if any(uneven):
+        names = ", ".join(layer.name for layer, odd in zip(layers, uneven, strict=True) if odd)
+        raise RuntimeError(
+            f"a mask update is due, but only some ranks have a gradient of {names}: every rank must run the same forward and "
+            "backward before an update"
+        )
     return list(missing), some
 
 

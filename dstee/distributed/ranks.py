@@ -29,6 +29,7 @@ __all__ = [
     "of_mesh",
     "reduce_each",
     "seed_of_first_rank",
+    "sets_of_ranks",
     "shared_seed",
     "sum_each",
 ]
@@ -208,7 +209,7 @@ def sum_each(numbers: Sequence[int], holders: Sequence[Ranks | None]) -> list[in
     return reduce_each(torch.tensor(numbers, dtype=torch.int64), holders).tolist()
 
 
-def _sets(everyone: Iterable[Ranks | None]) -> list[Ranks]:
+def sets_of_ranks(everyone: Iterable[Ranks | None]) -> list[Ranks]:
     """The distinct sets of several ranks, small ones first: what one of these finds reaches the larger ones."""
     sets = [ranks for ranks in dict.fromkeys(everyone) if ranks is not None and len(ranks.members) > 1]
     return sorted(sets, key=lambda ranks: (len(ranks.members), ranks.members))
@@ -216,7 +217,7 @@ def _sets(everyone: Iterable[Ranks | None]) -> list[Ranks]:
 
 def anywhere(flag: bool, everyone: Iterable[Ranks | None]) -> bool:
     """Whether ``flag`` is set on any rank of ``everyone``: one all-reduce of one number for each distinct set of ranks."""
-    for ranks in _sets(everyone):
+    for ranks in sets_of_ranks(everyone):
         flag = bool(ranks.reduce(torch.tensor([int(flag)], dtype=torch.int32), dist.ReduceOp.MAX))
     return flag
 
@@ -227,7 +228,7 @@ def agree_on(problem: str | None, everyone: Iterable[Ranks | None]) -> str | Non
     What one rank alone can find wrong must come here before it is raised, or the others would wait for that rank for ever. One
     all-reduce of one number for each distinct set of ranks where nothing is wrong.
     """
-    sets = _sets(everyone)
+    sets = sets_of_ranks(everyone)
     if anywhere(problem is not None, sets):
         for ranks in sets:
             texts = dict(zip(ranks.members, ranks.texts(problem), strict=True))
