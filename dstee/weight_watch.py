@@ -6,7 +6,7 @@ import operator
 import warnings
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,7 @@ class WeightWatch:
 
     def __init__(self) -> None:
         self._params: list[nn.Parameter] = []
-        self._stamps: list[tuple[int, int]] = []
+        self._stamps: list[Stamp] = []
         self._gradient: tuple[weakref.ref[Any], int] | None = None
 
     def note(self, layers: Iterable[SparseLayer]) -> None:
@@ -40,8 +40,12 @@ class WeightWatch:
         gradients = (p.grad for p in self._params if p.grad is not None)
         self._gradient = next(((weakref.ref(_memory(g)), g._version) for g in gradients), None)
 
-    def changed(self, layers: Iterable[SparseLayer]) -> list[SparseLayer]:
-        """The layers whose parameter is another one, or was written to; all of them before the first :meth:`note`."""
+    def changed(self, layers: Iterable[SparseLayer], alike: bool = False) -> list[SparseLayer]:
+        """The layers whose parameter is another one, or was written to; all of them before the first :meth:`note`.
+
+        ``alike``: of weights that are cut among ranks those that were written to as a whole, which ranks do alike; a rank may
+        write to its own part alone, and an empty part is never written to.
+        """
         layers = list(layers)
         params = [layer.param for layer in layers]
         if len(params) != len(self._params):
@@ -50,7 +54,11 @@ class WeightWatch:
         if stamps == self._stamps and all(map(operator.is_, params, self._params)):
             return []
         seen = zip(layers, params, stamps, self._params, self._stamps, strict=True)
-        return [layer for layer, p, stamp, q, noted in seen if p is not q or stamp != noted]
+        return [
+            layer
+            for layer, p, stamp, q, noted in seen
+            if p is not q or (stamp[0] != noted[0] if alike and layer.sharding is not None else stamp != noted)
+        ]
 
     def was_another(self, layer: SparseLayer) -> bool:
         """True when there was another parameter in the layer's place."""
@@ -77,14 +85,17 @@ def _memory(t: Tensor) -> Any:
     return part.untyped_storage() if part.layout is torch.strided else part
 
 
-def _stamps(params: Sequence[nn.Parameter]) -> list[tuple[int, int]]:
-    return [(p._version, p.data_ptr()) if type(p) is nn.Parameter else _stamp_of_part(p) for p in params]
+Stamp: TypeAlias = tuple[int, int, int]
+"""Version of a parameter, version and address of its memory: a DTensor has a version of its own, and its shard another."""
 
 
-def _stamp_of_part(p: nn.Parameter) -> tuple[int, int]:
-    """A DTensor has a version of its own, but no memory: both of its shard count too."""
+def _stamps(params: Sequence[nn.Parameter]) -> list[Stamp]:
+    return [(p._version, 0, p.data_ptr()) if type(p) is nn.Parameter else _stamp_of_part(p) for p in params]
+
+
+def _stamp_of_part(p: nn.Parameter) -> Stamp:
     part = local_part(p)
-    return p._version + part._version, part.data_ptr()
+    return p._version, part._version, part.data_ptr()
 
 
 def find_outside(layers: Sequence[SparseLayer], here: bool = False) -> dict[SparseLayer, int]:
@@ -176,16 +187,14 @@ class CheckedWeights:
 
     def _check(self, full: bool) -> None:
         self._settle()
-        suspects = written = self._watch.changed(self.layers.values())
-        if full:  # ranks talk about weights that all of them have written to, which their programs do alike
-            suspects = [layer for layer in self.layers.values() if layer.holders is None or layer in written]
-        outside = find_outside(suspects)
+        suspects = list(self.layers.values()) if full else self._watch.changed(self.layers.values())
+        alike = self._watch.changed(self.layers.values(), alike=True)
+        # Ranks talk about weights that all of them have written to; what one has done to its own part, it sees alone.
+        told = [layer for layer in self.layers.values() if layer in alike or (layer.holders is None and layer in suspects)]
+        outside = find_outside(told)
         if outside and not self._torn:
             refuse_other_masks(outside)
-        if full:
-            rest = [layer for layer in self.layers.values() if layer not in suspects]
-            outside |= find_outside(rest, here=True)
-            suspects = [*suspects, *rest]
+        outside |= find_outside([layer for layer in suspects if layer not in told], here=True)
         for layer in outside:
             layer.clear_outside()
         if suspects:
