@@ -232,6 +232,13 @@ class SparseLayer:
         if fitting is not None and (self.param.grad is None or local_part(self.param.grad) is not fitting):
             self.param.grad = self.placed(fitting)
 
+    def lies_as(self, p: Tensor) -> bool:
+        """Whether this rank holds the same part of ``p``, which has the weight's shape, as of the weight."""
+        d = as_dtensor(p)
+        if d is None or self.sharding is None:
+            return self.sharding is None and local_part(p).shape == self.shape
+        return self.sharding.fits(d)
+
     def placed(self, values: Tensor) -> Tensor:
         """``values`` for what this rank holds, as something like the parameter: a DTensor where that is one."""
         return values if self.sharding is None else self.sharding.place(values)

@@ -133,7 +133,8 @@ class SparseModel(Topology):
         """Zeroes the weights outside the masks: the model's, or those of ``other_model``, a copy such as an average (EMA, SWA).
 
         Raises:
-            ValueError: ``other_model`` has no parameter of a layer's name and shape. Nothing has changed then.
+            ValueError: ``other_model`` has no parameter of a layer's name and shape, or one that is cut among ranks in another
+                way. Nothing has changed then.
         """
         if other_model is None:
             self.follow_all()
@@ -144,9 +145,15 @@ class SparseModel(Topology):
         reshard(other_model)
         self.follow_all()
         found = {name: ParameterPlace(other_model, name).get() for name in self.layers}
-        wrong = [name for name, p in found.items() if p is None or local_part(p).shape != self.layers[name].local_shape]
+        wrong = [name for name, p in found.items() if p is None or p.shape != self.layers[name].shape]
         if wrong:
             raise ValueError(f"other_model has no parameter of this name and shape: {', '.join(wrong)}. Nothing was changed")
+        wrong = [name for name, p in found.items() if p is not None and not self.layers[name].lies_as(p)]
+        if wrong:
+            raise ValueError(
+                f"other_model has these weights cut among ranks in another way than the model: {', '.join(wrong)}. Lay it out "
+                "as the model is. Nothing was changed"
+            )
         for name, p in found.items():
             if p is not None:
                 local_part(p).masked_fill_(self.layers[name].inactive().to(p.device), 0)
