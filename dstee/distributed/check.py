@@ -132,12 +132,14 @@ def check_update(sparse: Sparse) -> None:
 
 
 def _ranks_of(sparse: Sparse) -> Ranks:
-    """Those that train one model: of the wrapper, of the mesh on which all layers are cut, else all."""
+    """Those that train one model: of the wrapper, of the mesh that all meshes are part of, else all."""
     if isinstance(sparse.model, nn.parallel.DistributedDataParallel):
         return ranks.of_group(sparse.model.process_group)
-    meshes = {layer.everyone for layer in sparse.layers.values()}
-    mesh = meshes.pop() if len(meshes) == 1 else None
-    return ranks.of_group() if mesh is None else mesh
+    meshes = {layer.everyone for layer in sparse.layers.values() if layer.everyone is not None}
+    largest = max(meshes, key=lambda mesh: len(mesh.members), default=None)
+    if largest is None or any(set(mesh.members) - set(largest.members) for mesh in meshes):
+        return ranks.of_group()
+    return largest
 
 
 @torch.no_grad()
