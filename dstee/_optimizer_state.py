@@ -64,10 +64,18 @@ def zero_state(optimizer: torch.optim.Optimizer, p: Tensor, where: Tensor) -> No
     """Parameter-shaped state of ``p`` (momentum, exp_avg, exp_avg_sq, ...) gets its fresh value where ``where`` is True.
 
     Of a DTensor, ``where`` is of the part that this rank holds.
+
+    Raises:
+        ValueError: the state of a weight that is cut among ranks is whole.
     """
     for keeper in state_keepers(optimizer):
         for key, value in keeper.state.get(p, {}).items():
             if isinstance(value, Tensor) and value.shape == p.shape:
+                if as_dtensor(p) is not None and as_dtensor(value) is None:
+                    raise ValueError(
+                        f"{type(keeper).__name__} has {key} {list(value.shape)} whole for a weight that is cut among ranks: "
+                        "load it with torch.distributed.checkpoint.state_dict.set_optimizer_state_dict"
+                    )
                 local_part(value).masked_fill_(where, _fresh_value(keeper, p, key))
 
 

@@ -15,6 +15,7 @@ from torch.nn.functional import cross_entropy
 
 from dstee import _checks, rules, sparsity_distribution
 from dstee.distributed import agree
+from dstee.distributed.check import check_parts
 from dstee.distributed.ranks import agree_on, exchange, seed_of_first_rank, sum_each
 from dstee.distributed.sharding import (
     Sharding,
@@ -220,6 +221,8 @@ def _make(
     _check_end(method, schedule, seed, layers, budget)
     sparse = SparseModel(model, layers, method, schedule, seed)
     sparse.budget = budget
+    if any(cuts):
+        check_parts(sparse)
     sparse.apply_masks()
     return sparse
 

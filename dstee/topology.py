@@ -13,7 +13,7 @@ from torch import nn
 
 from dstee import _optimizer_state, _optimizer_step, after_step, interpreter, method_hooks, ops
 from dstee._optimizer_step import Closure, Stepper
-from dstee.distributed.check import check_copies, check_update, meet
+from dstee.distributed.check import check_copies, check_parts, check_update, meet
 from dstee.mask_update import FusingOptimizer, Journal, MaskUpdate
 from dstee.methods import Method, Step, Update
 from dstee.methods.context import LossFn
@@ -149,8 +149,7 @@ class Topology(CheckedWeights):
             gradient (named), or these gradients were stepped already. Nothing has changed then.
         """
         steppers = self._steppers(optimizers)
-        if scaler is not None and not scaler.is_enabled():
-            scaler = None
+        scaler = scaler if scaler is not None and scaler.is_enabled() else None
         if scaler is not None and closure is not None:
             raise RuntimeError("Closure use is not currently supported if GradScaler is enabled.")  # torch's own text
         if closure is not None and len(steppers) > 1:
@@ -223,9 +222,8 @@ class Topology(CheckedWeights):
             if self._watch.nothing_happened(self.layers.values()) if foreign else not self._stepped:
                 return False
             cores = [one.core for one in steppers]
-            for core in cores:
-                if core not in self._known:
-                    _optimizer_state.refuse_codes(core, self.layers.values())
+            for core in [core for core in cores if core not in self._known]:
+                _optimizer_state.refuse_codes(core, self.layers.values())
             self._torn = foreign  # it has written everywhere
             update = self._due(cores)
             self._layers_of(cores, full=update is not None, foreign=foreign)
@@ -315,6 +313,10 @@ class Topology(CheckedWeights):
         """
         layers = self.follow_all()
         _optimizer_state.refuse_missing(optimizers, layers, self._watch.was_another)
+        cut = sum(layer.sharding is not None for layer in layers.values())
+        if cut > self._alike:  # the model was sharded since
+            check_parts(self)
+            self._alike = cut
         if self._unchecked or not self._compared:
             check_copies(self)
             self._compared = True
@@ -347,12 +349,9 @@ class Topology(CheckedWeights):
         self.__dict__.update(done, _journal=None, _updated=set())  # one call: no signal comes in between
 
     def _replace(
-        self,
-        steppers: Sequence[_optimizer_step.Owner],
-        update: MaskUpdate,
-        closure: Closure | None,
+        self, steppers: Sequence[_optimizer_step.Owner], update: MaskUpdate, closure: Closure | None,
         scaler: torch.amp.GradScaler | None,
-    ) -> bool:
+    ) -> bool:  # fmt: skip
         """``order="replace"``: the update alone, without the optimizers' step."""
         if closure is not None:
             with torch.enable_grad():

@@ -135,6 +135,7 @@ class CheckedWeights:
         self.layers = layers
         self._watch = WeightWatch()
         self._agreed = sum(layer.sharding is not None for layer in layers.values())  # of whose cuts all ranks know
+        self._alike = self._agreed  # of which all ranks have the same masks and settings
         self._unchecked = False  # a state was loaded: check it against the weights before the next step
         self._compared = False  # copies on other ranks were looked at
         self._torn = False  # a step of another optimizer has begun and its weights are not masked yet

@@ -19,7 +19,7 @@ from dstee.distributed.sharding import Sharding, reshard
 from dstee.distributed.state import fingerprints
 from dstee.distributed.where import Where
 
-__all__ = ["Layer", "Sparse", "check", "check_copies", "check_update", "meet"]
+__all__ = ["Layer", "Sparse", "check", "check_copies", "check_parts", "check_update", "meet"]
 
 
 class Settings(Protocol):
@@ -111,6 +111,19 @@ def check_copies(sparse: Sparse) -> None:
         compare(sparse, ranks.of_group(sparse.model.process_group))
 
 
+def check_parts(sparse: Sparse) -> None:
+    """Where weights are cut among ranks, each of which has made the model sparse by itself: the settings must be the same, and
+    the parts of a mask those of one whole. All these ranks come here together.
+
+    Raises:
+        ValueError: the same on all ranks.
+    """
+    mesh = _mesh_of(sparse)
+    if mesh is not None and len(mesh.members) > 1:
+        _compare_heads({item: value for item, value in _heads(sparse).items() if item not in ("layers", "numbers")}, mesh)
+        _refuse_other_parts(sparse)
+
+
 def meet(sparse: Sparse, step: int) -> Ranks | None:
     """With ``DSTEE_CHECK_RANKS``, waits until all ranks of the model are at the mask update at ``step``, and returns them.
 
@@ -135,24 +148,22 @@ def _ranks_of(sparse: Sparse) -> Ranks:
     """Those that train one model: of the wrapper, of the mesh that all meshes are part of, else all."""
     if isinstance(sparse.model, nn.parallel.DistributedDataParallel):
         return ranks.of_group(sparse.model.process_group)
+    return _mesh_of(sparse) or ranks.of_group()
+
+
+def _mesh_of(sparse: Sparse) -> Ranks | None:
+    """The ranks of the mesh that all meshes of the layers are part of; None where there is none."""
     meshes = {layer.everyone for layer in sparse.layers.values() if layer.everyone is not None}
     largest = max(meshes, key=lambda mesh: len(mesh.members), default=None)
     if largest is None or any(set(mesh.members) - set(largest.members) for mesh in meshes):
-        return ranks.of_group()
+        return None
     return largest
 
 
 @torch.no_grad()
 def compare(sparse: Sparse, together: Ranks) -> None:
     """:func:`check` over the ranks ``together``."""
-    heads = _heads(sparse)
-    texts = {item: json.dumps(value, sort_keys=True, default=str) for item, value in heads.items()}
-    hashes = together.gather(torch.tensor([_hash(text) for text in texts.values()]))
-    if bool((hashes != hashes[0]).any()):
-        of_all = [json.loads(text or "{}") for text in together.texts(json.dumps(texts))]
-        _refuse_heads({rank: of_rank for rank, of_rank in zip(together.members, of_all, strict=True)})
-    if heads["problem"] is not None:
-        raise ValueError(heads["problem"])
+    _compare_heads(_heads(sparse), together)
     layers = list(sparse.layers.values())
     if not layers:
         return
@@ -160,6 +171,25 @@ def compare(sparse: Sparse, together: Ranks) -> None:
     rows = torch.stack([_row(layer, keeps).cpu() for layer in layers])
     rows[:, _ACTIVE] = ranks.reduce_each(rows[:, _ACTIVE], [layer.holders for layer in layers])
     _refuse_rows(together, together.gather(rows), sparse.layers, keeps)
+
+
+@torch.no_grad()
+def _refuse_other_parts(sparse: Sparse) -> None:
+    """Raises ValueError where parts of masks, each of them cut from a rank's own whole one, are not parts of one mask."""
+    cut = {name: layer for name, layer in sparse.layers.items() if layer.sharding is not None}
+    here = [int(layer.bools(layer.mask_bits).count_nonzero()) if layer.where.n else 0 for layer in cut.values()]
+    found = ranks.sum_each(here, [layer.holders for layer in cut.values()])
+    wrong = [
+        f"{name} has {n} active weights on all ranks together, not {layer.nnz}"
+        for (name, layer), n in zip(cut.items(), found, strict=True)
+        if n != layer.nnz
+    ]
+    text = ranks.agree_on(_some(wrong) if wrong else None, [layer.everyone for layer in cut.values()])
+    if text is not None:
+        raise ValueError(
+            f"{text}: the ranks had other masks when the model was sharded; make it sparse afterwards, or before with the same "
+            "weights, arguments and seed on all ranks"
+        )
 
 
 def _hash(text: str) -> int:
@@ -194,13 +224,25 @@ def _heads(sparse: Sparse) -> dict[str, Any]:
     return dict(zip(_ITEMS, values, strict=True))
 
 
+def _compare_heads(heads: Mapping[str, Any], together: Ranks) -> None:
+    """Raises ValueError where ``together`` differ in ``heads``, some of :func:`_heads`."""
+    texts = {item: json.dumps(value, sort_keys=True, default=str) for item, value in heads.items()}
+    hashes = torch.tensor([_hash(text) for text in texts.values()])
+    largest, least = together.reduce(torch.cat([hashes, ~hashes]), dist.ReduceOp.MAX).chunk(2)
+    if not torch.equal(largest, ~least):
+        of_all = [json.loads(text or "{}") for text in together.texts(json.dumps(texts))]
+        _refuse_heads({rank: of_rank for rank, of_rank in zip(together.members, of_all, strict=True)})
+    if heads["problem"] is not None:
+        raise ValueError(heads["problem"])
+
+
 def _refuse_heads(of_ranks: Mapping[int, Mapping[str, str]]) -> None:
     everybody = list(of_ranks)
     problems = {rank: json.loads(of_rank["problem"]) for rank, of_rank in of_ranks.items()}
     if bad := [rank for rank, problem in problems.items() if problem is not None]:
         raise ValueError(f"the ranks cannot be compared: on rank {bad[0]}, {problems[bad[0]]}")
     found = []
-    for item in _ITEMS[1:]:
+    for item in [item for item in _ITEMS[1:] if item in of_ranks[everybody[0]]]:
         for odd, text, usual in dissenters({rank: of_rank[item] for rank, of_rank in of_ranks.items()}):
             has, rest = f"{name_ranks(odd)} {_has(odd)}", name_rest(odd, everybody)
             mine, theirs = json.loads(text), json.loads(usual)
