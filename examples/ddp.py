@@ -106,6 +106,7 @@ def main() -> None:
             unfinished = args.checkpoint.with_suffix(".unfinished")
             torch.save(states | {"epoch": epoch}, unfinished)
             os.replace(unfinished, args.checkpoint)
+    dist.barrier()  # nobody leaves while others still talk
     dist.destroy_process_group()
 
 

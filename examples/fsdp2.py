@@ -138,6 +138,7 @@ def main() -> None:
         report(f"epoch {epoch}: loss {mean(losses):.4f}")
         if args.out:
             save(args.out / f"epoch-{epoch:04}", states(model, optimizer, sparse))
+    dist.barrier()  # nobody leaves while others still talk
     dist.destroy_process_group()
 
 

@@ -90,7 +90,7 @@ def test_what_cannot_be_started(launcher: Launcher) -> None:
     assert launcher.run(1, add_up, 1) == [(0, 1, 1)]
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("how", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGKILL])
 def test_nobody_outlives_the_tests(tmp_path: Path, how: signal.Signals) -> None:
     program = (
         "from pathlib import Path; import sys, test_launcher; from support.processes import Launcher\n"
