@@ -221,6 +221,7 @@ def small(*methods: str) -> cases.Task:
 
 
 @pytest.mark.ranks
+@pytest.mark.slow
 def test_the_command_on_two_ranks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = [
         "ranks",

@@ -34,7 +34,10 @@ def looked_at(rank: int, name: str, n: int, run: Run, moments: tuple[int, ...]) 
 
 
 @pytest.mark.parametrize("moments", [(0, 0, 1), (5, 6, 16)])
-@pytest.mark.parametrize("optimizer", ["sparse-sgd", "sparse-sgd-dampened", "sparse-sgd-without-momentum"])
+@pytest.mark.parametrize(
+    "optimizer",
+    ["sparse-sgd", "sparse-sgd-dampened", pytest.param("sparse-sgd-without-momentum", marks=pytest.mark.slow)],
+)
 @pytest.mark.parametrize(("name", "n"), [("ddp", 2), ("fsdp", 3)])
 def test_a_look_at_the_state_changes_nothing(
     launcher: Launcher, name: str, n: int, optimizer: str, moments: tuple[int, ...]

@@ -67,7 +67,7 @@ def on_rank(rank: int, name: str, runs: list[Run]) -> list[Held]:
     return [train(run, functools.partial(lay, n=n), where) for run in runs]
 
 
-@pytest.mark.parametrize("name", LAYS)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name == "some-ignored")) for name in LAYS])
 def test_trainings_are_those_of_one_process(launcher: Launcher, name: str) -> None:
     runs = [Run("granet"), Run("snfs", optimizer="adamw", before=True)]
     by_rank = launcher.run(LAYS[name][0], on_rank, name, runs)

@@ -102,7 +102,12 @@ CHAINS = {
 
 @pytest.mark.parametrize(
     ("chain", "optimizer"),
-    [("4-2-1-3", "sparse-sgd"), ("layouts", "sparse-sgd"), ("layouts", "adamw"), ("and back", "sparse-sgd")],
+    [
+        ("4-2-1-3", "sparse-sgd"),
+        ("layouts", "sparse-sgd"),
+        pytest.param("layouts", "adamw", marks=pytest.mark.slow),
+        ("and back", "sparse-sgd"),
+    ],
 )
 def test_trainings_go_on_in_other_layouts(launcher: Launcher, tmp_path: Path, chain: str, optimizer: str) -> None:
     before = None
