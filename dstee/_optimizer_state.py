@@ -175,9 +175,9 @@ def sgd_batches(
         if batch is None:
             batch = found[key] = LayerBatch([], [], [], [], _sgd_rule(group, *key))
         batch.layers.append(layer)
-        batch.params.append(layer.local)
-        grad = layer.grad
+        grad = layer.fit(p.grad) if layer.sharding is None else layer.grad
         assert grad is not None
+        batch.params.append(p if layer.sharding is None else layer.local)
         batch.grads.append(grad)
         if buffer is not None:
             batch.momenta.append(buffer)

@@ -60,6 +60,12 @@ class LayerBatch:
     rule: SGDRule | None = None
 
     @property
+    def parameters(self) -> list[Tensor]:
+        """The model's own: ``params`` but for weights that are cut among ranks."""
+        rows = zip(self.layers, self.params, strict=True)
+        return [p if layer.sharding is None else layer.param for layer, p in rows]
+
+    @property
     def device(self) -> torch.device:
         return self.params[0].device
 

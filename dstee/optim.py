@@ -109,7 +109,7 @@ class SparseSGD(torch.optim.SGD):
                     if batch.rule is not None:
                         _checks.check_rule(batch.rule, batch.momenta, batch.device)
                 if group["momentum"] != 0:
-                    for p in [*(layer.param for batch in found for layer in batch.layers), *dense[-1][1]]:
+                    for p in [*(p for batch in found for p in batch.parameters), *dense[-1][1]]:
                         self.state[p]  # the order of entries, which saved states show, is not that of the steps below
                 batches += found
             for group, params in dense:

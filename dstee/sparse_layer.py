@@ -246,14 +246,17 @@ class SparseLayer:
     def follow(self) -> nn.Parameter:
         """The parameter, after mask and counters have gone where it went: another device or memory format, or shards."""
         p = self.param
-        here = p if type(p) is nn.Parameter else local_part(p)
+        here: Tensor = p
+        if type(p) is not nn.Parameter or self.sharding is not None:
+            here = local_part(p)
+            if here is p or self.sharding is None or not self.sharding.fits(p):  # type: ignore[arg-type]
+                self._move(p)
+                return p
         if (
             here.stride() != self.strides
             or p.shape != self.shape
             or here.device != self.mask_bits.device
             or here.dtype is not self.dtype
-            or (type(p) is nn.Parameter) != (self.sharding is None)
-            or (self.sharding is not None and not self.sharding.fits(p))  # type: ignore[arg-type]
         ):
             self._move(p)
         return p

@@ -313,10 +313,9 @@ class Topology(CheckedWeights):
         """
         layers = self.follow_all()
         _optimizer_state.refuse_missing(optimizers, layers, self._watch.was_another)
-        cut = sum(layer.sharding is not None for layer in layers.values())
-        if cut > self._alike:  # the model was sharded since
+        if self._agreed > self._alike:  # the model was sharded since
             check_parts(self)
-            self._alike = cut
+            self._alike = self._agreed
         if self._unchecked or not self._compared:
             check_copies(self)
             self._compared = True

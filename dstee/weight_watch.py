@@ -189,13 +189,15 @@ class CheckedWeights:
     def _check(self, full: bool) -> None:
         self._settle()
         suspects = list(self.layers.values()) if full else self._watch.changed(self.layers.values())
-        alike = self._watch.changed(self.layers.values(), alike=True)
-        # Ranks talk about weights that all of them have written to; what one has done to its own part, it sees alone.
-        told = [layer for layer in self.layers.values() if layer in alike or (layer.holders is None and layer in suspects)]
+        told = suspects
+        if self._agreed:  # ranks talk about weights that all of them have written to; what one does to its part, it sees alone
+            alike = self._watch.changed(self.layers.values(), alike=True)
+            told = [layer for layer in self.layers.values() if layer in alike or (layer.holders is None and layer in suspects)]
         outside = find_outside(told)
         if outside and not self._torn:
             refuse_other_masks(outside)
-        outside |= find_outside([layer for layer in suspects if layer not in told], here=True)
+        if told is not suspects:
+            outside |= find_outside([layer for layer in suspects if layer not in told], here=True)
         for layer in outside:
             layer.clear_outside()
         if suspects:
