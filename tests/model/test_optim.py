@@ -357,3 +357,19 @@ def test_state_keeps_the_parameters_dtype():
     optimizer.param_groups[0]["lr"] = 0.0
     assert not differing(before, snapshot(sparse, optimizer))
     assert optimizer.state[model[0].weight]["momentum_buffer"].dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("regrow", [False, True])
+def test_two_that_mask_their_steps_update_each_layer_once(regrow: bool) -> None:
+    masks = []
+    for apart in (True, False):
+        model = mlp()
+        sparse = dstee.sparsify(model, 0.7, schedule=EVERY_STEP, method=dstee.RigL(order="after", regrow=regrow))
+        parts = [list(model[:2].parameters()), list(model[2:].parameters())]
+        groups = parts if apart else [parts[0] + parts[1]]
+        optimizers = [dstee.SparseSGD(group, sparse, lr=0.1, momentum=0.9) for group in groups]
+        for t in range(3):
+            set_gradients(model, t)
+            assert sparse.step(*optimizers)
+        masks.append(sparse.masks())
+    assert all(torch.equal(mask, masks[1][name]) for name, mask in masks[0].items())

@@ -175,22 +175,6 @@ def test_two_optimizers_together(first: str, method: dstee.methods.Method) -> No
     assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
 
 
-@pytest.mark.parametrize("regrow", [False, True])
-def test_two_that_mask_their_steps_update_each_layer_once(regrow: bool) -> None:
-    masks = []
-    for apart in (True, False):
-        model = mlp()
-        sparse = dstee.sparsify(model, 0.7, schedule=EVERY_STEP, method=dstee.RigL(order="after", regrow=regrow))
-        parts = [list(model[:2].parameters()), list(model[2:].parameters())]
-        groups = parts if apart else [parts[0] + parts[1]]
-        optimizers = [dstee.SparseSGD(group, sparse, lr=0.1, momentum=0.9) for group in groups]
-        for t in range(3):
-            set_gradients(model, t)
-            assert sparse.step(*optimizers)
-        masks.append(sparse.masks())
-    assert all(torch.equal(mask, masks[1][name]) for name, mask in masks[0].items())
-
-
 def test_several_must_hold_all_and_take_no_closure() -> None:
     model = mlp()
     sparse = dstee.sparsify(model, 0.7)
