@@ -231,7 +231,7 @@ def _compare_heads(heads: Mapping[str, Any], together: Ranks) -> None:
     largest, least = together.reduce(torch.cat([hashes, ~hashes]), dist.ReduceOp.MAX).chunk(2)
     if not torch.equal(largest, ~least):
         of_all = [json.loads(text or "{}") for text in together.texts(json.dumps(texts))]
-        _refuse_heads({rank: of_rank for rank, of_rank in zip(together.members, of_all, strict=True)})
+        _refuse_heads(dict(zip(together.members, of_all, strict=True)))
     if heads["problem"] is not None:
         raise ValueError(heads["problem"])
 

@@ -126,8 +126,7 @@ class Ranks:
 
 
 _groups: WeakKeyDictionary[dist.ProcessGroup, dict[Ranks, ref[dist.ProcessGroup]]] = WeakKeyDictionary()
-"""By the group of all, since a process may leave it and join another. Groups are torch's to keep: one that outlives
-``destroy_process_group`` until the interpreter ends aborts the process."""
+"""By the group of all, since a process may leave it and join another. Groups are torch's to keep, and to end."""
 
 
 def _known() -> dict[Ranks, ref[dist.ProcessGroup]]:

@@ -47,9 +47,7 @@ class Sharding:
         from torch.distributed.tensor import DTensor
 
         local = values.reshape(self.local_shape).contiguous()
-        return DTensor.from_local(
-            local, self.mesh, self.placements, run_check=False, shape=self.shape, stride=self.stride
-        )  # fmt: skip
+        return DTensor.from_local(local, self.mesh, self.placements, run_check=False, shape=self.shape, stride=self.stride)
 
     def cut(self, whole: Tensor) -> Tensor:
         """This rank's part of a plain tensor of the whole shape, in any memory order: a contiguous copy."""

@@ -56,7 +56,7 @@ def _integers(t: Tensor) -> Tensor:
 
 
 def _indices(where: Where, start: int, stop: int, device: torch.device | None) -> Tensor:
-    """``where.indices()[start:stop]``."""
+    """The global indices of the local ones from ``start`` to ``stop``."""
     i = torch.arange(start, stop, dtype=torch.int64, device=device)
     if where.run < where.n:  # otherwise the shard is one range, and division is slow
         row = i.div(where.run, rounding_mode="floor")

@@ -47,10 +47,6 @@ class Where(NamedTuple):
         self.cut(found).copy_(mask.reshape(-1, self.run))
         return found
 
-    def indices(self, device: torch.device | None = None) -> Tensor:
-        """Global indices: int64 [n], growing."""
-        return self.to_global(torch.arange(self.n, dtype=torch.int64, device=device))
-
     def to_global(self, i: Tensor) -> Tensor:
         """The global indices of local ones, int64."""
         return self.base + i // self.run * self.pitch + i % self.run

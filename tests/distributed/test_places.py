@@ -28,7 +28,7 @@ def look(rank: int, name: str, n: int) -> tuple[dict[str, Tensor], dict[str, Ten
     for key, p in layouts.named(model).items():
         w = where.of_dtensor(p) if isinstance(p, DTensor) else where.whole(p.numel())
         assert w.total == p.numel()
-        found[key] = w.indices()
+        found[key] = w.to_global(torch.arange(w.n))
         assert torch.equal(w.cut(torch.arange(w.total)).reshape(-1), found[key])
         values[f"weight {key}"] = layouts.local(p)
         if p.grad is not None:
