@@ -96,15 +96,18 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
             flag = "--set"
             options |= {"action": "append", "metavar": "NAME=VALUE"}
         elif isinstance(field.default, bool):
-            options["action"] = "store_true" if field.default is False else argparse.BooleanOptionalAction
+            options["action"] = argparse.BooleanOptionalAction
         elif meta.choices:
             options["choices"] = meta.choices()
+        elif meta.names:
+            options["metavar"] = f"{{{','.join(meta.names())}}} or MODULE:FUNCTION"
         else:
             options["type"] = widths if isinstance(field.default, tuple) else type(field.default)
-            options["metavar"] = "N,N" if isinstance(field.default, tuple) else "N" if options["type"] is int else "X"
+            number = "N" if options["type"] is int else "TEXT" if options["type"] is str else "X"
+            options["metavar"] = "N,N" if isinstance(field.default, tuple) else number
         group.add_argument(flag, **options)
     parser.add_argument("--config", metavar="FILE", help="settings as JSON, such as a run's config.json; options come on top")
-    parser.add_argument("--data-dir", metavar="DIR", help="folder of mnist.npz (default: $DSTEE_DATA)")
+    parser.add_argument("--data-dir", metavar="DIR", help="folder of the data (default: $DSTEE_DATA)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="run folder (default: a new one under runs/)")
 
 
@@ -113,7 +116,7 @@ def _help(field: dataclasses.Field[object]) -> str:
     from dstee.experiments.data import DATA_SETS
 
     text = setting(field).text.replace("%", "%%")
-    if field.default is False or field.default == () or "default" in text:
+    if field.default in (False, (), "") or "default" in text:
         return text
     by_data = {name: source.settings[field.name] for name, source in DATA_SETS.items() if field.name in source.settings}
     shown = {name: ",".join(map(str, value)) if isinstance(value, tuple) else value for name, value in by_data.items()}

@@ -22,7 +22,7 @@ from dstee.experiments.progress import Progress, config_lines, results_table
 from dstee.experiments.records import write_results
 from dstee.experiments.run_folder import Manifest, Mode, RunFolder, WriteRetries, read_manifest
 from dstee.experiments.train import run_trials
-from dstee.experiments.trial import Trial
+from dstee.experiments.trial import Trial, task_of
 
 __all__ = ["configuration", "train", "train_from_options"]
 
@@ -90,7 +90,8 @@ def train(
 
     ``kill_at_step``: the process dies by SIGKILL after that many steps; ``show_paths`` names the files at the end.
     """
-    dataset = data.load(config.data, data_dir).limited(config.train_limit)
+    task = task_of(config)
+    dataset = task.prepare(data.load(config.data, data_dir), config)
     console = make_console(sys.stdout)
     try:
         backend = backends.resolve("drop_grow_", torch.device("cpu")).name
@@ -111,7 +112,7 @@ def train(
     except OSError as error:
         raise UsageError(f"the run folder {path} (--out) cannot be written: {error.strerror or error}") from error
     try:
-        samples = f"{len(dataset.y_train):,} training and {len(dataset.y_test):,} test images"
+        samples = f"{dataset.size('train'):,} training and {dataset.size('test'):,} test {task.unit}"
         head = [f"dstee {here['dstee']}  torch {here['torch']}  backend {backend}  {samples}", *config_lines(config)]
         console.print("\n".join(head), markup=False, soft_wrap=True)
         kill = None if kill_at_step is None else partial(_kill, kill_at_step)

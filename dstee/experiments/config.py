@@ -16,15 +16,9 @@ from typing import TypeVar, get_args
 
 from dstee._console import UsageError
 from dstee._lookup import did_you_mean
-from dstee.experiments.data import DATA_SETS
-from dstee.experiments.method_settings import (
-    STR,
-    Value,
-    check_settings,
-    make_method,
-    of_method,
-    parse_pairs,
-)
+from dstee.experiments.data import DATA_SETS, find_source
+from dstee.experiments.method_settings import STR, Value, check_settings, make_method, of_method, parse_pairs
+from dstee.experiments.models.registry import MODELS, find_model
 from dstee.methods import METHODS, Method, known_methods
 from dstee.methods.base import Group
 from dstee.schedule import known_drops
@@ -68,7 +62,8 @@ def grouped_keys() -> tuple[str, ...]:
 class Setting:
     """What the command line says of a field of :class:`Config`, and which values it takes.
 
-    ``free``: it does not decide the bits and may change when a run is resumed.
+    ``free``: it does not decide the bits and may change when a run is resumed. ``choices``: all values there are; ``names``:
+    those that have names, beside which there are references to functions.
     """
 
     group: str
@@ -76,6 +71,7 @@ class Setting:
     limit: tuple[str, Callable[..., bool]] | None = None
     choices: Callable[[], tuple[str, ...]] | None = None
     free: bool = False
+    names: Callable[[], tuple[str, ...]] | None = None
 
 
 def setting(field: dataclasses.Field[object]) -> Setting:
@@ -86,9 +82,9 @@ def setting(field: dataclasses.Field[object]) -> Setting:
 
 def _field(
     group: str, text: str, default: T, limit: Limit[T] | None = None, choices: Callable[[], tuple[str, ...]] | None = None,
-    free: bool = False,
+    free: bool = False, names: Callable[[], tuple[str, ...]] | None = None,
 ) -> T:  # fmt: skip
-    return dataclasses.field(default=default, metadata={"setting": Setting(group, text, limit, choices, free)})
+    return dataclasses.field(default=default, metadata={"setting": Setting(group, text, limit, choices, free, names)})
 
 
 def _of(*choices: str) -> Callable[[], tuple[str, ...]]:
@@ -109,6 +105,7 @@ _SHARE: Limit[float] = ("in (0, 1]", lambda x: 0 < x <= 1)
 _WIDTHS: Limit[tuple[int, ...]] = (
     "a list of 1 to 16 widths from 1 to 65536", lambda x: 1 <= len(x) <= 16 and all(1 <= w <= 65536 for w in x)
 )  # fmt: skip
+_LABEL: Limit[str] = ("one line of at most 100 printable characters", lambda x: len(x) <= 100 and (x.isprintable() or not x))
 _SEED: Limit[int] = ("in 0..2^31-1", lambda x: 0 <= x < 2**31)
 
 
@@ -116,7 +113,8 @@ _SEED: Limit[int] = ("in 0..2^31-1", lambda x: 0 <= x < 2**31)
 class Config:
     """Everything that decides the bits of a run; see ``dstee train --help`` for the meaning of each field."""
 
-    data: str = _field("data", "data set", "digits", choices=lambda: tuple(DATA_SETS))
+    data: str = _field("data", "data set, or a function of your own that loads one, as package.module:load", "digits",
+                       names=lambda: tuple(DATA_SETS))  # fmt: skip
     compare: bool | str = _field(
         "run", "train several methods instead of one: dense, static, SET, RigL and DST-EE, or all, or a list of them", False
     )
@@ -126,6 +124,7 @@ class Config:
     )
     seed: int = _field("run", "first seed: initial weights, initial mask, order of the data", 0, _SEED)
     seeds: int = _field("run", "number of seeds (default 1, with --compare 3)", 1, ("in 1..1000", lambda x: 1 <= x <= 1000))
+    label: str = _field("run", "what tables call the training (default: the method's name)", "", _LABEL, free=True)
     sparsity: float = _field("method", "share of weights that are zero", 0.98, _BELOW_ONE)
     distribution: Distribution = _field(  # noqa: RUF009  # a string
         "method", "how the active weights are shared out", "erk", choices=_of(*get_args(Distribution))
@@ -144,20 +143,30 @@ class Config:
         "method", "an update comes after the SGD step or replaces it (default: the method's own)", "default",
         choices=_of("default", "after", "replace"),
     )  # fmt: skip
-    hidden: tuple[int, ...] = _field("model", "widths of the hidden layers, as 512,256", (512, 256), _WIDTHS)
+    model: str = _field("model", "network, or a function of your own that makes one, as package.module:make", "mlp",
+                        names=lambda: tuple(MODELS))  # fmt: skip
+    hidden: tuple[int, ...] = _field("model", "widths of the hidden layers of an mlp, as 512,256", (512, 256), _WIDTHS)
     train_limit: int = _field("data", "train on that many images, the first ones; 0: on all", 0, _at_least(0))
+    validation: int = _field("data", "hold out that many training images, the last ones, to choose by", 0, _at_least(0))
+    augment: bool = _field("data", "crop and flip the training images at random", False)
     epochs: int = _field("training", "passes over the training data", 60, _at_least(1))
     batch_size: int = _field("training", "samples per step", 64, _at_least(2))
+    optimizer: str = _field("training", "optimizer of the active weights", "sgd", choices=_of("sgd", "adam"))
     lr: float = _field("training", "learning rate at first", 0.1, _at_least(0))
     lr_schedule: str = _field("training", "how it falls, to 0 at the end", "cosine", choices=_of("cosine", "constant"))
+    warmup_epochs: int = _field("training", "epochs in which it rises to lr in equal steps, first of all", 0, _at_least(0))
     momentum: float = _field("training", "momentum of SGD", 0.9, _BELOW_ONE)
-    weight_decay: float = _field("training", "weight decay of SGD", 5e-4, _at_least(0))
-    nesterov: bool = _field("training", "Nesterov momentum", True)
+    weight_decay: float = _field("training", "weight decay of the optimizer", 5e-4, _at_least(0))
+    nesterov: bool = _field("training", "Nesterov momentum of SGD", True)
+    label_smoothing: float = _field("training", "share of a label that is spread over all classes", 0.0, _BELOW_ONE)
+    precision: str = _field("training", "of the forward and backward", "float32", choices=_of("float32", "bfloat16"))
+    device: str = _field("run", "where the network is trained", "cpu", choices=_of("cpu", "cuda"))
     threads: int = _field(
         "run", "threads of the arithmetic; part of what decides the bits", 1, ("in 1..1024", lambda x: 1 <= x <= 1024)
     )
     checkpoint_every: int = _field("run", "optimizer steps from one checkpoint to the next", 400, _at_least(1), free=True)
     keep_checkpoints: int = _field("run", "checkpoints that are kept per training", 2, _at_least(1), free=True)
+    keep_masks: bool = _field("run", "keep the masks of every recorded update, for pictures of their overlap", False, free=True)
 
     @staticmethod
     def resolve(given: Mapping[str, object]) -> Config:
@@ -172,7 +181,11 @@ class Config:
             if name not in fields:
                 wrong.append(f"unknown setting {name!r}{did_you_mean(name, fields)}")
         data = str(given.get("data", Config.data))
-        values: dict[str, object] = {**DATA_SETS[data].settings} if data in DATA_SETS else {}
+        try:
+            values: dict[str, object] = {**find_source(data).settings}
+        except UsageError as error:
+            values = {}
+            wrong.append(str(error))
         if given.get("compare"):
             values["seeds"] = 3
         values |= {name: given[name] for name in given if name in fields}
@@ -181,7 +194,8 @@ class Config:
                 values[name] = _CHECKS.get(name, partial(_checked, fields[name]))(value)
             except UsageError as error:
                 wrong.append(str(error))
-        if not wrong and values.get("nesterov", True) and values.get("momentum", 0.9) == 0:
+        sgd = values.get("optimizer", Config.optimizer) == "sgd"
+        if not wrong and sgd and values.get("nesterov", True) and values.get("momentum", 0.9) == 0:
             wrong.append("nesterov needs a momentum > 0: pass --no-nesterov or a momentum")
         if not wrong and values.get("c_rel") and "c" in given and given["c"] != Config.c:
             wrong.append("c and c_rel are both given: c_rel is c in units of the gradient; pass one")
@@ -200,8 +214,9 @@ class Config:
     def identity(self) -> dict[str, object]:
         """The settings that decide the result; the others may change when a run is resumed."""
         free = {f.name for f in dataclasses.fields(self) if setting(f).free}
+        free |= {"c" if self.c_rel else "c_rel"}
         # Runs without these settings are as they were before there were any.
-        free |= {"c" if self.c_rel else "c_rel"} | {n for n in ("method_settings", "train_limit") if not getattr(self, n)}
+        free |= {f.name for f in dataclasses.fields(self) if f.name in _SINCE_0_1_0 and getattr(self, f.name) == f.default}
         return {name: value for name, value in self.to_dict().items() if name not in free}
 
     def of_training(self, method: str) -> dict[str, object]:
@@ -237,6 +252,12 @@ class Config:
         return [(method, self.seed + i) for i in range(self.seeds) for method in self.methods()]
 
 
+_SINCE_0_1_0 = {
+    "method_settings", "model", "train_limit", "validation", "augment", "optimizer", "warmup_epochs", "label_smoothing",
+    "precision", "device",
+}  # fmt: skip
+
+
 def _checked_comparison(value: object) -> bool | str:
     if isinstance(value, bool):
         return value
@@ -257,7 +278,18 @@ def _checked_settings(value: object) -> object:
     return parse_pairs(value) if isinstance(value, list) else dict(value) if isinstance(value, tuple) else value
 
 
-_CHECKS: dict[str, Callable[[object], object]] = {"compare": _checked_comparison, "method_settings": _checked_settings}
+def _checked_model(value: object) -> object:
+    if not isinstance(value, str):
+        raise UsageError(f"model must be a name, got {value!r}")
+    find_model(value)
+    return value
+
+
+_CHECKS: dict[str, Callable[[object], object]] = {
+    "compare": _checked_comparison,
+    "method_settings": _checked_settings,
+    "model": _checked_model,
+}
 
 
 def _checked(field: dataclasses.Field[object], value: object) -> object:

@@ -77,7 +77,7 @@ class Progress:
             done = (self.index - 1) * trial.total + trial.step_number
             self._bar.update(self._task, completed=done, state=_state(trial, loss))
             return
-        stride = -(-trial.config.epochs // self.lines) * trial.batch_order.batches
+        stride = -(-trial.config.epochs // self.lines) * trial.task.steps_per_epoch
         if trial.step_number % stride == 0 or trial.step_number == trial.total:
             self._print(trial, f"epoch {trial.epoch:3d}/{trial.config.epochs}  {_state(trial, loss)}")
 
@@ -141,10 +141,17 @@ def _figures(rows: Sequence[Result]) -> tuple[str, ...]:
     explored = [(r.exploration, r.exploration / r.exploration_limit) for r in rows if r.exploration is not None]
     mean_r, share = (f"{statistics.fmean(x):.3f}" for x in zip(*explored, strict=True)) if explored else ("-", "-")
     return (
-        _spread([100 * r.accuracy for r in rows]), f"{statistics.fmean(r.mean_density for r in rows):.4f}",
+        _accuracy(rows), f"{statistics.fmean(r.mean_density for r in rows):.4f}",
         f"{statistics.fmean(r.inference_flops for r in rows):.3f}x", f"{statistics.fmean(r.training_flops for r in rows):.3f}x",
         mean_r, share, f"{statistics.fmean(r.dead_units for r in rows):.1%}",
     )  # fmt: skip
+
+
+def _accuracy(rows: Sequence[Result]) -> str:
+    """Of those that did not diverge; how many did."""
+    values = [100 * r.accuracy for r in rows if r.accuracy is not None]
+    diverged = f"{len(rows) - len(values)} of {len(rows)} diverged" if len(values) < len(rows) else ""
+    return " ".join(text for text in (_spread(values) if values else "", diverged) if text)
 
 
 def _spread(values: list[float]) -> str:

@@ -17,9 +17,7 @@ from dstee._files import dump_json, parse_json, read_file, write_atomic
 __all__ = ["EpochRecord", "MetricsLog", "Record", "Result", "UpdateRecord", "as_record", "read_digests", "write_results"]
 
 
-class UpdateRecord(TypedDict):
-    """A mask update, at its step; ``exploration`` is None where there were too many updates to count them."""
-
+class _Update(TypedDict):
     kind: Literal["update"]
     method: str
     seed: int
@@ -29,9 +27,18 @@ class UpdateRecord(TypedDict):
     churn: float
 
 
-class EpochRecord(TypedDict):
-    """The end of an epoch; ``loss`` is its mean, None where that is not finite."""
+class UpdateRecord(_Update, total=False):
+    """A mask update, at its step; ``exploration`` is None where there were too many updates to count them.
 
+    Not in records of 0.1.0: ``exploration_limit`` is R_max so far, ``layers`` R by layer, ``dead_units`` their share.
+    """
+
+    exploration_limit: float
+    layers: list[float] | None
+    dead_units: float
+
+
+class _Epoch(TypedDict):
     kind: Literal["epoch"]
     method: str
     seed: int
@@ -42,12 +49,20 @@ class EpochRecord(TypedDict):
     exploration: float | None
 
 
+class EpochRecord(_Epoch, total=False):
+    """The end of an epoch; ``loss`` is its mean, None where that is not finite. ``scores``: others than the test accuracy, by
+    name; not in records of 0.1.0."""
+
+    scores: dict[str, float]
+
+
 Record = UpdateRecord | EpochRecord
 _COUNTS = ("seed", "step", "round", "epoch")
-_SHARES = ("exploration", "churn", "accuracy")
+_SHARES = ("exploration", "churn", "accuracy", "exploration_limit", "dead_units")
 _LARGEST = sys.float_info.max
 _MAX_RESULTS = 1 << 24
-_FIELDS = {"update": set(UpdateRecord.__annotations__), "epoch": set(EpochRecord.__annotations__)}
+_FIELDS = {"update": set(_Update.__annotations__), "epoch": set(_Epoch.__annotations__)}
+_OPTIONAL = {"update": {"exploration_limit", "layers", "dead_units"}, "epoch": {"scores"}}
 
 
 def as_record(value: object) -> Record:
@@ -58,15 +73,19 @@ def as_record(value: object) -> Record:
     """
     if not isinstance(value, dict):
         raise ValueError(f"a record is an object, got {type(value).__name__}")
-    fields = _FIELDS.get(kind) if isinstance(kind := value.get("kind"), str) else None
-    if fields is None:
+    kind = value.get("kind")
+    if not isinstance(kind, str) or kind not in _FIELDS:
         raise ValueError(f"unknown kind {kind!r}")
-    if wrong := fields ^ set(value):
+    if wrong := _FIELDS[kind] ^ (set(value) - _OPTIONAL[kind]):
         raise ValueError(f"{', '.join(map(repr, sorted(map(str, wrong))))} missing or unknown")
     if not isinstance(value["method"], str):
         raise ValueError(f"unknown method {value['method']!r}")
     for key, number in value.items():
-        if key in ("kind", "method") or (key in ("loss", "exploration") and number is None):
+        if key in ("kind", "method") or (key in ("loss", "exploration", "layers") and number is None):
+            continue
+        if key in ("layers", "scores"):
+            if not _is_shares(number, list if key == "layers" else dict):
+                raise ValueError(f"{key} is no {'list' if key == 'layers' else 'object'} of numbers in 0..1")
             continue
         if key in _COUNTS:
             if type(number) is not int or not 0 <= number < 1 << 63:
@@ -76,6 +95,18 @@ def as_record(value: object) -> Record:
         elif key in _SHARES and not 0 <= number <= 1:
             raise ValueError(f"{key} {number!r} is not in 0..1")
     return cast(Record, value)
+
+
+def _is_shares(value: object, kind: type) -> bool:
+    """Whether it is a list, or an object with short names, of at most 10,000 numbers in 0..1."""
+    if not isinstance(value, kind) or not isinstance(value, (list, dict)):
+        return False
+    names, numbers = ([], value) if isinstance(value, list) else (list(value), list(value.values()))
+    return (
+        len(numbers) <= 10_000
+        and all(isinstance(name, str) and len(name) <= 100 for name in names)
+        and all(type(n) in (int, float) and 0 <= n <= 1 for n in numbers)
+    )
 
 
 class MetricsLog:
@@ -113,13 +144,15 @@ def _line(record: Record) -> bytes:
 class Result:
     """One training at its end. FLOPs are relative to dense; seconds are wall time and time in dstee's ops.
 
-    ``exploration`` is R (None where it was not counted), ``exploration_limit`` R_max, ``dead_units`` a share of all output
-    units, ``nnz`` the active weights at the end, ``mean_density`` their share while training.
+    ``accuracy`` is that of the test set at the epoch which the task reports, None where the loss was not finite any more at
+    step ``diverged_at``; ``scores`` has others by name, of the same epoch. ``exploration`` is R (None where it was not
+    counted), ``exploration_limit`` R_max, ``dead_units`` a share of all output units, ``nnz`` the active weights at the end,
+    ``mean_density`` their share while training.
     """
 
     method: str
     seed: int
-    accuracy: float
+    accuracy: float | None
     exploration: float | None
     exploration_limit: float
     dead_units: float
@@ -131,9 +164,11 @@ class Result:
     seconds: float
     kernel_seconds: float
     digest: str
+    scores: dict[str, float] = dataclasses.field(default_factory=dict)
+    diverged_at: int | None = None
 
 
-_SINCE_0_1_0 = {"exploration_limit", "dead_units", "mean_density"}
+_SINCE_0_1_0 = {"exploration_limit", "dead_units", "mean_density", "scores", "diverged_at"}
 """Entries of a result that a folder of 0.1.0 does not have."""
 
 

@@ -9,17 +9,16 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import torch
 
 from dstee._console import Interrupted
 from dstee.experiments.checkpoint import CheckpointFolder
 from dstee.experiments.config import Config
-from dstee.experiments.data import Dataset
 from dstee.experiments.records import MetricsLog, Result
 from dstee.experiments.run_folder import WriteRetries, refuse_link
-from dstee.experiments.trial import Trial
+from dstee.experiments.trial import Diverged, Trial
 from dstee.experiments.trial_state import SavedState
 
 __all__ = ["Reporter", "run_trials"]
@@ -69,9 +68,10 @@ def _threads(count: int) -> Iterator[None]:
 
 
 def run_trials(
-    config: Config, data: Dataset, folder: Path, reporter: Reporter, *, after_step: Callable[[int], None] | None = None
+    config: Config, data: Any, folder: Path, reporter: Reporter, *, after_step: Callable[[int], None] | None = None
 ) -> list[Result]:
-    """All trainings of ``config`` in ``folder``, each continued from its newest whole checkpoint, if it has one.
+    """All trainings of ``config`` in ``folder``, each continued from its newest whole checkpoint, if it has one; ``data`` as
+    their task prepared them. One whose loss is not finite any more ends there, and says so.
 
     ``after_step`` is called with the number of steps this process has done.
 
@@ -114,7 +114,11 @@ def _train_one(trial: Trial, folder: Path, reporter: Reporter, signals: _Signals
     reporter.start(trial)
     while trial.step_number < trial.total and signals.signum is None:
         begin = time.perf_counter()
-        loss, records = trial.step()
+        try:
+            loss, records = trial.step()
+        except Diverged:
+            reporter.warn(f"{trial.name}: the loss is not finite at step {trial.diverged_at}, the training ends here")
+            break
         trial.seconds += time.perf_counter() - begin
         if records:
             logging.attempt(partial(log.flush, *records))
@@ -122,7 +126,7 @@ def _train_one(trial: Trial, folder: Path, reporter: Reporter, signals: _Signals
         if trial.step_number % config.checkpoint_every == 0 and trial.step_number < trial.total and saving.attempt(save):
             saved = trial.step_number
         count()
-    if saved != trial.step_number:
+    if saved != trial.step_number and trial.diverged_at is None:
         saving.until_done(save)
     logging.until_done(log.flush)
     reporter.finish(trial)

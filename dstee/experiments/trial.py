@@ -1,4 +1,4 @@
-"""One training of ``dstee train``: an MLP under one method and seed, resumable to the bit from any step."""
+"""One training: a task's network under one method and seed, resumable to the bit from any step."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
-from torch.nn.functional import cross_entropy
 
 import dstee
 from dstee import CheckpointError, backends, metrics
@@ -18,28 +16,30 @@ from dstee._console import UsageError
 from dstee.encoding import MAX_ROUNDS
 from dstee.experiments import checkpoint
 from dstee.experiments.config import STR, Config
-from dstee.experiments.data import BatchOrder, Dataset
+from dstee.experiments.data import find_source
 from dstee.experiments.method_settings import soft_settings
 from dstee.experiments.records import EpochRecord, Record, Result, UpdateRecord
+from dstee.experiments.tasks import Task, find_task
 from dstee.experiments.trial_state import Course, SavedState, TrialState, misfits
 from dstee.methods import Method
 from dstee.schedule import UpdateSchedule, known_drops
+from dstee.selection import select
 from dstee.training_cost import TrainingCost
 
-__all__ = ["Trial", "mlp"]
-
-SEEN = 640
-"""Training samples, the first ones, for methods that look at data."""
+__all__ = ["Diverged", "Trial", "task_of"]
 
 
-def mlp(features: int, hidden: tuple[int, ...], classes: int = 10) -> nn.Sequential:
-    """Linear and ReLU per hidden layer, then a linear classifier; PyTorch's default initial weights."""
-    model = nn.Sequential()
-    for i, (inputs, outputs) in enumerate(zip((features, *hidden), hidden, strict=False), 1):
-        model.add_module(f"hidden{i}", nn.Linear(inputs, outputs))
-        model.add_module(f"relu{i}", nn.ReLU())
-    model.add_module("output", nn.Linear(hidden[-1], classes))
-    return model
+class Diverged(Exception):
+    """The loss is not finite any more: there is nothing left to train."""
+
+
+def task_of(config: Config) -> type[Task]:
+    """The task of the data set.
+
+    Raises:
+        UsageError: there is no such data set, or it names an unknown task.
+    """
+    return find_task(find_source(config.data).task)
 
 
 def _schedule(config: Config, total: int) -> UpdateSchedule:
@@ -51,20 +51,28 @@ def _schedule(config: Config, total: int) -> UpdateSchedule:
     return UpdateSchedule(config.every, stop, kind(**{name: value for name, value in given.items() if name in names}))
 
 
+def _maskable(task: Task) -> int:
+    """Weights that a sparse method would give masks."""
+    rules = task.sparse_arguments()
+    return sum(c.param.numel() for c in select(task.model, rules.get("include"), rules.get("exclude")).chosen)
+
+
 class Trial:
-    """One training: model, optimizer, data order and history, at a step.
+    """One training: model, optimizer, place in the data and history, at a step; ``data`` as its task prepared them.
 
     Raises:
         UsageError: the configuration cannot be met (a batch larger than the data, a budget that no distribution meets).
     """
 
-    def __init__(self, config: Config, method: str, seed: int, data: Dataset):
+    def __init__(self, config: Config, method: str, seed: int, data: Any):
         torch.manual_seed(seed)
         self.config, self.method, self.seed, self.data = config, method, seed, data
-        self.model = mlp(data.x_train.shape[1], config.hidden)
-        self.batch_order = BatchOrder(len(data.y_train), config.batch_size, seed)
-        self.total = config.epochs * self.batch_order.batches
+        self.task = task_of(config)(config, seed, data, torch.device(config.device))
+        self.model = self.task.model
+        self.maskable = _maskable(self.task)
+        self.total = config.epochs * self.task.steps_per_epoch
         self.step_number, self.loss_sum = 0, 0.0
+        self.diverged_at: int | None = None
         self.history: list[Record] = []
         self.seconds = self.kernel_seconds = 0.0
         self.sparse: dstee.SparseModel | dstee.SoftThreshold | None = None
@@ -72,7 +80,6 @@ class Trial:
         self.updates: Sequence[int] = ()
         self.recorded: frozenset[int] = frozenset()
         self.counted = True  # whether it is known which weights were ever active
-        sgd: dict[str, Any] = {name: getattr(config, name) for name in ("lr", "momentum", "weight_decay", "nesterov")}
         schedule = _schedule(config, self.total)
         groups: list[dict[str, Any]] = [{"params": list(self.model.named_parameters())}]
         try:
@@ -83,14 +90,20 @@ class Trial:
         except ValueError as error:
             raise UsageError(f"{method}: {error}" if config.compare else str(error)) from error
         self._parameters = {name: p for group in groups for name, p in group["params"]}
-        if isinstance(self.sparse, dstee.SparseModel):
-            self.optimizer = dstee.SparseSGD(groups, self.sparse, **sgd)
-        else:
-            self.optimizer = torch.optim.SGD(groups, **sgd)
+        self.optimizer = self._make_optimizer(groups)
         self.cost = self._fresh_cost()
 
+    def _make_optimizer(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        config = self.config
+        if config.optimizer == "adam":
+            return torch.optim.Adam(groups, lr=config.lr, weight_decay=config.weight_decay)
+        sgd: dict[str, Any] = {name: getattr(config, name) for name in ("lr", "momentum", "weight_decay", "nesterov")}
+        if isinstance(self.sparse, dstee.SparseModel):
+            return dstee.SparseSGD(groups, self.sparse, **sgd)
+        return torch.optim.SGD(groups, **sgd)
+
     def _sparsified(self, method: Method, schedule: UpdateSchedule) -> dstee.SparseModel:
-        config, data = self.config, self.data
+        config = self.config
         self.updates = method.update_steps(schedule, self.total)
         self.counted = len(self.updates) <= MAX_ROUNDS - 2
         if method.needs_counter and not self.counted:
@@ -100,12 +113,11 @@ class Trial:
         scheduled = range(schedule.every, self.total + 1, schedule.every)
         more = len(self.updates) > max(1, len(scheduled))  # a method with an update at every step
         self.recorded = frozenset(self.updates) & frozenset(scheduled) if more else frozenset(self.updates)
-        seen = [x[:SEEN].split(config.batch_size) for x in (data.x_train, data.y_train)]
-        batches = list(zip(*seen, strict=True))
         with torch.random.fork_rng(devices=[]):
             return dstee.sparsify(
                 self.model, config.sparsity, distribution=config.distribution, seed=self.seed, method=method,
-                schedule=schedule, track_exploration=self.counted, batches=batches if method.needs_batches else None,
+                schedule=schedule, track_exploration=self.counted, loss_fn=self.task.loss_of,
+                batches=self.task.samples() if method.needs_batches else None, **self.task.sparse_arguments(),
             )  # fmt: skip
 
     def _put_thresholds(self, schedule: UpdateSchedule) -> list[dict[str, Any]]:
@@ -114,7 +126,7 @@ class Trial:
         assert stop is not None
         self.sparse = dstee.SoftThreshold(
             self.model, self.config.sparsity, init=settings.init, freeze_at=stop, seed=self.seed, schedule=schedule,
-            track_exploration=True,
+            track_exploration=True, **self.task.sparse_arguments(),
         )  # fmt: skip
         self.updates, self.recorded = (stop,), frozenset((stop,))
         return self.sparse.parameter_groups(settings.decay)
@@ -134,7 +146,7 @@ class Trial:
     @property
     def epoch(self) -> int:
         """Epochs completed."""
-        return self.step_number // self.batch_order.batches
+        return self.step_number // self.task.steps_per_epoch
 
     @property
     def masked(self) -> dstee.SparseModel | None:
@@ -152,14 +164,20 @@ class Trial:
         return next((r["accuracy"] for r in reversed(self.history) if r["kind"] == "epoch"), None)
 
     def step(self) -> tuple[float, list[Record]]:
-        """One step of the optimizer; its loss, and what it adds to the history."""
+        """One step of the optimizer; its loss, and what it adds to the history.
+
+        Raises:
+            Diverged: the loss is not finite, as :attr:`diverged_at` says from then on; the step was not made.
+        """
         t = self.step_number + 1
-        if self.config.lr_schedule == "cosine":
-            for group in self.optimizer.param_groups:
-                group["lr"] = self.config.lr * 0.5 * (1 + math.cos(math.pi * self.step_number / self.total))
-        batch = self.batch_order.next()
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._lr(self.step_number)
         self.optimizer.zero_grad()
-        loss = cross_entropy(self.model(self.data.x_train[batch]), self.data.y_train[batch])
+        loss = self.task.loss(t)
+        value = loss.item()
+        if not math.isfinite(value):
+            self.diverged_at = t
+            raise Diverged
         loss.backward()
         records: list[Record] = []
         if self.sparse is None:
@@ -167,13 +185,21 @@ class Trial:
         elif self._sparse_step(self.sparse) and t in self.recorded and self.masked is not None:
             records.append(self._update_record(self.masked, t))
         self.step_number = t
-        value = loss.item()
         self.loss_sum += value
-        if t % self.batch_order.batches == 0:
-            records.append(self._epoch_record(t, self.loss_sum / self.batch_order.batches))
+        if t % self.task.steps_per_epoch == 0:
+            records.append(self._epoch_record(t, self.loss_sum / self.task.steps_per_epoch))
             self.loss_sum = 0.0
         self.history += records
         return value, records
+
+    def _lr(self, step: int) -> float:
+        """That of the step after ``step`` steps."""
+        config, warm = self.config, self.config.warmup_epochs * self.task.steps_per_epoch
+        if step < warm:
+            return config.lr * (step + 1) / warm
+        if config.lr_schedule == "constant":
+            return config.lr
+        return config.lr * 0.5 * (1 + math.cos(math.pi * (step - warm) / (self.total - warm)))
 
     def _sparse_step(self, sparse: dstee.SparseModel | dstee.SoftThreshold) -> bool:
         before = self._nnz() if self.cost is not None else {}
@@ -195,23 +221,18 @@ class Trial:
         return {
             "kind": "update", "method": self.method, "seed": self.seed, "step": t, "round": sparse.round,
             "exploration": self.exploration(), "churn": metrics.churn(sparse),
+            "exploration_limit": 1.0 if self.method == STR else metrics.exploration_limit(sparse).total,
+            "layers": list(metrics.exploration(sparse).per_layer.values()) if self.counted else None,
+            "dead_units": metrics.dead_units(sparse).total,
         }  # fmt: skip
 
     def _epoch_record(self, t: int, loss: float) -> EpochRecord:
+        scores = self.task.scores()
         return {
             "kind": "epoch", "method": self.method, "seed": self.seed, "step": t, "epoch": self.epoch,
-            "loss": loss if math.isfinite(loss) else None, "accuracy": self._test(), "exploration": self.exploration(),
+            "loss": loss if math.isfinite(loss) else None, "accuracy": scores.pop("accuracy"),
+            "exploration": self.exploration(), "scores": scores,
         }  # fmt: skip
-
-    @torch.no_grad()
-    def _test(self) -> float:
-        self.model.eval()
-        hits = sum(
-            int((self.model(x).argmax(1) == y).sum())
-            for x, y in zip(self.data.x_test.split(2000), self.data.y_test.split(2000), strict=True)
-        )
-        self.model.train()
-        return hits / len(self.data.y_test)
 
     def state(self) -> TrialState:
         """Equal states have equal :func:`checkpoint.digest`."""
@@ -223,7 +244,7 @@ class Trial:
             "model": dict(self.model.state_dict()),
             "optimizer": self.optimizer.state_dict(),
             "sparse": self._sparse_state(),
-            "order": self.batch_order.state_dict(),
+            "order": self.task.state_dict(),
             "rng": torch.get_rng_state(),
             "loss_sum": self.loss_sum,
             "history": self.history,
@@ -245,7 +266,7 @@ class Trial:
             CheckpointError: it is another training's, or its names, shapes or values do not fit (all differences at once).
         """
         try:
-            course = Course(self.total, self.batch_order.batches, self._parameters, self.updates, self.recorded)
+            course = Course(self.total, self.task.steps_per_epoch, self._parameters, self.updates, self.recorded)
             if wrong := misfits(tree, self.state(), course):
                 raise ValueError("; ".join(wrong))
             if self.sparse is not None:
@@ -258,7 +279,7 @@ class Trial:
                     if self.model.get_parameter(name)[~mask].count_nonzero():
                         raise ValueError(f"{name} has weights outside its mask")
             self.optimizer.load_state_dict(tree["optimizer"])
-            self.batch_order.load_state_dict(tree["order"])
+            self.task.load_state_dict(tree["order"])
             torch.set_rng_state(tree["rng"])
             self.step_number, self.loss_sum, self.history = tree["step"], tree["loss_sum"], tree["history"]
             self.seconds, self.kernel_seconds = tree["seconds"]
@@ -267,11 +288,12 @@ class Trial:
             raise CheckpointError(f"{path}: does not fit this training: {' '.join(str(reason).split())}") from error
 
     def result(self) -> Result:
-        numel = nnz = sum(m.weight.numel() for m in self.model.modules() if isinstance(m, nn.Linear))
+        sparse = self.masked
+        numel = nnz = self.maskable
         inference = training = density = limit = 1.0
-        dead, sparse = 0.0, self.masked
-        if sparse is not None:
-            nnz, example = sparse.nnz, self.data.x_train[:1]
+        dead = 0.0
+        if sparse is not None and self.step_number:
+            nnz, example = sparse.nnz, self.task.example()
             if self.cost is None:
                 flops, density = metrics.flops(sparse, example, steps=self.total), metrics.density(sparse)
             else:
@@ -279,7 +301,19 @@ class Trial:
             inference, training = flops.inference_ratio, flops.training_ratio
             limit = 1.0 if self.method == STR else metrics.exploration_limit(sparse).total
             dead = metrics.dead_units(sparse).total
+        accuracy, scores = self._reported()
         return Result(
-            self.method, self.seed, self.accuracy() or 0.0, self.exploration(), limit, dead, nnz, numel, density, inference,
-            training, self.seconds, self.kernel_seconds, checkpoint.digest(self.state()),
+            self.method, self.seed, accuracy, self.exploration(), limit, dead, nnz, numel, density, inference,
+            training, self.seconds, self.kernel_seconds, checkpoint.digest(self.state()), scores, self.diverged_at,
         )  # fmt: skip
+
+    def _reported(self) -> tuple[float | None, dict[str, float]]:
+        """Accuracy and other scores of the epoch that the task says; none after a divergence."""
+        epochs = [r for r in self.history if r["kind"] == "epoch"]
+        if self.diverged_at is not None or not epochs:
+            return None, {}
+        last = best = epochs[-1]
+        if self.task.reported == "best validation":
+            best = max(epochs, key=lambda r: r.get("scores", {}).get("validation", 0.0))  # the first of equals
+        scores = dict(best.get("scores", {}))
+        return best["accuracy"], scores if best is last else {**scores, "last_accuracy": last["accuracy"]}

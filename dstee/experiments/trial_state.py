@@ -7,15 +7,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
+import torch
 from torch import Tensor
 
 from dstee.experiments.config import differences
-from dstee.experiments.data import BatchOrderState
 from dstee.experiments.records import Record, as_record
 from dstee.methods import method_from_dict
 from dstee.schedule import UpdateSchedule
 
 __all__ = ["Course", "SavedState", "TrialState", "misfits", "tensor_differences"]
+
+
+_STATE = {
+    "sgd": {"momentum_buffer": "momentum"},
+    "adam": {"step": "step of", "exp_avg": "mean gradient of", "exp_avg_sq": "mean squared gradient of"},
+}
+"""What the state of an optimizer holds for each parameter, and what errors call it."""
 
 
 class _Always(TypedDict):
@@ -26,7 +33,7 @@ class _Always(TypedDict):
     model: dict[str, Tensor]
     optimizer: dict[str, Any]
     sparse: dict[str, Any] | None
-    order: BatchOrderState
+    order: Mapping[str, Any]
     rng: Tensor
     loss_sum: float
     history: list[Record]
@@ -69,18 +76,21 @@ def misfits(tree: SavedState, fresh: TrialState, course: Course) -> list[str]:
     wrong += tensor_differences("weights", _weights(fresh, tree["sparse"]), tree["model"])
     config, state = fresh["config"], tree["optimizer"]
     groups = [{k: v for k, v in g.items() if k != "lr"} for g in fresh["optimizer"]["param_groups"]]
+    names = _STATE[str(config.get("optimizer", "sgd"))]
     if [{k: v for k, v in g.items() if k != "lr"} for g in state["param_groups"]] != groups:
         wrong.append("the optimizer's groups have other settings")
     lr: Any = config["lr"]
-    low = 0.0 if config["lr_schedule"] == "cosine" else lr
+    low = 0.0 if config["lr_schedule"] == "cosine" or config.get("warmup_epochs") else lr
     if not all(type(g["lr"]) is float and low <= g["lr"] <= lr for g in state["param_groups"]):
         wrong.append("the learning rate is not that of this training")
-    if any(s.keys() - {"momentum_buffer"} for s in state["state"].values()):
+    if any(s.keys() - set(names) for s in state["state"].values()):
         wrong.append("the optimizer's state holds other things than momenta")
     params = course.parameters
-    momenta = {i: s["momentum_buffer"] for i, s in state["state"].items() if s.get("momentum_buffer") is not None}
-    named = {name: momenta.pop(i) for i, name in enumerate(params) if i in momenta} | momenta
-    wrong += tensor_differences("momentum", params if named else {}, named)
+    for name, what in names.items():
+        found = {i: s[name] for i, s in state["state"].items() if s.get(name) is not None}
+        named = {p: found.pop(i) for i, p in enumerate(params) if i in found} | found
+        expected = dict.fromkeys(params, torch.zeros(())) if name == "step" else params
+        wrong += tensor_differences(what, expected if named else {}, named)
     return wrong or _contradictions(tree, fresh, course)
 
 

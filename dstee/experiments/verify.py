@@ -12,9 +12,9 @@ from pathlib import Path
 from dstee._console import UsageError
 from dstee._files import dump_json, write_atomic
 from dstee.experiments import commands, data
-from dstee.experiments.config import Config
-from dstee.experiments.data import BatchOrder
+from dstee.experiments.config import DENSE, Config
 from dstee.experiments.records import read_digests
+from dstee.experiments.trial import Trial, task_of
 
 __all__ = ["verify_resume"]
 
@@ -27,8 +27,8 @@ def verify_resume(config: Config, data_dir: str | None, out: Path | None) -> int
     Raises:
         UsageError: a training could not be done at all.
     """
-    dataset = data.load(config.data, data_dir).limited(config.train_limit)
-    steps = config.epochs * BatchOrder(len(dataset.y_train), config.batch_size, 0).batches
+    dataset = task_of(config).prepare(data.load(config.data, data_dir), config)
+    steps = Trial(config, DENSE, config.seed, dataset).total
     every = min(config.checkpoint_every, max(1, steps // 8))
     kill = _kill_step(steps, len(config.trials()), every)
     config = dataclasses.replace(config, checkpoint_every=every)

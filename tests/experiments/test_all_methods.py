@@ -108,7 +108,7 @@ def test_methods_that_look_at_data_get_the_first_samples(monkeypatch):
     assert [len(y) for _, y in seen] == [8] * 6
     assert all((x == DATA.x_train[8 * i : 8 * i + 8]).all() for i, (x, _) in enumerate(seen))
     plain = Trial(make_config(), "dense", 0, DATA)
-    assert (trial.batch_order.next() == plain.batch_order.next()).all()
+    assert (trial.task.order.next() == plain.task.order.next()).all()
 
 
 # --- settings of one method ----------------------------------------------------------------------------------------------

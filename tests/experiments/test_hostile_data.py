@@ -11,6 +11,7 @@ import pytest
 
 from dstee._console import UsageError
 from dstee.experiments import data
+from dstee.experiments.data import mnist
 
 SHAPES = {"x_train": (20, 28, 28), "y_train": (20,), "x_test": (10, 28, 28), "y_test": (10,)}
 
@@ -18,7 +19,7 @@ SHAPES = {"x_train": (20, 28, 28), "y_train": (20,), "x_test": (10, 28, 28), "y_
 @pytest.fixture
 def small(monkeypatch):
     """A data set that is made up of fewer images."""
-    monkeypatch.setattr(data, "_MNIST", SHAPES)
+    monkeypatch.setattr(mnist, "_MNIST", SHAPES)
     rng = np.random.default_rng(0)
     return {key: rng.integers(0, 10, shape).astype(np.uint8) for key, shape in SHAPES.items()}
 

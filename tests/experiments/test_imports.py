@@ -18,7 +18,8 @@ try:
     status = main(sys.argv[1:])
 except SystemExit as stopped:
     status = stopped.code
-parts = {name.removeprefix("dstee.").removeprefix("experiments.") for name in sys.modules if name.startswith("dstee.exp")}
+inner = [name.removeprefix("dstee.").removeprefix("experiments.") for name in sys.modules if name.startswith("dstee.exp")]
+parts = {name.split(".")[0] for name in inner}
 others = {name.removeprefix("dstee.").split(".")[0] for name in sys.modules} & set(%r)
 print("loaded", status, *sorted(parts - {"experiments"} | others))
 """
@@ -34,7 +35,7 @@ def loaded_by(*command):
     return int(status), set(names)
 
 
-CONFIG = {"config", "data", "method_settings"}
+CONFIG = {"config", "data", "method_settings", "models", "references"}
 
 
 @pytest.mark.parametrize(

@@ -167,7 +167,7 @@ def test_the_number_of_threads_is_set_and_put_back(tmp_path):
 def test_training_learns_and_keeps_its_budget(tmp_path):
     results, _ = run(make_config(epochs=30, lr=0.05), tmp_path / "a")
     trial = Trial(make_config(epochs=30, lr=0.05), "dst-ee", 0, DATA)
-    untrained = trial._test()
+    untrained = trial.task.scores()["accuracy"]
     assert results[0].accuracy > untrained + 0.3
     assert results[0].nnz == trial.sparse.nnz == round(0.4 * (12 * 9 + 9 * 7 + 7 * 10))
     assert 0.4 < results[0].exploration <= 1
@@ -176,18 +176,14 @@ def test_training_learns_and_keeps_its_budget(tmp_path):
         assert record["kind"] in ("update", "epoch") and 0 < record["exploration"] <= 1
 
 
-def test_a_diverging_training_still_writes_valid_json_and_resumes(tmp_path, straight):
-    config = make_config(lr=1e30, lr_schedule="constant", epochs=2)
-    expected, lines = straight(config)
-    assert b'"loss": null' in lines["dst-ee"] and b"NaN" not in lines["dst-ee"]
-
-    def crash(step):
-        if step == 9:
-            raise Crash
-
-    with pytest.raises(Crash):
-        run(config, tmp_path / "a", crash)
-    assert outcome(run(config, tmp_path / "a")[0]) == expected
+def test_a_training_whose_loss_is_not_finite_ends_there_and_says_so_each_time(tmp_path):
+    config = make_config(lr=1e30, lr_schedule="constant", epochs=2, compare="dense,dst-ee")
+    results, log = run(config, tmp_path / "a")
+    for result in results:
+        assert result.accuracy is None and 1 < result.diverged_at <= 12
+    assert [f"at step {r.diverged_at}, the training ends here" in w for r, w in zip(results, log.warnings, strict=True)]
+    assert b"NaN" not in metrics(tmp_path / "a", "dst-ee-seed0")
+    assert [(r.diverged_at, r.digest) for r in run(config, tmp_path / "a")[0]] == [(r.diverged_at, r.digest) for r in results]
 
 
 # --- a failing disk ------------------------------------------------------------------------------------------------------

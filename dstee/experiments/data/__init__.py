@@ -1,0 +1,14 @@
+"""Data sets: one file each, entered in :data:`DATA_SETS`; a new one is a file, and a line here."""
+
+from dstee.experiments.data.batch_order import BatchOrder, BatchOrderState
+from dstee.experiments.data.digits import load_digits
+from dstee.experiments.data.images import Dataset, Images
+from dstee.experiments.data.mnist import load_mnist
+from dstee.experiments.data.registry import DATA_SETS, Source, find_source, load
+
+__all__ = ["DATA_SETS", "BatchOrder", "BatchOrderState", "Dataset", "Images", "Source", "find_source", "load"]
+
+# Digits at 98 %: 3,328 of 166,400 weights are active, and where they are makes a difference.
+_SMALL = {"model": "mlp", "hidden": (512, 256)}
+DATA_SETS["digits"] = Source(load_digits, {**_SMALL, "epochs": 60, "batch_size": 64, "every": 20, "checkpoint_every": 400})
+DATA_SETS["mnist"] = Source(load_mnist, {**_SMALL, "epochs": 5, "batch_size": 128, "every": 40, "checkpoint_every": 1000})
