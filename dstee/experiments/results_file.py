@@ -2,7 +2,8 @@
 
 ``{"format": "dstee-results", "version": 1, "command", "dstee", "torch", "data_digest", "settings", "rows"}``: what all rows
 share stands once, above them; a row (a line each) has "label", "method", "seed", "result" and what differs; "epochs" is a list
-of [epoch, accuracy] or [epoch, accuracy, other scores], "updates" of [step, R, churn] or [step, R, churn, others].
+of [epoch, accuracy] or [epoch, accuracy, other scores], "updates" of [step, R, churn, R_max, dead units, R by layer], of which
+the last three may be missing.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ __all__ = ["FORMAT", "as_epoch", "as_update", "dump_rows", "parse_rows"]
 
 FORMAT = "dstee-results"
 VERSION = 1
-_DIGITS = 6
+_DIGITS, _DIGITS_OF_CURVES = 6, 5
 _MADE_BY = ("dstee", "torch", "data_digest")
 _HEAD = {"format", "version", "command", "settings", "rows", *_MADE_BY}
 _ROW = {"label", "method", "seed", "settings", "result", "epochs", "updates", *_MADE_BY}
@@ -28,7 +29,7 @@ _MAX_ROWS = 100_000
 
 
 def dump_rows(rows: Sequence[Row], command: str = "", curves: bool = True) -> bytes:
-    """The text of a results file; floats that were measured have 6 significant digits."""
+    """The text of a results file; floats that were measured have 6 significant digits, in curves 5."""
     shared = _shared_settings(rows)
     made_by = {key: rows[0].made_by[key] for key in _MADE_BY if rows and key in rows[0].made_by and _all_made(rows, key)}
     head = {"format": FORMAT, "version": VERSION, "command": command, **made_by, "settings": shared}
@@ -61,18 +62,26 @@ def _as_json(row: Row, shared: Mapping[str, Any], made_by: Mapping[str, str], cu
     entry["result"] = {name: _short(value) for name, value in plain.items() if value not in (None, {}) or name == "accuracy"}
     entry["result"].setdefault("exploration", None)
     if curves and row.epochs:
-        entry["epochs"] = [_short([*e[:2], *([dict(e.scores)] if e.scores else [])]) for e in row.epochs]
+        entry["epochs"] = [_short([*e[:2], *([dict(e.scores)] if e.scores else [])], _DIGITS_OF_CURVES) for e in row.epochs]
     if curves and row.updates:
-        entry["updates"] = [_short([*u[:3], *([dict(u.more)] if u.more else [])]) for u in row.updates]
+        entry["updates"] = [_short(_trimmed(update), _DIGITS_OF_CURVES) for update in row.updates]
     return entry
 
 
-def _short(value: Any) -> Any:
+def _trimmed(update: Update) -> list[Any]:
+    """Without what was not recorded, at its end."""
+    found: list[Any] = list(update)
+    while found[-1] is None:
+        found.pop()
+    return found
+
+
+def _short(value: Any, digits: int = _DIGITS) -> Any:
     if isinstance(value, float):
-        return float(f"{value:.{_DIGITS}g}")
+        return float(f"{value:.{digits}g}")
     if isinstance(value, Mapping):
-        return {key: _short(item) for key, item in value.items()}
-    return [_short(item) for item in value] if isinstance(value, (list, tuple)) else value
+        return {key: _short(item, digits) for key, item in value.items()}
+    return [_short(item, digits) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def parse_rows(data: bytes, source: str = "") -> list[Row]:
@@ -118,45 +127,38 @@ def _as_row(entry: object, head: Mapping[str, Any], shared: Mapping[str, Any]) -
     made_by: dict[str, Any] = {key: {**head, **entry}[key] for key in _MADE_BY if key in entry or key in head}
     if not all(map(is_text, made_by.values())):
         raise ValueError("the version or the digest of the data is no text")
-    epochs, updates = _lists(entry, "epochs", 2), _lists(entry, "updates", 3)
+    epochs, updates = _lists(entry, "epochs", 2, 3), _lists(entry, "updates", 3, len(Update._fields))
     return Row(
         label, method, seed, decisive, as_outcome(entry["result"]), tuple(_epoch(e, method, seed) for e in epochs),
         tuple(_update(u, method, seed) for u in updates), made_by,
     )  # fmt: skip
 
 
-def _lists(entry: Mapping[str, Any], name: str, least: int) -> list[list[Any]]:
+def _lists(entry: Mapping[str, Any], name: str, least: int, most: int) -> list[list[Any]]:
     found = entry.get(name, [])
-    if not isinstance(found, list) or not all(isinstance(one, list) and least <= len(one) <= least + 1 for one in found):
+    if not isinstance(found, list) or not all(isinstance(one, list) and least <= len(one) <= most for one in found):
         raise ValueError(f"{name!r} is no list of lists")
-    if not all(isinstance(one[least], dict) for one in found if len(one) > least):
-        raise ValueError(f"{name!r} has no names for what stands last")
     return found
 
 
 def _epoch(one: list[Any], method: str, seed: int) -> Epoch:
-    base = {"kind": "epoch", "method": method, "seed": seed, "step": 0, "loss": None, "exploration": None}
-    return as_epoch({**base, "epoch": one[0], "accuracy": one[1], **(one[2] if len(one) > 2 else {})})
+    record = {"kind": "epoch", "method": method, "seed": seed, "step": 0, "loss": None, "exploration": None}
+    return as_epoch({**record, "epoch": one[0], "accuracy": one[1], **({"scores": one[2]} if len(one) > 2 else {})})
 
 
 def _update(one: list[Any], method: str, seed: int) -> Update:
-    base = {"kind": "update", "method": method, "seed": seed, "round": 0}
-    more = one[3] if len(one) > 3 else {}
-    return as_update({**base, "step": one[0], "exploration": one[1], "churn": one[2], **more})
-
-
-_OF_EPOCH = {"kind", "method", "seed", "step", "epoch", "loss", "accuracy", "exploration"}
-_OF_UPDATE = {"kind", "method", "seed", "step", "round", "exploration", "churn"}
+    record = {"kind": "update", "method": method, "seed": seed, "round": 0}
+    named = dict(zip(Update._fields, one, strict=False))
+    return as_update({**record, **{name: v for name, v in named.items() if v is not None or name == "exploration"}})
 
 
 def as_epoch(value: object) -> Epoch:
     """An epoch's record, read from a file. Raises ValueError: it is none."""
     record: Mapping[str, Any] = as_record(value)
-    return Epoch(record["epoch"], record["accuracy"], {k: v for k, v in record.items() if k not in _OF_EPOCH})
+    return Epoch(record["epoch"], record["accuracy"], record.get("scores", {}))
 
 
 def as_update(value: object) -> Update:
     """An update's record, read from a file. Raises ValueError: it is none."""
     record: Mapping[str, Any] = as_record(value)
-    more = {k: v for k, v in record.items() if k not in _OF_UPDATE}
-    return Update(record["step"], record["exploration"], record["churn"], more)
+    return Update(*(record.get(name) for name in Update._fields))  # type: ignore[arg-type]  # just checked

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -34,16 +34,19 @@ class Epoch(NamedTuple):
 
     epoch: int
     accuracy: float | None
-    scores: Mapping[str, Any] = {}
+    scores: Mapping[str, float] = {}
 
 
 class Update(NamedTuple):
-    """A mask update: ``exploration`` is R after it, None where it was not counted; ``more`` is what else was recorded."""
+    """A mask update: ``exploration`` is R after it, None where it was not counted, ``exploration_limit`` R_max so far,
+    ``layers`` R by layer; the last three are None where they were not recorded."""
 
     step: int
     exploration: float | None
     churn: float
-    more: Mapping[str, Any] = {}
+    exploration_limit: float | None = None
+    dead_units: float | None = None
+    layers: Sequence[float] | None = None
 
 
 @dataclass(frozen=True)
