@@ -9,16 +9,14 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
-import torch
-
 from dstee import backends
 from dstee._console import UsageError, complain, make_console
 from dstee._files import parse_json
-from dstee.experiments import data, plot
+from dstee.experiments import data, plot, processes
 from dstee.experiments.config import Config
 from dstee.experiments.info import versions
 from dstee.experiments.method_settings import parse_pairs
-from dstee.experiments.progress import Progress, config_lines, results_table
+from dstee.experiments.progress import Progress, Silent, config_lines, results_table
 from dstee.experiments.records import write_results
 from dstee.experiments.run_folder import Manifest, Mode, RunFolder, WriteRetries, read_manifest
 from dstee.experiments.train import run_trials
@@ -39,6 +37,8 @@ def train_from_options(
     Raises:
         UsageError: it cannot be done.
     """
+    if out is None and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise UsageError("several processes need --out DIR, one folder for all of them")
     if mode != "new" and out is None:
         raise UsageError(f"--{mode} needs --out DIR, the folder of the run")
     held = read_manifest(out) if out is not None and mode == "resume" else None
@@ -90,15 +90,25 @@ def train(
 
     ``kill_at_step``: the process dies by SIGKILL after that many steps; ``show_paths`` names the files at the end.
     """
+    with processes.joined(config.device):
+        _train(config, path, data_dir, mode, kill_at_step, show_paths)
+
+
+def _train(config: Config, path: Path, data_dir: str | None, mode: Mode, kill_at_step: int | None, show_paths: bool) -> None:
     task = task_of(config)
     dataset = task.prepare(data.load(config.data, data_dir), config)
     console = make_console(sys.stdout)
     try:
-        backend = backends.resolve("drop_grow_", torch.device("cpu")).name
+        backend = backends.resolve("drop_grow_", processes.place(config.device)).name
     except (ValueError, RuntimeError) as error:
         raise UsageError(str(error)) from error
     for method, seed in config.trials()[: len(config.methods())]:
         Trial(config, method, seed, dataset)
+    kill = None if kill_at_step is None else partial(_kill, kill_at_step)
+    if processes.rank() > 0:  # the first process makes the folder, writes and tells
+        processes.wait()
+        run_trials(config, dataset, path, Silent(), after_step=kill)
+        return
     here = versions()
     manifest: Manifest = {
         "dstee": here["dstee"],
@@ -112,10 +122,10 @@ def train(
     except OSError as error:
         raise UsageError(f"the run folder {path} (--out) cannot be written: {error.strerror or error}") from error
     try:
+        processes.wait()
         samples = f"{dataset.size('train'):,} training and {dataset.size('test'):,} test {task.unit}"
         head = [f"dstee {here['dstee']}  torch {here['torch']}  backend {backend}  {samples}", *config_lines(config)]
         console.print("\n".join(head), markup=False, soft_wrap=True)
-        kill = None if kill_at_step is None else partial(_kill, kill_at_step)
         with Progress(config, _warn) as progress:
             results = run_trials(config, dataset, path, progress, after_step=kill)
         retries = WriteRetries("the results", _warn)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
     from rich.table import Table
 
-__all__ = ["Progress", "config_lines", "results_table"]
+__all__ = ["Progress", "Silent", "config_lines", "results_table"]
 
 
 class Progress:
@@ -88,6 +88,22 @@ class Progress:
     def _print(self, trial: Trial, text: str) -> None:
         of = f"{self.index:{len(str(self.count))}}/{self.count}  " if self.count > 1 else ""
         print(f"{of}{method_name(trial.method):{self._width}} seed {trial.seed}  {text}", file=sys.stderr, flush=True)
+
+
+class Silent:
+    """For the processes beside the first one."""
+
+    def warn(self, text: str) -> None:
+        pass
+
+    def start(self, trial: Trial) -> None:
+        pass
+
+    def advance(self, trial: Trial, loss: float) -> None:
+        pass
+
+    def finish(self, trial: Trial) -> None:
+        pass
 
 
 def _state(trial: Trial, loss: float) -> str:

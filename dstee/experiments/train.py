@@ -13,7 +13,8 @@ from typing import Any, Protocol, cast
 
 import torch
 
-from dstee._console import Interrupted
+from dstee._console import Interrupted, UsageError
+from dstee.experiments import processes
 from dstee.experiments.checkpoint import CheckpointFolder
 from dstee.experiments.config import Config
 from dstee.experiments.records import MetricsLog, Result
@@ -67,6 +68,23 @@ def _threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+@contextmanager
+def _deterministic(device: str) -> Iterator[None]:
+    """On a GPU: the same bits each time, where torch has such kernels; it warns of those that it has not."""
+    if device != "cuda":
+        yield
+        return
+    cudnn = torch.backends.cudnn
+    before = torch.are_deterministic_algorithms_enabled(), cudnn.deterministic, cudnn.benchmark
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    cudnn.deterministic, cudnn.benchmark = True, False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        cudnn.deterministic, cudnn.benchmark = before[1:]
+
+
 def run_trials(
     config: Config, data: Any, folder: Path, reporter: Reporter, *, after_step: Callable[[int], None] | None = None
 ) -> list[Result]:
@@ -88,7 +106,7 @@ def run_trials(
         if after_step is not None:
             after_step(done)
 
-    with _threads(config.threads), _Signals() as signals:
+    with _threads(config.threads), _deterministic(config.device), _Signals() as signals:
         for method, seed in config.trials():
             trial = Trial(config, method, seed, data)
             _train_one(trial, folder / trial.name, reporter, signals, count)
@@ -97,22 +115,27 @@ def run_trials(
 
 
 def _train_one(trial: Trial, folder: Path, reporter: Reporter, signals: _Signals, count: Callable[[], None]) -> None:
-    config = trial.config
+    config, first = trial.config, processes.rank() == 0
     refuse_link(folder)
     checkpoints = CheckpointFolder(folder, config.keep_checkpoints, reporter.warn)
     if (found := checkpoints.newest()) is not None:
         trial.restore(found[0], cast(SavedState, found[1]))
-    log = MetricsLog(folder / "metrics.jsonl", trial.history)
+    _check_alike(trial, folder)
+    log = MetricsLog(folder / "metrics.jsonl", trial.history) if first else None
     saving, logging = WriteRetries("a checkpoint", reporter.warn), WriteRetries("the metrics", reporter.warn)
-    saving.until_done(lambda: folder.mkdir(exist_ok=True))
-    logging.attempt(log.flush)
+    if first:
+        saving.until_done(lambda: folder.mkdir(exist_ok=True))
+    if log is not None:
+        logging.attempt(log.flush)
     saved = trial.step_number if found else None
 
     def save() -> None:
-        checkpoints.save(trial.step_number, trial.saved())
+        if first:
+            checkpoints.save(trial.step_number, trial.saved())
 
     reporter.start(trial)
-    while trial.step_number < trial.total and signals.signum is None:
+    device = trial.task.device
+    while trial.step_number < trial.total and not processes.any_of(signals.signum is not None, device):
         begin = time.perf_counter()
         try:
             loss, records = trial.step()
@@ -120,7 +143,7 @@ def _train_one(trial: Trial, folder: Path, reporter: Reporter, signals: _Signals
             reporter.warn(f"{trial.name}: the loss is not finite at step {trial.diverged_at}, the training ends here")
             break
         trial.seconds += time.perf_counter() - begin
-        if records:
+        if records and log is not None:
             logging.attempt(partial(log.flush, *records))
         reporter.advance(trial, loss)
         if trial.step_number % config.checkpoint_every == 0 and trial.step_number < trial.total and saving.attempt(save):
@@ -128,7 +151,19 @@ def _train_one(trial: Trial, folder: Path, reporter: Reporter, signals: _Signals
         count()
     if saved != trial.step_number and trial.diverged_at is None:
         saving.until_done(save)
-    logging.until_done(log.flush)
+    if log is not None:
+        logging.until_done(log.flush)
     reporter.finish(trial)
-    if signals.signum is not None:
-        raise Interrupted(signals.signum)
+    if processes.any_of(signals.signum is not None, device):
+        raise Interrupted(signals.signum or signal.SIGTERM)
+
+
+def _check_alike(trial: Trial, folder: Path) -> None:
+    """All processes go on from the same step.
+
+    Raises:
+        UsageError: they do not see the same checkpoints.
+    """
+    steps = torch.tensor(trial.step_number, device=trial.task.device)
+    if int(processes.total(steps)) != trial.step_number * processes.count():
+        raise UsageError(f"the processes see different checkpoints in {folder}: it must be one folder for all of them")

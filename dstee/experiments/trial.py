@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn.parallel import DistributedDataParallel
 
 import dstee
 from dstee import CheckpointError, backends, metrics
 from dstee._console import UsageError
 from dstee.encoding import MAX_ROUNDS
-from dstee.experiments import checkpoint
+from dstee.experiments import checkpoint, processes
 from dstee.experiments.config import STR, Config
 from dstee.experiments.data import find_source
 from dstee.experiments.method_settings import soft_settings
@@ -67,8 +68,10 @@ class Trial:
     def __init__(self, config: Config, method: str, seed: int, data: Any):
         torch.manual_seed(seed)
         self.config, self.method, self.seed, self.data = config, method, seed, data
-        self.task = task_of(config)(config, seed, data, torch.device(config.device))
+        self.task = task_of(config)(config, seed, data, processes.place(config.device))
         self.model = self.task.model
+        if processes.count() > 1:
+            self._parallelise()
         self.maskable = _maskable(self.task)
         self.total = config.epochs * self.task.steps_per_epoch
         self.step_number, self.loss_sum = 0, 0.0
@@ -93,6 +96,17 @@ class Trial:
         self.optimizer = self._make_optimizer(groups)
         self.cost = self._fresh_cost()
 
+    def _parallelise(self) -> None:
+        """The order is: build, parallelise, make sparse."""
+        if self.config.batch_size % processes.count():
+            raise UsageError(
+                f"batch_size must be a multiple of the {processes.count()} processes, got {self.config.batch_size}: it is that "
+                "of all of them together"
+            )
+        if self.method == STR:
+            raise UsageError("STR trains thresholds that processes do not average: train it in one process")
+        self.task.network = DistributedDataParallel(self.model)
+
     def _make_optimizer(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         config = self.config
         if config.optimizer == "adam":
@@ -115,7 +129,7 @@ class Trial:
         self.recorded = frozenset(self.updates) & frozenset(scheduled) if more else frozenset(self.updates)
         with torch.random.fork_rng(devices=[]):
             return dstee.sparsify(
-                self.model, config.sparsity, distribution=config.distribution, seed=self.seed, method=method,
+                self.task.network, config.sparsity, distribution=config.distribution, seed=self.seed, method=method,
                 schedule=schedule, track_exploration=self.counted, loss_fn=self.task.loss_of,
                 batches=self.task.samples() if method.needs_batches else None, **self.task.sparse_arguments(),
             )  # fmt: skip
@@ -174,7 +188,7 @@ class Trial:
             group["lr"] = self._lr(self.step_number)
         self.optimizer.zero_grad()
         loss = self.task.loss(t)
-        value = loss.item()
+        value = processes.mean(loss)
         if not math.isfinite(value):
             self.diverged_at = t
             raise Diverged
@@ -238,7 +252,7 @@ class Trial:
         """Equal states have equal :func:`checkpoint.digest`."""
         state: TrialState = {
             "step": self.step_number,
-            "config": self.config.of_training(self.method),
+            "config": self._settings(),
             "trial": {"method": self.method, "seed": self.seed},
             "data": self.data.digest,
             "model": dict(self.model.state_dict()),
@@ -249,7 +263,14 @@ class Trial:
             "loss_sum": self.loss_sum,
             "history": self.history,
         }
+        if self.config.device == "cuda":
+            state["cuda_rng"] = torch.cuda.get_rng_state()
         return state if self.cost is None else {**state, "cost": self.cost.state_dict()}
+
+    def _settings(self) -> dict[str, object]:
+        """What decides the bits of this training: with the processes that make it, where there are several."""
+        settings = self.config.of_training(self.method)
+        return settings if processes.count() == 1 else {**settings, "processes": processes.count()}
 
     def _sparse_state(self) -> dict[str, Any] | None:
         if isinstance(self.sparse, dstee.SparseModel):
@@ -281,6 +302,8 @@ class Trial:
             self.optimizer.load_state_dict(tree["optimizer"])
             self.task.load_state_dict(tree["order"])
             torch.set_rng_state(tree["rng"])
+            if self.config.device == "cuda":
+                torch.cuda.set_rng_state(tree["cuda_rng"])
             self.step_number, self.loss_sum, self.history = tree["step"], tree["loss_sum"], tree["history"]
             self.seconds, self.kernel_seconds = tree["seconds"]
         except (LookupError, TypeError, ValueError, ArithmeticError, RuntimeError, AttributeError) as error:

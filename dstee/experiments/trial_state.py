@@ -40,9 +40,10 @@ class _Always(TypedDict):
 
 
 class TrialState(_Always, total=False):
-    """Everything that the rest of a training depends on. ``cost``: of methods whose density changes."""
+    """Everything that the rest of a training depends on. ``cost``: of methods whose density changes; ``cuda_rng``: on GPUs."""
 
     cost: dict[str, Any]
+    cuda_rng: Tensor
 
 
 class SavedState(TrialState):

@@ -187,7 +187,7 @@ def _augmented(x: Tensor, noise: int, pad: int) -> Tensor:
     columns = torch.where(flip[:, None], columns.flip(1), columns)
     padded = torch.nn.functional.pad(x, (pad, pad, pad, pad))
     sample = torch.arange(n, device=x.device)
-    return padded[sample[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    return padded[sample[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()
 
 
 def standardised(name: str, view: tuple[int, ...], x_train: Tensor, y_train: Tensor, x_test: Tensor, y_test: Tensor) -> Dataset:

@@ -26,12 +26,15 @@ class Task(ABC):
         reported: which epoch's scores are the training's result: the last one's, or those of the best by the score
             "validation".
         model: in training mode. steps_per_epoch: optimizer steps of an epoch.
+        network: what :meth:`loss` calls; the model, or where several processes train it, what averages their gradients.
     """
 
     key: ClassVar[str]
     unit: ClassVar[str]
     reported: ClassVar[Literal["last", "best validation"]] = "last"
     model: nn.Module
+    network: nn.Module
+    device: torch.device
     steps_per_epoch: int
 
     @staticmethod

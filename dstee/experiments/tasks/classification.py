@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from dstee._console import UsageError
-from dstee.experiments import models
+from dstee.experiments import models, processes
 from dstee.experiments.data.batch_order import BatchOrder, BatchOrderState
 from dstee.experiments.data.images import Images, Part
 from dstee.experiments.tasks.base import Task
@@ -40,14 +40,16 @@ class Classification(Task):
         if len(data.shape) != 3 and config.augment:
             raise UsageError(f"augment crops and flips images, but a sample of {data.name} has the shape {list(data.shape)}")
         self.model = models.build(config.model, data.shape, data.classes, config.hidden).to(device)
+        self.network = self.model
         self.order = BatchOrder(data.size("train"), config.batch_size, seed)
         self.steps_per_epoch = self.order.batches
         self.data = data.to(device)
 
     def loss(self, step: int) -> Tensor:
-        x, y = self._fetch(self.order.next(), self.seed * 1_000_003 + step if self.config.augment else None)
+        noise = self.seed * 1_000_003 + step * processes.count() + processes.rank() if self.config.augment else None
+        x, y = self._fetch(processes.share(self.order.next()), noise)
         with self._precision():
-            return cross_entropy(self.model(x), y, label_smoothing=self.config.label_smoothing)
+            return cross_entropy(self.network(x), y, label_smoothing=self.config.label_smoothing)
 
     def _fetch(self, indices: Tensor, noise: int | None = None) -> tuple[Tensor, Tensor]:
         x, y = self.data.fetch(indices, noise)
@@ -64,13 +66,16 @@ class Classification(Task):
 
     @torch.no_grad()
     def _accuracy(self, part: Part) -> float:
+        processes.broadcast_buffers(self.model)
         self.model.eval()
         hits = torch.zeros((), dtype=torch.int64, device=self.device)
         with self._precision():
-            for x, y in self.data.batches_of(part, _TEST_BATCH):
+            for i, (x, y) in enumerate(self.data.batches_of(part, _TEST_BATCH)):
+                if i % processes.count() != processes.rank():
+                    continue
                 hits += (self.model(x.to(self.device)).argmax(1) == y.to(self.device)).sum()
         self.model.train()
-        return int(hits) / self.data.size(part)
+        return int(processes.total(hits)) / self.data.size(part)
 
     def example(self) -> Tensor:
         return self._fetch(torch.zeros(1, dtype=torch.int64))[0]
