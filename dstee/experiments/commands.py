@@ -125,6 +125,8 @@ def _train(config: Config, path: Path, data_dir: str | None, mode: Mode, kill_at
         processes.wait()
         samples = f"{dataset.size('train'):,} training and {dataset.size('test'):,} test {task.unit}"
         head = [f"dstee {here['dstee']}  torch {here['torch']}  backend {backend}  {samples}", *config_lines(config)]
+        if note := getattr(dataset, "note", ""):
+            head.append(note)
         console.print("\n".join(head), markup=False, soft_wrap=True)
         with Progress(config, _warn) as progress:
             results = run_trials(config, dataset, path, progress, after_step=kill)

@@ -2,7 +2,9 @@
 
 from dstee.experiments.models.mlp import mlp
 from dstee.experiments.models.registry import MODELS, build
+from dstee.experiments.models.strided_cnn import strided_cnn
 
-__all__ = ["MODELS", "build", "mlp"]
+__all__ = ["MODELS", "build", "mlp", "strided_cnn"]
 
 MODELS["mlp"] = mlp
+MODELS["strided-cnn"] = strided_cnn

@@ -22,7 +22,7 @@ __all__ = ["Classification"]
 
 SEEN = 640
 """Training images, the first ones, for methods that look at data."""
-_TEST_BATCH = 2000
+_TEST_BATCH = 500
 
 
 class Classification(Task):
