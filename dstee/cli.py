@@ -179,6 +179,18 @@ def _plot(args: argparse.Namespace) -> int:
     return 0
 
 
+def _add_table(parser: argparse.ArgumentParser) -> None:
+    from dstee.experiments import table_command
+
+    table_command.add_options(parser)
+
+
+def _table(args: argparse.Namespace) -> int:
+    from dstee.experiments import table_command
+
+    return table_command.run(args)
+
+
 def _bench_module() -> ModuleType:
     import importlib
     import importlib.util
@@ -205,5 +217,6 @@ _COMMANDS = {
     "verify-resume": _Command("prove that a killed and resumed training ends with the same bits", _verify, _add_settings),
     "info": _Command("versions, build, and which backend can run where", _info),
     "plot": _Command("draw the curves of runs again", _plot, _add_plot),
+    "table": _Command("compare the results of runs in a table, paired by seed", _table, _add_table),
     "bench": _Command("time the kernels on this machine, beside what else there is", _bench, _add_bench),
 }

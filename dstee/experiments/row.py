@@ -196,8 +196,8 @@ def _scores(value: object) -> dict[str, float]:
     if not isinstance(value, dict) or len(value) > _MAX_ENTRIES or not all(map(is_text, value)):
         raise ValueError("scores are no object of names and numbers")
     for name, number in value.items():
-        if not is_number(number) or name == "accuracy":
-            raise ValueError(f"the score {name!r} is {number!r}")
+        if not is_number(number) or not 0 <= number <= 1 or name == "accuracy":
+            raise ValueError(f"the score {name!r} is {number!r}, not another number in 0..1")
     return value
 
 

@@ -47,6 +47,7 @@ CONFIG = {"config", "data", "method_settings", "models", "references"}
         ("train --help", CONFIG),
         ("verify-resume --help", CONFIG),
         ("plot --help", set()),
+        ("table --help", {"table_command"}),
         ("bench --help", {"bench"}),
     ],
 )

@@ -193,6 +193,7 @@ def test_it_looks_three_levels_deep_and_follows_no_link(runs, tmp_path):
         ({"digest": "x" * 5000}, "digest is no text"),
         ({"scores": [1]}, "scores are no object"),
         ({"scores": {"auc": True}}, "the score 'auc' is True"),
+        ({"scores": {"auc": 1.5}}, "the score 'auc' is 1.5, not another number"),
         ({"scores": {"accuracy": 0.5}}, "the score 'accuracy' is 0.5"),
         ({"more": 1}, "'more' missing or unknown"),
     ],

@@ -18,11 +18,13 @@ __all__ = ["DATA_SETS", "Source", "find_source", "load"]
 @dataclass(frozen=True)
 class Source:
     """How a data set is read, the settings that suit it where the user names no others, and the key of the task that it is
-    for; ``load`` gets the folder of the data (``--data-dir``, may be None) and returns what the task works on."""
+    for; ``load`` gets the folder of the data (``--data-dir``, may be None) and returns what the task works on. ``note`` is what
+    every table of its results says of it: that the images were compressed again, say."""
 
     load: Callable[[str | None], Any]
     settings: Mapping[str, object]
     task: str = "classification"
+    note: str = ""
 
 
 DATA_SETS: dict[str, Source] = {}
