@@ -191,6 +191,18 @@ def _table(args: argparse.Namespace) -> int:
     return table_command.run(args)
 
 
+def _add_theory(parser: argparse.ArgumentParser) -> None:
+    from dstee.experiments.theory import settings
+
+    settings.add_options(parser)
+
+
+def _verify_theory(args: argparse.Namespace) -> int:
+    from dstee.experiments.theory import command
+
+    return command.run(args)
+
+
 def _bench_module() -> ModuleType:
     import importlib
     import importlib.util
@@ -215,6 +227,7 @@ class _Command(NamedTuple):
 _COMMANDS = {
     "train": _Command("train a sparse network, or compare methods", _train, _add_train),
     "verify-resume": _Command("prove that a killed and resumed training ends with the same bits", _verify, _add_settings),
+    "verify-theory": _Command("in which rounds the paper's Propositions 1 and 2 hold", _verify_theory, _add_theory),
     "info": _Command("versions, build, and which backend can run where", _info),
     "plot": _Command("draw the curves of runs again", _plot, _add_plot),
     "table": _Command("compare the results of runs in a table, paired by seed", _table, _add_table),
