@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from dstee import ops, summary, weight_kinds
+from dstee._lookup import did_you_mean
 from dstee.distributed.ranks import sum_each
 from dstee.distributed.where import local_part
 from dstee.layer_batch import count_each
@@ -20,8 +22,8 @@ from dstee.sparse_layer import SparseLayer
 from dstee.sparse_model import SparseModel
 
 __all__ = [
-    "Flops", "ForwardCost", "Shares", "churn", "dead_units", "density", "exploitation", "exploration", "exploration_limit",
-    "flops", "forward_cost", "training_flops",
+    "Flops", "ForwardCost", "Ignored", "IgnoredGrowth", "Shares", "churn", "dead_units", "density", "exploitation",
+    "exploration", "exploration_limit", "flops", "forward_cost", "ignored_later", "training_flops",
 ]  # fmt: skip
 
 
@@ -121,6 +123,117 @@ def exploitation(sparse: SparseModel, loss_fn: Callable[[], Tensor]) -> float:
     finally:
         for weight, grown, values in saved:
             weight[grown] = values
+
+
+@dataclass(frozen=True)
+class Ignored:
+    """What an update ignored of the weights that turned out important: counts, and the same of growth at random.
+
+    ``candidates``: weights that could be grown, inactive once the update had dropped. ``grown``: how many of them it took.
+    ``important``: so many, inactive before, were looked for. ``missed``: those that it did not grow.
+    """
+
+    candidates: int
+    grown: int
+    important: int
+    missed: int
+
+    @property
+    def share(self) -> float:
+        """Share of the important weights that were not grown."""
+        return self.missed / self.important
+
+    @property
+    def random(self) -> float:
+        """What to expect of growth at random: the hits follow a hypergeometric distribution."""
+        return 1 - self.grown / self.candidates
+
+    @property
+    def random_std(self) -> float:
+        """Standard deviation of that share from one draw of random growth to the next."""
+        return math.sqrt(self.random_variance) / self.important
+
+    @property
+    def random_variance(self) -> float:
+        """Variance of the number of hits of random growth."""
+        share = self.important / self.candidates
+        return self.grown * share * (1 - share) * (self.candidates - self.grown) / max(self.candidates - 1, 1)
+
+
+@dataclass(frozen=True)
+class IgnoredGrowth:
+    """:func:`ignored_later` of each layer in which the last update grew something, and of all of these together."""
+
+    per_layer: dict[str, Ignored]
+
+    @property
+    def share(self) -> float:
+        return sum(one.missed for one in self.per_layer.values()) / self._important
+
+    @property
+    def random(self) -> float:
+        return sum(one.random * one.important for one in self.per_layer.values()) / self._important
+
+    @property
+    def random_std(self) -> float:
+        return math.sqrt(sum(one.random_variance for one in self.per_layer.values())) / self._important
+
+    @property
+    def _important(self) -> int:
+        return sum(one.important for one in self.per_layer.values())
+
+
+@torch.no_grad()
+def ignored_later(
+    sparse: SparseModel, importance: Mapping[str, Tensor], grown: Mapping[str, int] | None = None
+) -> IgnoredGrowth:
+    """Share of the weights that turned out important, inactive before the last update, that it did not grow (paper, Fig. 1).
+
+    Of each layer the k most important are compared with what was grown, k being the number that was grown; equal importance
+    goes by index, the lower first. Growth at random, beside it, tells how much of the share is the update's own.
+
+    Args:
+        sparse: as its last update left it, or trained on within the same masks.
+        importance: by parameter name, in the shape of the weights: say the magnitude of the weights after some steps of dense
+            training from here, or of the gradients after some more sparse steps. Layers without growth may be left out.
+        grown: how many weights the update grew in each layer, with those that it had just dropped; masks cannot tell these
+            from weights that stayed. None: as many as the masks show.
+
+    Raises:
+        ValueError: there was no update, or it grew nothing; a name, a shape or a number does not fit, or a value is NaN; a
+            weight is cut among ranks.
+    """
+    if unknown := sorted(importance.keys() - sparse.layers.keys()):
+        hint = did_you_mean(unknown[0], sparse.layers)
+        raise ValueError(f"importance has {unknown[0]!r}{hint}, expected sparse layers: {', '.join(sparse.layers)}")
+    sparse.follow_all()
+    found: dict[str, Ignored] = {}
+    for name, layer in sparse.layers.items():
+        if layer.holders is not None:
+            raise ValueError(f"{name} is cut among ranks: load its state into a model that is whole, and ask there")
+        if layer.previous_bits is None:
+            continue
+        taken = layer.grown()
+        shown = int(taken.sum())
+        k = shown if grown is None else grown.get(name, shown)
+        if not shown <= k <= layer.nnz:
+            raise ValueError(f"grown says {k} for {name}, expected {shown} (what its masks show) to {layer.nnz} (all active)")
+        inactive = layer.bools(layer.previous_bits).logical_not_().reshape(-1)
+        if not (sought := min(k, int(inactive.sum()))):
+            continue
+        values = importance.get(name)
+        if values is None or values.shape != layer.shape:
+            got = "nothing" if values is None else list(values.shape)
+            raise ValueError(f"importance of {name}: got {got}, expected a tensor {list(layer.shape)}")
+        values = values.to(inactive.device).reshape(-1)[inactive]
+        if values.isnan().any():
+            raise ValueError(f"importance of {name} is NaN in places: there is no order to take the first of")
+        important = values.argsort(descending=True, stable=True)[:sought]
+        hits = int(taken.reshape(-1)[inactive][important].sum())
+        found[name] = Ignored(layer.numel - layer.nnz + k, k, sought, sought - hits)
+    if not found:
+        raise ValueError("the last update grew nothing, or there was none: look at a model just after an update that grows")
+    return IgnoredGrowth(found)
 
 
 @dataclass(frozen=True)
