@@ -12,7 +12,7 @@ from pathlib import Path
 from dstee import backends
 from dstee._console import UsageError, complain, make_console
 from dstee._files import parse_json
-from dstee.experiments import data, plot, processes
+from dstee.experiments import data, ignored, plot, processes
 from dstee.experiments.config import Config
 from dstee.experiments.info import versions
 from dstee.experiments.method_settings import parse_pairs
@@ -102,8 +102,11 @@ def _train(config: Config, path: Path, data_dir: str | None, mode: Mode, kill_at
         backend = backends.resolve("drop_grow_", processes.place(config.device)).name
     except (ValueError, RuntimeError) as error:
         raise UsageError(str(error)) from error
+    growth: set[int] = set()
     for method, seed in config.trials()[: len(config.methods())]:
-        Trial(config, method, seed, dataset)
+        trial = Trial(config, method, seed, dataset)
+        growth |= ignored.growth_steps(trial)
+    ignored.check(config, growth, trial.total)
     kill = None if kill_at_step is None else partial(_kill, kill_at_step)
     if processes.rank() > 0:  # the first process makes the folder, writes and tells
         processes.wait()

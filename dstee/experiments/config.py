@@ -105,6 +105,7 @@ _SHARE: Limit[float] = ("in (0, 1]", lambda x: 0 < x <= 1)
 _WIDTHS: Limit[tuple[int, ...]] = (
     "a list of 1 to 16 widths from 1 to 65536", lambda x: 1 <= len(x) <= 16 and all(1 <= w <= 65536 for w in x)
 )  # fmt: skip
+_STEPS: Limit[tuple[int, ...]] = ("a list of at most 100 steps from 1 on", lambda x: len(x) <= 100 and all(n >= 1 for n in x))
 _LABEL: Limit[str] = ("one line of at most 100 printable characters", lambda x: len(x) <= 100 and (x.isprintable() or not x))
 _SEED: Limit[int] = ("in 0..2^31-1", lambda x: 0 <= x < 2**31)
 
@@ -167,6 +168,10 @@ class Config:
     checkpoint_every: int = _field("run", "optimizer steps from one checkpoint to the next", 400, _at_least(1), free=True)
     keep_checkpoints: int = _field("run", "checkpoints that are kept per training", 2, _at_least(1), free=True)
     keep_masks: bool = _field("run", "keep the masks of every recorded update, for pictures of their overlap", False, free=True)
+    ignored_at: tuple[int, ...] = _field("run", "mask updates of which to measure what they ignored (Fig. 1), as 60,200", (),
+                                         _STEPS, free=True)  # fmt: skip
+    ignored_steps: int = _field("run", "steps after such an update at which to look what is important", 100, _at_least(1),
+                                free=True)  # fmt: skip
 
     @staticmethod
     def resolve(given: Mapping[str, object]) -> Config:
@@ -209,7 +214,8 @@ class Config:
     def to_dict(self) -> dict[str, object]:
         """Plain types, as stored in JSON; :meth:`resolve` reads it back."""
         values = dataclasses.asdict(self)
-        return {**values, "hidden": list(self.hidden), "method_settings": dict(self.method_settings)}
+        lists = {"hidden": list(self.hidden), "ignored_at": list(self.ignored_at)}
+        return {**values, **lists, "method_settings": dict(self.method_settings)}
 
     def identity(self) -> dict[str, object]:
         """The settings that decide the result; the others may change when a run is resumed."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -14,10 +14,11 @@ from typing import Any, Protocol, cast
 import torch
 
 from dstee._console import Interrupted, UsageError
-from dstee.experiments import processes
+from dstee.experiments import ignored, processes
 from dstee.experiments.checkpoint import CheckpointFolder
 from dstee.experiments.config import Config
-from dstee.experiments.records import MetricsLog, Result
+from dstee.experiments.kept_masks import save_masks
+from dstee.experiments.records import MetricsLog, Record, Result
 from dstee.experiments.run_folder import WriteRetries, refuse_link
 from dstee.experiments.trial import Diverged, Trial
 from dstee.experiments.trial_state import SavedState
@@ -133,7 +134,19 @@ def _train_one(trial: Trial, folder: Path, reporter: Reporter, signals: _Signals
         if first:
             checkpoints.save(trial.step_number, trial.saved())
 
+    def observe(records: Sequence[Record]) -> None:
+        """What the settings ask for beside metrics; the training does not go on without it, a resumed one would lack it."""
+        updated = trial.step_number == 0 or any(record["kind"] == "update" for record in records)
+        if (sparse := trial.masked) is not None and config.keep_masks and updated and first:
+            saving.until_done(partial(save_masks, folder, sparse))
+        if trial.step_number in config.ignored_at:  # all processes measure, one writes
+            measured = ignored.measure(trial, reporter.warn)
+            if measured is not None and first:
+                saving.until_done(partial(ignored.save, folder, measured))
+
     reporter.start(trial)
+    if trial.step_number == 0:
+        observe([])
     device = trial.task.device
     while trial.step_number < trial.total and not processes.any_of(signals.signum is not None, device):
         begin = time.perf_counter()
@@ -145,6 +158,7 @@ def _train_one(trial: Trial, folder: Path, reporter: Reporter, signals: _Signals
         trial.seconds += time.perf_counter() - begin
         if records and log is not None:
             logging.attempt(partial(log.flush, *records))
+        observe(records)
         reporter.advance(trial, loss)
         if trial.step_number % config.checkpoint_every == 0 and trial.step_number < trial.total and saving.attempt(save):
             saved = trial.step_number
