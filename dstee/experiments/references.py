@@ -11,7 +11,7 @@ from typing import Any
 
 from dstee._console import UsageError
 
-__all__ = ["call_by_names", "is_reference", "load_reference"]
+__all__ = ["call_by_names", "is_reference", "load_reference", "required"]
 
 
 def is_reference(name: object) -> bool:
@@ -49,3 +49,13 @@ def call_by_names(function: Callable[..., Any], offered: dict[str, Any]) -> Any:
     except (TypeError, ValueError):  # compiled: nothing is known
         return function()
     return function(**{name: value for name, value in offered.items() if name in names})
+
+
+def required(function: Callable[..., Any]) -> set[str]:
+    """The names of the arguments that it must be called with."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):  # compiled: nothing is known
+        return set()
+    various = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return {p.name for p in parameters if p.default is p.empty and p.kind not in various}

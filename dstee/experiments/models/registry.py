@@ -10,13 +10,14 @@ from torch import Tensor, nn
 
 from dstee._console import UsageError
 from dstee._lookup import look_up
-from dstee.experiments.references import call_by_names, is_reference, load_reference
+from dstee.experiments.references import call_by_names, is_reference, load_reference, required
 
-__all__ = ["MODELS", "build", "find_model"]
+__all__ = ["MODELS", "build", "find_model", "make"]
 
 MODELS: dict[str, Callable[..., nn.Module]] = {}
 """The choices of ``--model``: functions that return a network with its initial weights from torch's global generator. They are
-called with those of ``input_shape`` (of one sample), ``classes`` and ``hidden`` (widths) that their signature names."""
+called with those arguments that their signature names, of ``hidden`` (widths) and of images ``input_shape`` (of one sample)
+and ``classes``, of graphs ``features`` and ``message`` (:class:`dstee.experiments.models.gcn.GCN`)."""
 
 
 def find_model(name: str) -> Callable[..., nn.Module]:
@@ -39,21 +40,32 @@ def build(name: str, input_shape: Sequence[int], classes: int, hidden: Sequence[
     Raises:
         UsageError: the images are none for it, or a user's function raised or made something else.
     """
-    make = find_model(name)
-    offered: dict[str, Any] = {"input_shape": tuple(input_shape), "classes": classes, "num_classes": classes, "hidden": hidden}
-    own = is_reference(name)
+    offered = {"input_shape": tuple(input_shape), "classes": classes, "num_classes": classes, "hidden": hidden}
+    model = make(name, offered)
+    if is_reference(name):
+        _try(name, model, input_shape, classes)
+    return model
+
+
+def make(name: str, offered: dict[str, Any]) -> nn.Module:
+    """The network ``name``, made with those of the ``offered`` arguments that its signature names.
+
+    Raises:
+        UsageError: it takes other arguments or values, or a user's function raised or made something else.
+    """
+    function = find_model(name)
+    if missing := required(function) - offered.keys():
+        raise UsageError(f"model {name} takes {', '.join(sorted(missing))}, which these data do not have: choose another one")
     try:
-        model = call_by_names(make, offered)
+        model = call_by_names(function, offered)
     except UsageError:
         raise
     except Exception as error:
-        if not own:
+        if not is_reference(name):
             raise
         raise UsageError(f"--model {name} raised {type(error).__name__}: {error}") from error
     if not isinstance(model, nn.Module):
         raise UsageError(f"--model {name} must return a torch.nn.Module, got {type(model).__name__}")
-    if own:
-        _try(name, model, input_shape, classes)
     return model
 
 
