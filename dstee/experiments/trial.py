@@ -331,12 +331,14 @@ class Trial:
         )  # fmt: skip
 
     def _reported(self) -> tuple[float | None, dict[str, float]]:
-        """Accuracy and other scores of the epoch that the task says; none after a divergence."""
+        """Accuracy and other scores of the epoch that the task says, and of the last one if it may be another; none after a
+        divergence."""
         epochs = [r for r in self.history if r["kind"] == "epoch"]
         if self.diverged_at is not None or not epochs:
             return None, {}
-        last = best = epochs[-1]
-        if self.task.reported == "best validation":
-            best = max(epochs, key=lambda r: r.get("scores", {}).get("validation", 0.0))  # the first of equals
-        scores = dict(best.get("scores", {}))
-        return best["accuracy"], scores if best is last else {**scores, "last_accuracy": last["accuracy"]}
+        last = epochs[-1]
+        if self.task.reported == "last":
+            return last["accuracy"], dict(last.get("scores", {}))
+        best = max(epochs, key=lambda r: r.get("scores", {}).get("validation", 0.0))  # the first of equals
+        final = {"accuracy": last["accuracy"], **last.get("scores", {})}
+        return best["accuracy"], {**best.get("scores", {}), **{f"last_{name}": score for name, score in final.items()}}
