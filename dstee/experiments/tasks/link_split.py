@@ -19,7 +19,7 @@ SUPERVISED = 0.4
 prediction: the network would learn to look for it, and fail on edges that pass none."""
 RANDOM_FEATURES = 31
 _STREAMS = {"split": 0, "features": 1, "validation": 2, "test": 3, "order": 4, "step": 5}
-_TRIES = 1000
+_TRIES = 200
 
 
 def generator_of(seed: int, stream: str, index: int = 0) -> torch.Generator:
