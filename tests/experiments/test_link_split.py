@@ -1,4 +1,4 @@
-"""How a graph is split for link prediction: no edge in two parts, no held-out edge in what the network sees, honest negatives."""
+"""How a graph is split for link prediction: no edge in two parts, none that is held out in what the network sees."""
 
 from collections import Counter
 

@@ -1,5 +1,7 @@
 """A small graph for link prediction, as data and as a file."""
 
+import importlib
+import warnings
 from importlib.util import find_spec
 
 import numpy as np
@@ -14,6 +16,9 @@ NODES, EDGES = 80, 400
 def needs_geometric():
     if find_spec("torch_geometric") is None:
         pytest.skip("needs torch-geometric: pip install 'dstee[graphs]'")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of torch.jit, which it uses
+        importlib.import_module("torch_geometric.nn")
 
 
 def tiny_graph():

@@ -151,5 +151,5 @@ def area_under_curve(targets: Tensor, logits: Tensor) -> float:
         from sklearn.metrics import roc_auc_score
     except ImportError as error:
         raise UsageError("link prediction needs scikit-learn for the AUC: pip install 'dstee[cli]'") from error
-    lowest = torch.finfo(logits.dtype).min
-    return float(roc_auc_score(targets.cpu().numpy(), logits.nan_to_num(nan=lowest).cpu().numpy()))
+    ranks = torch.unique(logits.nan_to_num(-torch.inf, torch.inf, -torch.inf), return_inverse=True)[1]  # infinite ones, too
+    return float(roc_auc_score(targets.cpu().numpy(), ranks.cpu().numpy()))
