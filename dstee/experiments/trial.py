@@ -184,8 +184,7 @@ class Trial:
             Diverged: the loss is not finite, as :attr:`diverged_at` says from then on; the step was not made.
         """
         t = self.step_number + 1
-        for group in self.optimizer.param_groups:
-            group["lr"] = self._lr(self.step_number)
+        self.set_lr()
         self.optimizer.zero_grad()
         loss = self.task.loss(t)
         value = processes.mean(loss)
@@ -193,18 +192,33 @@ class Trial:
             self.diverged_at = t
             raise Diverged
         loss.backward()
+        return value, self.advance(value, self.optimize())
+
+    def set_lr(self) -> None:
+        """The learning rate of the step to come."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._lr(self.step_number)
+
+    def optimize(self) -> bool:
+        """The step of weights and masks with the gradients that there are; True when the masks changed."""
+        if self.sparse is not None:
+            return self._sparse_step(self.sparse)
+        self.optimizer.step()
+        return False
+
+    def advance(self, loss: float, changed: bool) -> list[Record]:
+        """Counts a step that was made, with its loss and whether the masks changed; what it adds to the history."""
+        t = self.step_number + 1
         records: list[Record] = []
-        if self.sparse is None:
-            self.optimizer.step()
-        elif self._sparse_step(self.sparse) and t in self.recorded and self.masked is not None:
+        if changed and t in self.recorded and self.masked is not None:
             records.append(self._update_record(self.masked, t))
         self.step_number = t
-        self.loss_sum += value
+        self.loss_sum += loss
         if t % self.task.steps_per_epoch == 0:
             records.append(self._epoch_record(t, self.loss_sum / self.task.steps_per_epoch))
             self.loss_sum = 0.0
         self.history += records
-        return value, records
+        return records
 
     def _lr(self, step: int) -> float:
         """That of the step after ``step`` steps."""

@@ -46,12 +46,18 @@ class Classification(Task):
         self.data = data.to(device)
 
     def loss(self, step: int) -> Tensor:
-        noise = self.seed * 1_000_003 + step * processes.count() + processes.rank() if self.config.augment else None
-        x, y = self._fetch(processes.share(self.order.next()), noise)
+        x, y = self.fetch(processes.share(self.order.next()), self.noise(step))
         with self._precision():
             return cross_entropy(self.network(x), y, label_smoothing=self.config.label_smoothing)
 
-    def _fetch(self, indices: Tensor, noise: int | None = None) -> tuple[Tensor, Tensor]:
+    def noise(self, step: int) -> int | None:
+        """The seed by which the images of a step are cropped and flipped; None for as they are."""
+        if not self.config.augment:
+            return None
+        return self.seed * 1_000_003 + step * processes.count() + processes.rank()
+
+    def fetch(self, indices: Tensor, noise: int | None = None) -> tuple[Tensor, Tensor]:
+        """Training images and labels on the network's device."""
         x, y = self.data.fetch(indices, noise)
         return x.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)
 
@@ -78,11 +84,11 @@ class Classification(Task):
         return int(processes.total(hits)) / self.data.size(part)
 
     def example(self) -> Tensor:
-        return self._fetch(torch.zeros(1, dtype=torch.int64))[0]
+        return self.fetch(torch.zeros(1, dtype=torch.int64))[0]
 
     def samples(self) -> list[tuple[Any, Any]]:
         seen = torch.arange(min(SEEN, self.data.size("train")))
-        return [self._fetch(some) for some in seen.split(self.config.batch_size)]
+        return [self.fetch(some) for some in seen.split(self.config.batch_size)]
 
     def state_dict(self) -> BatchOrderState:
         return self.order.state_dict()
