@@ -20,7 +20,8 @@ from dstee.experiments.progress import Progress, Silent, config_lines, results_t
 from dstee.experiments.records import write_results
 from dstee.experiments.run_folder import Manifest, Mode, RunFolder, WriteRetries, read_manifest
 from dstee.experiments.train import run_trials
-from dstee.experiments.trial import Trial, task_of
+from dstee.experiments.training import make_training
+from dstee.experiments.trial import task_of
 
 __all__ = ["configuration", "train", "train_from_options"]
 
@@ -103,10 +104,10 @@ def _train(config: Config, path: Path, data_dir: str | None, mode: Mode, kill_at
     except (ValueError, RuntimeError) as error:
         raise UsageError(str(error)) from error
     growth: set[int] = set()
-    for method, seed in config.trials()[: len(config.methods())]:
-        trial = Trial(config, method, seed, dataset)
-        growth |= ignored.growth_steps(trial)
-    ignored.check(config, growth, trial.total)
+    for method, seeds in config.trainings()[: len(config.methods())]:
+        training = make_training(config, method, seeds, dataset)
+        growth |= ignored.growth_steps(training.trials[0])
+    ignored.check(config, growth, training.total)
     kill = None if kill_at_step is None else partial(_kill, kill_at_step)
     if processes.rank() > 0:  # the first process makes the folder, writes and tells
         processes.wait()

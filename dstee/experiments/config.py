@@ -125,6 +125,7 @@ class Config:
     )
     seed: int = _field("run", "first seed: initial weights, initial mask, order of the data", 0, _SEED)
     seeds: int = _field("run", "number of seeds (default 1, with --compare 3)", 1, ("in 1..1000", lambda x: 1 <= x <= 1000))
+    batch_seeds: bool = _field("run", "train all seeds of a method at once: MLPs by SGD; part of what decides the bits", False)
     label: str = _field("run", "what tables call the training (default: the method's name)", "", _LABEL, free=True)
     sparsity: float = _field("method", "share of weights that are zero", 0.98, _BELOW_ONE)
     distribution: Distribution = _field(  # noqa: RUF009  # a string
@@ -257,10 +258,16 @@ class Config:
         """(method, seed) of every training of the run, in order."""
         return [(method, self.seed + i) for i in range(self.seeds) for method in self.methods()]
 
+    def trainings(self) -> list[tuple[str, tuple[int, ...]]]:
+        """(method, seeds) of what is trained together, in order."""
+        if self.batch_seeds:
+            return [(method, tuple(range(self.seed, self.seed + self.seeds))) for method in self.methods()]
+        return [(method, (seed,)) for method, seed in self.trials()]
+
 
 _SINCE_0_1_0 = {
-    "method_settings", "model", "train_limit", "validation", "augment", "optimizer", "warmup_epochs", "label_smoothing",
-    "precision", "device",
+    "batch_seeds", "method_settings", "model", "train_limit", "validation", "augment", "optimizer", "warmup_epochs",
+    "label_smoothing", "precision", "device",
 }  # fmt: skip
 
 

@@ -12,6 +12,7 @@ import torch
 
 from dstee import CheckpointError, SparseModel, backends, method_hooks
 from dstee._console import UsageError
+from dstee.experiments import processes
 from dstee.experiments.checkpoint import MAX_HEADER
 from dstee.experiments.config import Config, setting
 from dstee.experiments.data.batch_order import BatchOrder
@@ -21,7 +22,6 @@ from dstee.experiments.shared_step import SharedStep
 from dstee.experiments.stacked_mlp import StackedMLP
 from dstee.experiments.tasks.classification import Classification
 from dstee.experiments.trial import Trial
-from dstee.experiments.trial_state import SavedState
 
 __all__ = ["ManySeeds", "train_seeds"]
 
@@ -63,7 +63,8 @@ class ManySeeds:
         _check(trials)
         self.trials = list(trials)
         self.tasks = [cast(Classification, trial.task) for trial in self.trials]
-        self.config, self.total, self.step_number = trials[0].config, trials[0].total, 0
+        self.config, self.method = trials[0].config, trials[0].method
+        self.total, self.step_number = trials[0].total, 0
         self.mlp = StackedMLP([trial.model for trial in self.trials])
         self._parameters = [dict(trial.model.named_parameters()) for trial in self.trials]
         self._grads = [stack.grads.unbind() for stack in self.mlp.parameters]
@@ -80,15 +81,22 @@ class ManySeeds:
         """Trainings that differ in their seeds, over data that are on the device once."""
         if not isinstance(data, Images):
             raise UsageError(f"many seeds at once classify images, which {config.data} does not hold: train one by one")
+        if processes.count() > 1:
+            raise UsageError(f"many seeds at once train in one process, got {processes.count()}: start it without torchrun")
         if len(set(seeds)) < len(seeds):
             raise UsageError(f"a seed is given twice: {', '.join(map(str, seeds))}")
-        there = data.to(torch.device(config.device))
+        there = data.to(processes.place(config.device))
         return cls([Trial(config, method, seed, there) for seed in seeds])
 
     @property
     def name(self) -> str:
+        return f"{self.method}-{self.title.replace(' ', '')}"
+
+    @property
+    def title(self) -> str:
+        """Which seeds they are, of one method."""
         seeds = [trial.seed for trial in self.trials]
-        return f"{self.trials[0].method}-seeds{min(seeds)}-{max(seeds)}"
+        return f"seeds {min(seeds)}-{max(seeds)}"
 
     @property
     def is_done(self) -> bool:
@@ -207,9 +215,9 @@ class ManySeeds:
         for trial, state, at in zip(self.trials, states, ended, strict=True):
             if not isinstance(state, dict) or state.get("step") != (step if at is None else at - 1):
                 raise CheckpointError(f"{path}: {trial.name} is not at step {step}, as the others are")
-            trial.restore(path, cast(SavedState, state))
+            trial.restore(path, state)
             trial.diverged_at = at
-        self.step_number = step
+        self.step_number = cast(int, step)
         self._shared.clear()
         self._house()
 

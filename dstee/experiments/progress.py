@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, get_args
 from dstee._console import make_console, one_line
 from dstee.experiments.config import Config, method_group, method_name, setting
 from dstee.experiments.records import Result
+from dstee.experiments.training import Training
 from dstee.experiments.trial import Trial
 from dstee.methods.base import Group
 
@@ -30,8 +31,8 @@ class Progress:
 
     def __init__(self, config: Config, warn: Callable[[str], None]):
         self.console = make_console(sys.stderr)
-        self.lines = 1 if len(config.trials()) > 1 else self.LINES
-        self.count, self.index = len(config.trials()), 0
+        self.count, self.index = len(config.trainings()), 0
+        self.lines = 1 if self.count > 1 else self.LINES
         self._width = max(7, *(len(method_name(key)) for key in config.methods()))
         self._warn = warn
         self._bar: Bar | None = None
@@ -62,32 +63,33 @@ class Progress:
         else:
             self._bar.console.print(f"dstee: warning: {one_line(text)}", markup=False, soft_wrap=True)
 
-    def start(self, trial: Trial) -> None:
+    def start(self, training: Training) -> None:
         self.index += 1
         if self._bar is not None:
             if self._task is None:
-                self._task = self._bar.add_task("", total=self.count * trial.total, state="")
-            title = f"{method_name(trial.method)} seed {trial.seed} {self.index}/{self.count}"
+                self._task = self._bar.add_task("", total=self.count * training.total, state="")
+            title = f"{method_name(training.method)} {training.title} {self.index}/{self.count}"
             self._bar.update(self._task, description=f"{title:20}")
-        elif trial.step_number > 0:
-            self._print(trial, f"continues at step {trial.step_number} of {trial.total}")
+        elif training.step_number > 0:
+            self._print(training, f"continues at step {training.step_number} of {training.total}")
 
-    def advance(self, trial: Trial, loss: float) -> None:
+    def advance(self, training: Training, loss: float) -> None:
         if self._bar is not None and self._task is not None:
-            done = (self.index - 1) * trial.total + trial.step_number
-            self._bar.update(self._task, completed=done, state=_state(trial, loss))
+            done = (self.index - 1) * training.total + training.step_number
+            self._bar.update(self._task, completed=done, state=_state(training, loss))
             return
-        stride = -(-trial.config.epochs // self.lines) * trial.task.steps_per_epoch
-        if trial.step_number % stride == 0 or trial.step_number == trial.total:
-            self._print(trial, f"epoch {trial.epoch:3d}/{trial.config.epochs}  {_state(trial, loss)}")
+        epochs = training.trials[0].config.epochs
+        steps = training.total // epochs
+        if training.step_number % (-(-epochs // self.lines) * steps) == 0 or training.step_number == training.total:
+            self._print(training, f"epoch {training.step_number // steps:3d}/{epochs}  {_state(training, loss)}")
 
-    def finish(self, trial: Trial) -> None:
+    def finish(self, training: Training) -> None:
         if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, completed=(self.index - 1) * trial.total + trial.step_number)
+            self._bar.update(self._task, completed=(self.index - 1) * training.total + training.step_number)
 
-    def _print(self, trial: Trial, text: str) -> None:
+    def _print(self, training: Training, text: str) -> None:
         of = f"{self.index:{len(str(self.count))}}/{self.count}  " if self.count > 1 else ""
-        print(f"{of}{method_name(trial.method):{self._width}} seed {trial.seed}  {text}", file=sys.stderr, flush=True)
+        print(f"{of}{method_name(training.method):{self._width}} {training.title}  {text}", file=sys.stderr, flush=True)
 
 
 class Silent:
@@ -96,22 +98,27 @@ class Silent:
     def warn(self, text: str) -> None:
         pass
 
-    def start(self, trial: Trial) -> None:
+    def start(self, training: Training) -> None:
         pass
 
-    def advance(self, trial: Trial, loss: float) -> None:
+    def advance(self, training: Training, loss: float) -> None:
         pass
 
-    def finish(self, trial: Trial) -> None:
+    def finish(self, training: Training) -> None:
         pass
 
 
-def _state(trial: Trial, loss: float) -> str:
-    last = trial.history[-1] if trial.history else None
-    accuracy = trial.accuracy()
-    shown = "   --" if accuracy is None else f"{100 * accuracy:5.2f}"
-    explored = last["exploration"] if last else trial.exploration()
-    return f"loss {loss:6.4f}  accuracy {shown} %  R {'-' if explored is None else f'{explored:.3f}'}"
+def _state(training: Training, loss: float) -> str:
+    """Means, where there are many seeds."""
+    trials = training.trials
+    accuracies = [a for trial in trials if (a := trial.accuracy()) is not None]
+    explored = [r for trial in trials if (r := _exploration(trial)) is not None]
+    shown = f"{100 * statistics.fmean(accuracies):5.2f}" if accuracies else "   --"
+    return f"loss {loss:6.4f}  accuracy {shown} %  R {f'{statistics.fmean(explored):.3f}' if explored else '-'}"
+
+
+def _exploration(trial: Trial) -> float | None:
+    return trial.history[-1]["exploration"] if trial.history else trial.exploration()
 
 
 def config_lines(config: Config) -> list[str]:

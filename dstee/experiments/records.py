@@ -6,7 +6,7 @@ import dataclasses
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, TypedDict, cast
@@ -14,7 +14,17 @@ from typing import Literal, TypedDict, cast
 from dstee._console import UsageError
 from dstee._files import dump_json, parse_json, read_file, write_atomic
 
-__all__ = ["EpochRecord", "MetricsLog", "Record", "Result", "UpdateRecord", "as_record", "read_digests", "write_results"]
+__all__ = [
+    "EpochRecord",
+    "MetricsLog",
+    "MetricsLogs",
+    "Record",
+    "Result",
+    "UpdateRecord",
+    "as_record",
+    "read_digests",
+    "write_results",
+]
 
 
 class _Update(TypedDict):
@@ -134,6 +144,24 @@ class MetricsLog:
             finally:
                 os.close(fd)
         self._behind = False
+
+
+class MetricsLogs:
+    """Those of trainings that run together; each gets its own records, by method and seed."""
+
+    def __init__(self, logs: Mapping[tuple[str, int], MetricsLog]):
+        self.logs = logs
+
+    def flush(self, *new: Record) -> None:
+        """As :meth:`MetricsLog.flush`; the failure of one does not keep the others from being written."""
+        failure: OSError | None = None
+        for (method, seed), log in self.logs.items():
+            try:
+                log.flush(*(record for record in new if record["method"] == method and record["seed"] == seed))
+            except OSError as error:
+                failure = error
+        if failure is not None:
+            raise failure
 
 
 def _line(record: Record) -> bytes:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import torch
 
@@ -18,10 +18,10 @@ from dstee.experiments import ignored, processes
 from dstee.experiments.checkpoint import CheckpointFolder
 from dstee.experiments.config import Config
 from dstee.experiments.kept_masks import save_masks
-from dstee.experiments.records import MetricsLog, Record, Result
+from dstee.experiments.records import MetricsLog, MetricsLogs, Record, Result
 from dstee.experiments.run_folder import WriteRetries, refuse_link
+from dstee.experiments.training import Training, make_training
 from dstee.experiments.trial import Diverged, Trial
-from dstee.experiments.trial_state import SavedState
 
 __all__ = ["Reporter", "run_trials"]
 
@@ -30,9 +30,9 @@ class Reporter(Protocol):
     """Where a run tells what it does."""
 
     def warn(self, text: str) -> None: ...
-    def start(self, trial: Trial) -> None: ...
-    def advance(self, trial: Trial, loss: float) -> None: ...
-    def finish(self, trial: Trial) -> None: ...
+    def start(self, training: Training) -> None: ...
+    def advance(self, training: Training, loss: float) -> None: ...
+    def finish(self, training: Training) -> None: ...
 
 
 class _Signals:
@@ -101,83 +101,114 @@ def run_trials(
     results = []
     done = 0
 
-    def count() -> None:
+    def count(steps: int) -> None:
         nonlocal done
-        done += 1
+        done += steps
         if after_step is not None:
             after_step(done)
 
     with _threads(config.threads), _deterministic(config.device), _Signals() as signals:
-        for method, seed in config.trials():
-            trial = Trial(config, method, seed, data)
-            _train_one(trial, folder / trial.name, reporter, signals, count)
-            results.append(trial.result())
-    return results
+        for method, seeds in config.trainings():
+            training = make_training(config, method, seeds, data)
+            _train(training, folder, reporter, signals, count)
+            results += [trial.result() for trial in training.trials]
+    return sorted(results, key=lambda result: config.trials().index((result.method, result.seed)))
 
 
-def _train_one(trial: Trial, folder: Path, reporter: Reporter, signals: _Signals, count: Callable[[], None]) -> None:
-    config, first = trial.config, processes.rank() == 0
-    refuse_link(folder)
+def _train(training: Training, run: Path, reporter: Reporter, signals: _Signals, count: Callable[[int], None]) -> None:
+    trials, folder, first = training.trials, run / training.name, processes.rank() == 0
+    config, device = trials[0].config, trials[0].task.device
+    folders = {trial.name: run / trial.name for trial in trials}
+    places = dict.fromkeys((folder, *folders.values()))
+    for place in places:
+        refuse_link(place)
     checkpoints = CheckpointFolder(folder, config.keep_checkpoints, reporter.warn)
     if (found := checkpoints.newest()) is not None:
-        trial.restore(found[0], cast(SavedState, found[1]))
-    _check_alike(trial, folder)
-    log = MetricsLog(folder / "metrics.jsonl", trial.history) if first else None
+        training.restore(*found)
+    _check_alike(training, folder)
+    logs = {(t.method, t.seed): MetricsLog(folders[t.name] / "metrics.jsonl", t.history) for t in trials}
+    log = MetricsLogs(logs if first else {})
     saving, logging = WriteRetries("a checkpoint", reporter.warn), WriteRetries("the metrics", reporter.warn)
     if first:
-        saving.until_done(lambda: folder.mkdir(exist_ok=True))
-    if log is not None:
-        logging.attempt(log.flush)
-    saved = trial.step_number if found else None
+        for place in places:
+            saving.until_done(partial(place.mkdir, exist_ok=True))
+    logging.attempt(log.flush)
+    saved = training.step_number if found else None
 
     def save() -> None:
         if first:
-            checkpoints.save(trial.step_number, trial.saved())
+            checkpoints.save(training.step_number, training.saved())
 
     def observe(records: Sequence[Record]) -> None:
         """What the settings ask for beside metrics; the training does not go on without it, a resumed one would lack it."""
-        updated = trial.step_number == 0 or any(record["kind"] == "update" for record in records)
-        if (sparse := trial.masked) is not None and config.keep_masks and updated and first:
-            saving.until_done(partial(save_masks, folder, sparse))
-        if trial.step_number in config.ignored_at:  # all processes measure, one writes
-            measured = ignored.measure(trial, reporter.warn)
-            if measured is not None and first:
-                saving.until_done(partial(ignored.save, folder, measured))
+        updated = {(record["method"], record["seed"]) for record in records if record["kind"] == "update"}
+        for trial in trials:
+            if trial.step_number < training.step_number:  # it has ended
+                continue
+            new = trial.step_number == 0 or (trial.method, trial.seed) in updated
+            if (sparse := trial.masked) is not None and config.keep_masks and new and first:
+                saving.until_done(partial(save_masks, folders[trial.name], sparse))
+            if trial.step_number in config.ignored_at:  # all processes measure, one writes
+                measured = ignored.measure(trial, reporter.warn)
+                if measured is not None and first:
+                    saving.until_done(partial(ignored.save, folders[trial.name], measured))
 
-    reporter.start(trial)
-    if trial.step_number == 0:
+    reporter.start(training)
+    if training.step_number == 0:
         observe([])
-    device = trial.task.device
-    while trial.step_number < trial.total and not processes.any_of(signals.signum is not None, device):
+    told = _tell_of_divergence(trials, set(), reporter)
+    whole = True
+    while not training.is_done and not processes.any_of(signals.signum is not None, device):
         begin = time.perf_counter()
         try:
-            loss, records = trial.step()
+            loss, records = training.step()
         except Diverged:
-            reporter.warn(f"{trial.name}: the loss is not finite at step {trial.diverged_at}, the training ends here")
+            whole = False
             break
-        trial.seconds += time.perf_counter() - begin
-        if records and log is not None:
+        training.add_seconds(time.perf_counter() - begin)
+        told = _tell_of_divergence(trials, told, reporter)
+        if records:
             logging.attempt(partial(log.flush, *records))
         observe(records)
-        reporter.advance(trial, loss)
-        if trial.step_number % config.checkpoint_every == 0 and trial.step_number < trial.total and saving.attempt(save):
-            saved = trial.step_number
-        count()
-    if saved != trial.step_number and trial.diverged_at is None:
+        reporter.advance(training, loss)
+        due = training.step_number % config.checkpoint_every == 0
+        if due and not training.is_done and saving.attempt(save):
+            saved = training.step_number
+        count(len(trials))
+    _tell_of_divergence(trials, told, reporter)
+    if saved != training.step_number and whole:
         saving.until_done(save)
-    if log is not None:
-        logging.until_done(log.flush)
-    reporter.finish(trial)
+    logging.until_done(log.flush)
+    if first:
+        _save_each(training, folders, saving, reporter)
+    reporter.finish(training)
     if processes.any_of(signals.signum is not None, device):
         raise Interrupted(signals.signum or signal.SIGTERM)
 
 
-def _check_alike(trial: Trial, folder: Path) -> None:
+def _tell_of_divergence(trials: Sequence[Trial], told: set[str], reporter: Reporter) -> set[str]:
+    """Returns the names of those whose divergence is told by now."""
+    for trial in trials:
+        if trial.diverged_at is not None and trial.name not in told:
+            reporter.warn(f"{trial.name}: the loss is not finite at step {trial.diverged_at}, the training ends here")
+            told = told | {trial.name}
+    return told
+
+
+def _save_each(training: Training, folders: Mapping[str, Path], saving: WriteRetries, reporter: Reporter) -> None:
+    """The last states of trainings that were saved together, once more as those of trainings alone."""
+    for trial in training.trials:
+        own = CheckpointFolder(folders[trial.name], trial.config.keep_checkpoints, reporter.warn)
+        if trial is not training and trial.step_number == trial.total and trial.total not in own.steps():
+            saving.until_done(partial(own.save, trial.total, trial.saved()))
+
+
+def _check_alike(training: Training, folder: Path) -> None:
     """All processes go on from the same step.
 
     Raises:
         UsageError: they do not see the same checkpoints.
     """
-    steps = torch.tensor(trial.step_number, device=trial.task.device)
-    if int(processes.total(steps)) != trial.step_number * processes.count():
+    steps = torch.tensor(training.step_number, device=training.trials[0].task.device)
+    if int(processes.total(steps)) != training.step_number * processes.count():
         raise UsageError(f"the processes see different checkpoints in {folder}: it must be one folder for all of them")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
@@ -158,6 +158,24 @@ class Trial:
         return f"{self.method}-seed{self.seed}"
 
     @property
+    def title(self) -> str:
+        """What tells it from others of its method."""
+        return f"seed {self.seed}"
+
+    @property
+    def trials(self) -> list[Trial]:
+        """Itself, as others train many at once."""
+        return [self]
+
+    @property
+    def is_done(self) -> bool:
+        return self.step_number == self.total or self.diverged_at is not None
+
+    def add_seconds(self, seconds: float) -> None:
+        """Wall time."""
+        self.seconds += seconds
+
+    @property
     def epoch(self) -> int:
         """Epochs completed."""
         return self.step_number // self.task.steps_per_epoch
@@ -294,7 +312,7 @@ class Trial:
     def saved(self) -> SavedState:
         return {**self.state(), "seconds": [self.seconds, self.kernel_seconds]}
 
-    def restore(self, path: Path, tree: SavedState) -> None:
+    def restore(self, path: Path, tree: Mapping[str, Any]) -> None:
         """Continues from ``tree``, which ``path`` held; nothing in it is believed before it is checked.
 
         Raises:
@@ -302,7 +320,7 @@ class Trial:
         """
         try:
             course = Course(self.total, self.task.steps_per_epoch, self._parameters, self.updates, self.recorded)
-            if wrong := misfits(tree, self.state(), course):
+            if wrong := misfits(cast(SavedState, tree), self.state(), course):
                 raise ValueError("; ".join(wrong))
             if self.sparse is not None:
                 self.sparse.load_state_dict(tree["sparse"] or {})
