@@ -172,8 +172,8 @@ def test_a_checkpoint_with_other_batch_norms_is_refused(small_images, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["vgg19", "resnet50-cifar", "resnet50"])
 def test_large_networks_train(name, small_images):
-    config = Config.resolve({"data": "small", "model": name, "sparsity": 0.9, "augment": True, "label_smoothing": 0.1})
+    config = Config.resolve({"data": "small", "model": name, "sparsity": 0.9, "lr": 1e-3, "label_smoothing": 0.1})
     trial = Trial(config, "dst-ee", 0, small_images)
     for _ in range(2):
         loss, _ = trial.step()
-    assert 0 < loss < 20 and trial.task.scores()["accuracy"] <= 1
+    assert 0 < loss < 5 and trial.task.scores()["accuracy"] <= 1

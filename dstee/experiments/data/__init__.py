@@ -3,6 +3,7 @@
 from functools import partial
 
 from dstee.experiments.data.batch_order import BatchOrder, BatchOrderState
+from dstee.experiments.data.cifar import CIFAR10, CIFAR100, load_cifar
 from dstee.experiments.data.cifar10_jpeg import load_cifar10_jpeg
 from dstee.experiments.data.digits import load_digits
 from dstee.experiments.data.graphs import Graph, load_graph
@@ -20,6 +21,8 @@ DATA_SETS["mnist"] = Source(load_mnist, {**_SMALL, "epochs": 5, "batch_size": 12
 # 30 epochs of all images take a quarter of an hour on one core: below 5,000 steps the methods do not come apart.
 _CIFAR = {"model": "strided-cnn", "augment": True, "epochs": 30, "batch_size": 64, "every": 50, "checkpoint_every": 1000}
 DATA_SETS["cifar10-jpeg"] = Source(load_cifar10_jpeg, _CIFAR)
+DATA_SETS["cifar10"] = Source(partial(load_cifar, CIFAR10), _CIFAR)
+DATA_SETS["cifar100"] = Source(partial(load_cifar, CIFAR100), _CIFAR)
 
 # An epoch has 8 steps: masks change once in each.
 _LINKS = {
