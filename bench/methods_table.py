@@ -3,7 +3,7 @@
 One ``dstee train --compare`` for each sparsity, all of the same protocol: 784-300-100-10, batches of 64, 6 epochs (600 steps),
 SGD with Nesterov momentum 0.9, lr 0.1 cosine to 0, weight decay 5e-4, ERK, an update every 20 steps until 3/4 of the training,
 drop 0.3 cosine, tested on all 10,000 images. Methods have their defaults; :data:`VARIANTS` are other settings of some, each a
-run of its own. The results go to bench/results/methods/mnist.json, a table in Markdown to the
+run of its own. The results go to bench/results/methods/mnist.json, which ``dstee table`` reads, their table in Markdown to the
 standard output. Runs that were stopped are continued where ``--runs`` names their folder.
 """
 
@@ -11,22 +11,23 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from dstee import cli
-from dstee.experiments.config import method_group, method_name
-from dstee.experiments.info import versions
-from dstee.methods.base import Group
+from dstee.experiments.results_file import dump_rows
+from dstee.experiments.rows import read_rows
+from dstee.experiments.table_formats import as_markdown
+from dstee.experiments.tables import make_table
 
-__all__ = ["PROTOCOL", "VARIANTS", "main", "markdown", "measure"]
+__all__ = ["PROTOCOL", "VARIANTS", "main", "measure"]
 
 OUTPUT = Path(__file__).resolve().parent / "results" / "methods" / "mnist.json"
+COMMAND = "python -m bench.methods_table"
 PROTOCOL = {
     "data": "mnist", "train_limit": 6400, "hidden": [300, 100], "batch_size": 64, "epochs": 6, "lr": 0.1,
     "lr_schedule": "cosine", "momentum": 0.9, "nesterov": True, "weight_decay": 5e-4, "distribution": "erk", "every": 20,
@@ -50,53 +51,21 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 def measure(
     settings: dict[str, Any], sparsities: Sequence[float], runs: Path, data_dir: str | None, label: str | None = None
-) -> list[dict[str, Any]]:
-    """The results of ``results.json`` of one run for each sparsity, with ``sparsity`` and the ``label`` in the table (None: the
-    method's name); the runs' folders are in ``runs``.
+) -> None:
+    """One run for each sparsity, in folders of ``runs``; ``label`` is its name in the table (None: the method's).
 
     Raises:
         SystemExit: with the status of a run that failed; it has said why.
     """
-    found = []
     runs.mkdir(parents=True, exist_ok=True)
     for sparsity in sparsities:
-        folder = runs / f"{sparsity:g}"
         file = runs / f"{sparsity:g}.json"
-        file.write_text(json.dumps({**settings, "sparsity": sparsity}))
-        arguments = ["train", "--config", str(file), "--out", str(folder), "--resume"]
+        file.write_text(json.dumps({**settings, "sparsity": sparsity, **({"label": label} if label else {})}))
+        arguments = ["train", "--config", str(file), "--out", str(runs / f"{sparsity:g}"), "--resume"]
         with redirect_stdout(sys.stderr):
             status = cli.main([*arguments, *(["--data-dir", data_dir] if data_dir else [])])
         if status:
             raise SystemExit(status)
-        results = json.loads((folder / "results.json").read_text())["results"]
-        found += [{"sparsity": sparsity, "label": label or method_name(r["method"]), **r} for r in results]
-    return found
-
-
-def markdown(results: Sequence[dict[str, Any]]) -> str:
-    """Per method test accuracy in % as mean ± standard deviation over the seeds; at each sparsity the mean density while
-    training and its FLOPs, those of dense training being 1."""
-    sparsities = sorted({r["sparsity"] for r in results})
-    heads = [f"{s:.4g} % | density | FLOPs" for s in (100 * s for s in sparsities)]
-    lines = [f"| method | {' | '.join(heads)} |", "|---" * (1 + 3 * len(heads)) + "|"]
-    methods = {r["label"]: r["method"] for r in results}
-    for group in get_args(Group):
-        members = [label for label, method in methods.items() if method_group(method) == group]
-        if members and members != [group]:
-            lines.append(f"| *{group}* |" + " |" * (3 * len(heads)))
-        for label in members:
-            cells = [_cells([r for r in results if r["label"] == label and r["sparsity"] == s]) for s in sparsities]
-            lines.append(f"| {label} | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def _cells(rows: Sequence[dict[str, Any]]) -> str:
-    if not rows:
-        return "- | - | -"
-    accuracy = [100 * r["accuracy"] for r in rows]
-    spread = f" ± {statistics.stdev(accuracy):.2f}" if len(rows) > 1 else ""
-    density, flops = (statistics.fmean(r[key] for r in rows) for key in ("mean_density", "training_flops"))
-    return f"{statistics.fmean(accuracy):.2f}{spread} | {density:.3f} | {flops:.3f}"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -111,17 +80,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     settings = {**PROTOCOL, "compare": args.compare, "seeds": args.seeds}
     with tempfile.TemporaryDirectory(prefix="dstee-methods-") as temporary:
         runs = args.runs or Path(temporary)
-        results = measure(settings, args.sparsity, runs, args.data_dir)
+        measure(settings, args.sparsity, runs / "methods", args.data_dir)
         for i, (label, changed) in enumerate(VARIANTS.items() if args.compare == "all" else ()):
             single = {**PROTOCOL, **changed, "seeds": args.seeds}
-            results += measure(single, args.sparsity, runs / f"variant{i}", args.data_dir, label)
-    made_by = {key: versions()[key] for key in ("dstee", "torch")}
-    rows = [{key: value for key, value in r.items() if key not in ("seconds", "kernel_seconds")} for r in results]
-    text = ",\n    ".join(json.dumps(row) for row in rows)
-    head = json.dumps({**made_by, "settings": settings, "variants": VARIANTS}, indent=2).removesuffix("\n}")
+            measure(single, args.sparsity, runs / f"variant{i}", args.data_dir, label)
+        rows = read_rows([runs], curves=False)
     args.output.parent.mkdir(parents=True, exist_ok=True)
-    args.output.write_text(f'{head},\n  "results": [\n    {text}\n  ]\n}}\n')
-    print(markdown(results))
+    args.output.write_bytes(dump_rows(rows, COMMAND))
+    print(as_markdown(make_table(rows)), end="")
 
 
 if __name__ == "__main__":

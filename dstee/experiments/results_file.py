@@ -1,9 +1,9 @@
 """A results file: rows in one JSON, small enough to be committed; ``dstee table`` writes it, and reads it as ``dstee figure``.
 
-``{"format": "dstee-results", "version": 1, "command", "dstee", "torch", "data_digest", "settings", "rows"}``: what all rows
-share stands once, above them; a row (a line each) has "label", "method", "seed", "result" and what differs; "epochs" is a list
-of [epoch, accuracy] or [epoch, accuracy, other scores], "updates" of [step, R, churn, R_max, dead units, R by layer], of which
-the last three may be missing.
+``{"format": "dstee-results", "version": 1, "command", "dstee", "torch", "data_digest", "settings", "rows"}``: what most rows
+share stands once, above them; a row (a line each) has "label", "method", "seed", "result" and what differs; "epochs" is a
+list of [epoch, accuracy] or [epoch, accuracy, other scores], "updates" of [step, R, churn, R_max, dead units, R by layer], of
+which the last three may be missing.
 """
 
 from __future__ import annotations
@@ -25,11 +25,15 @@ _DIGITS, _DIGITS_OF_CURVES = 6, 5
 _MADE_BY = ("dstee", "torch", "data_digest")
 _HEAD = {"format", "version", "command", "settings", "rows", *_MADE_BY}
 _ROW = {"label", "method", "seed", "settings", "result", "epochs", "updates", *_MADE_BY}
+_TIMES = ("seconds", "kernel_seconds")
 _MAX_ROWS = 100_000
 
 
 def dump_rows(rows: Sequence[Row], command: str = "", curves: bool = True) -> bytes:
-    """The text of a results file; floats that were measured have 6 significant digits, in curves 5."""
+    """The text of a results file; floats that were measured have 6 significant digits, in curves 5.
+
+    Times are left out: trained again, the runs make the same file.
+    """
     shared = _shared_settings(rows)
     made_by = {key: rows[0].made_by[key] for key in _MADE_BY if rows and key in rows[0].made_by and _all_made(rows, key)}
     head = {"format": FORMAT, "version": VERSION, "command": command, **made_by, "settings": shared}
@@ -43,22 +47,31 @@ def _all_made(rows: Sequence[Row], key: str) -> bool:
 
 
 def _shared_settings(rows: Sequence[Row]) -> dict[str, Any]:
-    """Those of equal value in every row that may have them: who reads it leaves out what does not decide a training."""
-    names = dict.fromkeys(name for row in rows for name in row.settings if name != "method_settings")
+    """The most frequent value of each setting, of which a row names what is else; no more than leaves each row as it is.
+
+    Who reads it takes from the shared ones those that decide a training of the row's method.
+    """
     found: dict[str, Any] = {}
-    for name in names:
-        values = [row.settings.get(name) for row in rows if name in row.settings or decides(row.method, name, row.settings)]
-        if all(type(value) is type(values[0]) and value == values[0] for value in values):
-            found[name] = values[0]
+    for name in dict.fromkeys(name for row in rows for name in row.settings if name != "method_settings"):
+        values = [json.dumps(row.settings[name]) for row in rows if name in row.settings]
+        found[name] = json.loads(max(dict.fromkeys(values), key=values.count))
+    for row in rows:
+        for name in _with_shared(row.method, row.settings, found).keys() ^ row.settings.keys():
+            found.pop(name, None)
     return found
+
+
+def _with_shared(method: str, own: Mapping[str, Any], shared: Mapping[str, Any]) -> dict[str, Any]:
+    settings = {**shared, **own}
+    return {name: v for name, v in settings.items() if name == "method_settings" or decides(method, name, settings)}
 
 
 def _as_json(row: Row, shared: Mapping[str, Any], made_by: Mapping[str, str], curves: bool) -> dict[str, Any]:
     entry: dict[str, Any] = {"label": row.label, "method": row.method, "seed": row.seed}
     entry |= {key: value for key, value in row.made_by.items() if key not in made_by}
-    if own := {name: value for name, value in row.settings.items() if name not in shared}:
+    if own := {name: value for name, value in row.settings.items() if name not in shared or shared[name] != value}:
         entry["settings"] = own
-    plain = {f.name: getattr(row.result, f.name) for f in dataclasses.fields(Outcome)}
+    plain = {f.name: getattr(row.result, f.name) for f in dataclasses.fields(Outcome) if f.name not in _TIMES}
     entry["result"] = {name: _short(value) for name, value in plain.items() if value not in (None, {}) or name == "accuracy"}
     entry["result"].setdefault("exploration", None)
     if curves and row.epochs:
@@ -122,14 +135,13 @@ def _as_row(entry: object, head: Mapping[str, Any], shared: Mapping[str, Any]) -
         raise ValueError("it has no label and seed")
     if not isinstance(entry["result"], dict):
         raise ValueError("'result' is no object")
-    settings = {**shared, **check_settings(entry.get("settings", {}))}
-    decisive = {n: v for n, v in settings.items() if n == "method_settings" or decides(method, n, settings)}
+    settings = _with_shared(method, check_settings(entry.get("settings", {})), shared)
     made_by: dict[str, Any] = {key: {**head, **entry}[key] for key in _MADE_BY if key in entry or key in head}
     if not all(map(is_text, made_by.values())):
         raise ValueError("the version or the digest of the data is no text")
     epochs, updates = _lists(entry, "epochs", 2, 3), _lists(entry, "updates", 3, len(Update._fields))
     return Row(
-        label, method, seed, decisive, as_outcome(entry["result"]), tuple(_epoch(e, method, seed) for e in epochs),
+        label, method, seed, settings, as_outcome(entry["result"]), tuple(_epoch(e, method, seed) for e in epochs),
         tuple(_update(u, method, seed) for u in updates), made_by,
     )  # fmt: skip
 

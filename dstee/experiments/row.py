@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from dstee._lookup import did_you_mean
-from dstee.experiments.config import DENSE, STR, Config, method_keys, method_name, setting
+from dstee.experiments.config import DENSE, STR, Config, Setting, method_keys, method_name, setting
 from dstee.experiments.records import Result
 from dstee.methods import DSTEE, METHODS
 
@@ -115,7 +116,7 @@ def decides(method: str, name: str, settings: Mapping[str, object]) -> bool:
     """Whether the setting ``name``, among ``settings``, has a say in a training of ``method``."""
     if name in _NOT_OF_ONE:
         return False
-    known = {f.name: setting(f) for f in dataclasses.fields(Config)}
+    known = _known_settings()
     if name in known and known[name].free:
         return False
     if name in ("c", "c_rel", "eps"):
@@ -124,6 +125,11 @@ def decides(method: str, name: str, settings: Mapping[str, object]) -> bool:
     if name == "order" and method == STR:
         return False
     return not (method == DENSE and name in known and known[name].group == "method")
+
+
+@functools.cache
+def _known_settings() -> dict[str, Setting]:
+    return {field.name: setting(field) for field in dataclasses.fields(Config)}
 
 
 def own_settings(config: Mapping[str, Any], method: str) -> dict[str, Any]:
@@ -158,6 +164,8 @@ def known_method(key: object) -> str:
     Raises:
         ValueError: there is no such method.
     """
+    if isinstance(key, str) and (key in METHODS or key in (STR, DENSE)):
+        return key  # looking for plugins takes time, and rows are many
     if not isinstance(key, str) or key not in method_keys():
         raise ValueError(f"unknown method {key!r}{did_you_mean(key, method_keys())}")
     return key

@@ -119,7 +119,7 @@ def footer(table: Table) -> list[str]:
     if table.comparisons_with_best:
         lines.append(
             "Bold: of the sparse trainings of a column the best mean, and all that are not significantly lower (paired t test, "
-            f"Holm's correction for {table.comparisons_with_best} comparisons, p >= 0.05)."
+            f"Holm's correction for {table.comparisons_with_best} comparisons, p >= 0.05); none where that is all of them."
         )
     if gone := _diverged(table):
         lines.append(f"Diverged (the loss was not finite any more), and in no mean: {gone}.")
@@ -140,10 +140,11 @@ def data_text(name: str) -> str:
 
 def _of_comparisons(table: Table) -> str:
     equal = any(cell.comparison is not None and cell.comparison.all_equal for cell in table.cells.values())
+    mark = " †: the differences of all seeds are equal, so the test had no spread to go by." if equal else ""
     return (
-        f"Differences to {one_line(table.baseline)} in percentage points, paired by seed, with 95 % intervals of Student's t; "
-        f"p of the paired t test after Holm's correction for {table.comparisons} comparisons. p >= 0.05: no significant "
-        "difference." + (" †: the differences of all seeds are equal, so the test had no spread to go by." if equal else "")
+        f"Differences to {one_line(table.baseline)} in percentage points, paired by seed, with 95 % intervals of Student's t "
+        f"(each by itself); p of the paired t test after Holm's correction for {table.comparisons} comparisons. p >= 0.05: no "
+        f"significant difference.{mark}"
     )
 
 

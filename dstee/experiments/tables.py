@@ -45,7 +45,8 @@ class Cell:
 
     ``means`` over the same: mean_density, training_flops, inference_flops (relative to dense), exploration (R),
     explored_share (R / R_max), dead_units; None where it is not known. ``comparison`` with the baseline, over the seeds that
-    diverged in neither, and its ``corrected`` p. ``best``: not significantly lower than the best sparse one of the column.
+    diverged in neither, and its ``corrected`` p. ``best``: not significantly lower than the best sparse one of the column,
+    where some are.
     """
 
     rows: Sequence[Row]
@@ -257,15 +258,16 @@ def _find_baseline(table: Table, wanted: str) -> str:
     """The label that is, or whose rows have the label or method, ``wanted``."""
     names: dict[str, list[str]] = {}
     for (label, _), cell in table.cells.items():
-        for name in {label, cell.rows[0].label, cell.rows[0].method}:
+        for name in (cell.rows[0].method, cell.rows[0].label, label):
             if label not in names.setdefault(name, []):
                 names[name].append(label)
     if wanted not in names:
         raise UsageError(
             f"the baseline {wanted!r} is not in the runs{did_you_mean(wanted, names)}, which have {', '.join(table.labels)}"
         )
-    if wanted in names[wanted]:
-        return wanted
+    for label in (wanted, method_name(wanted)):
+        if label in names[wanted]:
+            return label
     if len(names[wanted]) > 1:
         raise UsageError(f"the baseline {wanted!r} may be any of {'; '.join(names[wanted])}: pass one of these")
     return names[wanted][0]
@@ -309,16 +311,13 @@ def _mark_best(table: Table) -> int:
     """Marks what is not significantly lower than the highest mean of its column; returns how many tests that took.
 
     Dense training, with which the sparse ones are not in a contest, has no part in it. Nothing is marked in a column that
-    cannot be tested: one seed, or seeds that are not the same.
+    cannot be tested (one seed, or seeds that are not the same), nor where the mark would be on all and so say nothing.
     """
+    sparse = {label for group, labels in table.groups if group != "dense" for label in labels}
     tests: list[tuple[Cell, Comparison, float]] = []
     testable = []
     for i in range(len(table.columns)):
-        inside = [
-            cell
-            for (_, column), cell in table.cells.items()
-            if column == i and cell.scores and method_group(cell.rows[0].method) != "dense"
-        ]
+        inside = [cell for key, cell in table.cells.items() if key[1] == i and key[0] in sparse and cell.scores]
         seeds = {frozenset({*cell.scores, *cell.diverged}) for cell in inside}
         if len(inside) < 2 or len(seeds) > 1 or min(len(cell.scores) for cell in inside) < 2:
             continue
@@ -331,4 +330,9 @@ def _mark_best(table: Table) -> int:
         best.best = True
     for (cell, comparison, _), corrected in zip(tests, holm([p for *_, p in tests]), strict=True):
         cell.best = not lower_than(comparison, corrected)
+    for i in range(len(table.columns)):
+        inside = [cell for key, cell in table.cells.items() if key[1] == i and key[0] in sparse]
+        if all(cell.best for cell in inside):
+            for cell in inside:
+                cell.best = False
     return len(tests)

@@ -1,6 +1,5 @@
 """Every method that there is trains under ``dstee train``, with settings of its own, and resumes to the bit."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,10 @@ from dstee import CheckpointError, cli
 from dstee._console import UsageError
 from dstee.experiments import checkpoint, data, plot
 from dstee.experiments.config import Config, grouped_keys, method_group, method_keys, method_name
+from dstee.experiments.rows import read_rows
 from dstee.experiments.run_folder import read_manifest
+from dstee.experiments.table_formats import as_markdown
+from dstee.experiments.tables import make_table
 from dstee.experiments.trial import Trial
 from dstee.methods import METHODS
 from dstee.methods.base import Method
@@ -203,22 +205,23 @@ def test_the_table_of_all_methods(tmp_path, monkeypatch, capsys):
     output = tmp_path / "table.json"
     arguments = ["--compare", "dense,set,rigl", "--seeds", "2", "--sparsity", "0.8", "0.9"]
     methods_table.main([*arguments, "--output", str(output), "--runs", str(tmp_path / "runs")])
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "| method | 80 % | density | FLOPs | 90 % | density | FLOPs |"
-    assert lines[2].startswith("| dense | ") and lines[3] == "| *dynamic* | | | | | | |" and len(lines) == 6
-    held = json.loads(output.read_text())
-    assert len(held["results"]) == 12 and held["settings"]["compare"] == "dense,set,rigl"
-    assert methods_table.markdown(held["results"]) == "\n".join(lines)
-    assert f"{0.2:.3f}" in lines[4]
+    shown = capsys.readouterr().out
+    assert shown.startswith("**accuracy %**\n\n| method    |") and "**digits, 80 %**" in shown and "2 seeds (0, 1)" in shown
+    rows = read_rows([output])
+    assert len(rows) == 10 and {row.command for row in rows} == {methods_table.COMMAND}
+    assert cli.main(["table", str(output)]) == 0
+    assert capsys.readouterr().out == shown
 
 
 def test_the_committed_table_is_of_this_protocol_and_all_methods():
-    held = json.loads(methods_table.OUTPUT.read_text())
-    assert held["variants"] == methods_table.VARIANTS
-    assert {name: held["settings"][name] for name in methods_table.PROTOCOL} == methods_table.PROTOCOL
-    cells = {(r["label"], r["sparsity"], r["seed"]) for r in held["results"]}
-    labels = {label for label, _, _ in cells}
-    assert len(cells) == len(held["results"]) == len(labels) * 4 * 3
-    shown = methods_table.markdown(held["results"])
-    assert labels == {method_name(key) for key in ("dense", *OURS)} | held["variants"].keys()
-    assert all(f"| {label} | " in shown for label in labels)
+    rows = read_rows([methods_table.OUTPUT])
+    assert {row.label for row in rows} == {method_name(key) for key in ("dense", *OURS)} | methods_table.VARIANTS.keys()
+    for row in rows:
+        wanted = {**methods_table.PROTOCOL, **methods_table.VARIANTS.get(row.label, {})}
+        wanted |= wanted.pop("method_settings", {})
+        assert wanted.pop("method", row.method) == row.method
+        held = {name: row.setting(name) for name in wanted if row.method != "dense" or row.setting(name) is not None}
+        assert held == {name: wanted[name] for name in held} and len(held) >= 10
+    sparsities = {row.setting("sparsity") for row in rows} - {None}
+    assert len(sparsities) == 4 and len(rows) == 3 * (4 * (len({row.label for row in rows}) - 1) + 1)
+    assert all(f"| {label} " in as_markdown(make_table(rows)) for label in methods_table.VARIANTS if "&" not in label)

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -97,10 +98,21 @@ def test_a_results_file_holds_the_same_rows(finished, tmp_path):
     assert not any(row.epochs for row in read_rows([finished], curves=False))
 
 
-def test_settings_that_methods_differ_in_stay_apart(finished):
-    """A setting that one row lacks, though its method could have it, is not shared with the others."""
+def test_what_most_rows_share_stands_once(finished):
+    rows = [replace(row, settings={**row.settings, "epochs": row.seed + 5}) for row in read_rows([finished])]
+    rows[0] = replace(rows[0], settings={**rows[0].settings, "lr": 0.5})
+    held = json.loads(dump_rows(rows))
+    assert held["settings"]["lr"] == 0.1 and held["rows"][0]["settings"] == {"lr": 0.5}
+    assert [row.settings for row in parse_rows(dump_rows(rows))] == [row.settings for row in rows]
+
+
+def test_settings_that_rows_lack_are_not_shared(finished):
+    """What one row has not, though its method could have it; c where another row has c_rel instead."""
     rows = read_rows([finished / "a"])
-    del rows[4].settings["c"]
+    del rows[4].settings["eps"], rows[4].settings["c"]
+    rows[4].settings["c_rel"] = 0.1
+    held = json.loads(dump_rows(rows))
+    assert held["rows"][4]["settings"] == {"c_rel": 0.1} and held["rows"][9]["settings"] == {"c": 0.001, "eps": 1.0}
     assert [row.settings for row in parse_rows(dump_rows(rows))] == [row.settings for row in rows]
 
 

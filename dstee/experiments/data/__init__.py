@@ -4,7 +4,7 @@ from functools import partial
 
 from dstee.experiments.data.batch_order import BatchOrder, BatchOrderState
 from dstee.experiments.data.cifar import CIFAR10, CIFAR100, load_cifar
-from dstee.experiments.data.cifar10_jpeg import load_cifar10_jpeg
+from dstee.experiments.data.cifar10_jpeg import NOTE, load_cifar10_jpeg
 from dstee.experiments.data.digits import load_digits
 from dstee.experiments.data.graphs import Graph, load_graph
 from dstee.experiments.data.images import Dataset, Images
@@ -20,7 +20,7 @@ DATA_SETS["mnist"] = Source(load_mnist, {**_SMALL, "epochs": 5, "batch_size": 12
 
 # 30 epochs of all images take a quarter of an hour on one core: below 5,000 steps the methods do not come apart.
 _CIFAR = {"model": "strided-cnn", "augment": True, "epochs": 30, "batch_size": 64, "every": 50, "checkpoint_every": 1000}
-DATA_SETS["cifar10-jpeg"] = Source(load_cifar10_jpeg, _CIFAR)
+DATA_SETS["cifar10-jpeg"] = Source(load_cifar10_jpeg, _CIFAR, note=NOTE)
 DATA_SETS["cifar10"] = Source(partial(load_cifar, CIFAR10), _CIFAR)
 DATA_SETS["cifar100"] = Source(partial(load_cifar, CIFAR100), _CIFAR)
 
@@ -31,4 +31,4 @@ _LINKS = {
 }  # fmt: skip
 for _name, _paper in (("wiki_vote", "wiki-talk"), ("ia_email_eu", "ia-email"), ("email_enron", "ia-email")):
     _note = f"the graph {_name} stands in for the paper's {_paper}, which is another one"
-    DATA_SETS[_name] = Source(partial(load_graph, _name, _note), _LINKS, task="link-prediction")
+    DATA_SETS[_name] = Source(partial(load_graph, _name, _note), _LINKS, task="link-prediction", note=_note)

@@ -15,13 +15,13 @@ from dstee.experiments.data.files import data_file
 from dstee.experiments.data.images import Dataset
 from dstee.experiments.data.npz import Array, read_npz
 
-__all__ = ["load_cifar10_jpeg"]
+__all__ = ["NOTE", "load_cifar10_jpeg"]
 
 _TRAIN, _TEST, _SIDE = 50_000, 10_000, 32
 _MOST_BYTES = 4096  # of one image, header and all: raw pixels have 3,072
 _MEAN = (0.4913, 0.4821, 0.4465)
 _STD = (0.2452, 0.2428, 0.2606)
-_NOTE = "JPEG-recompressed CIFAR-10 (lossy): accuracies on it are not those of CIFAR-10"
+NOTE = "JPEG-recompressed CIFAR-10 (lossy): accuracies on it are not those of CIFAR-10"
 
 
 def load_cifar10_jpeg(data_dir: str | None) -> Dataset:
@@ -61,7 +61,7 @@ def load_cifar10_jpeg(data_dir: str | None) -> Dataset:
     y = torch.from_numpy(found["labels"].astype(np.int64))
     return Dataset(
         "cifar10-jpeg", x[:_TRAIN], y[:_TRAIN], x[_TRAIN:], y[_TRAIN:], mean=tuple(255 * m for m in _MEAN),
-        std=tuple(255 * s for s in _STD), note=_NOTE,
+        std=tuple(255 * s for s in _STD), note=NOTE,
     )  # fmt: skip
 
 
