@@ -15,11 +15,11 @@ class UsageError(ValueError):
 
 
 class Interrupted(Exception):
-    """A signal asked the command to stop; what it has done is saved."""
+    """A signal asked the command to stop; what it has done is saved, and goes on as ``how`` says."""
 
-    def __init__(self, signum: int):
+    def __init__(self, signum: int, how: str = "continue with --resume"):
         super().__init__(signal.Signals(signum).name)
-        self.signum = signum
+        self.signum, self.how = signum, how
 
 
 def one_line(text: object) -> str:

@@ -1,4 +1,7 @@
-"""The ``dstee`` command. Exit status: 0 done, 1 verify-resume found a difference, 2 error, 130 SIGINT, 143 SIGTERM."""
+"""The ``dstee`` command.
+
+Exit status: 0 done, 1 verify-resume found a difference, or runs of a sweep failed, 2 error, 130 SIGINT, 143 SIGTERM.
+"""
 
 from __future__ import annotations
 
@@ -69,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         complain("stopped", "interrupted")
         return 128 + signal.SIGINT
     except Interrupted as error:
-        complain("stopped", f"{error}; the state is saved, continue with --resume")
+        complain("stopped", f"{error}; the state is saved, {error.how}")
         return 128 + error.signum
     return 2
 
@@ -156,6 +159,18 @@ def _verify(args: argparse.Namespace) -> int:
     return verify_resume(configuration(_given(args), args.config, {}), args.data_dir, args.out)
 
 
+def _add_sweep(parser: argparse.ArgumentParser) -> None:
+    from dstee.experiments.sweep_options import add_sweep_options
+
+    add_sweep_options(parser)
+
+
+def _sweep(args: argparse.Namespace) -> int:
+    from dstee.experiments.sweep import sweep_from_options
+
+    return sweep_from_options(args)
+
+
 def _info(args: argparse.Namespace) -> int:
     from dstee.experiments.info import info
 
@@ -228,6 +243,7 @@ _COMMANDS = {
     "train": _Command("train a sparse network, or compare methods", _train, _add_train),
     "verify-resume": _Command("prove that a killed and resumed training ends with the same bits", _verify, _add_settings),
     "verify-theory": _Command("in which rounds the paper's Propositions 1 and 2 hold", _verify_theory, _add_theory),
+    "sweep": _Command("make all trainings of a grid file: methods x settings x seeds", _sweep, _add_sweep),
     "info": _Command("versions, build, and which backend can run where", _info),
     "plot": _Command("draw the curves of runs again", _plot, _add_plot),
     "table": _Command("compare the results of runs in a table, paired by seed", _table, _add_table),

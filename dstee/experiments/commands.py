@@ -8,6 +8,7 @@ import sys
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from dstee import backends
 from dstee._console import UsageError, complain, make_console
@@ -23,7 +24,7 @@ from dstee.experiments.train import run_trials
 from dstee.experiments.training import make_training
 from dstee.experiments.trial import task_of
 
-__all__ = ["configuration", "train", "train_from_options"]
+__all__ = ["check", "configuration", "make_manifest", "train", "train_from_options"]
 
 _MAX_CONFIG = 1 << 20
 _warn = partial(complain, "warning")
@@ -84,6 +85,31 @@ def _default_folder(config: Config) -> Path:
     return next(path for i in range(1, 10**6) if not (path := Path(stem if i == 1 else f"{stem}-{i}")).exists())
 
 
+def make_manifest(config: Config, data_digest: str) -> Manifest:
+    """What a run's folder says of it, as of now."""
+    here = versions()
+    return {
+        "dstee": here["dstee"],
+        "torch": here["torch"],
+        "identity": config.identity(),
+        "data_digest": data_digest,
+        "config": config.to_dict(),
+    }
+
+
+def check(config: Config, dataset: Any) -> None:
+    """Makes one training of each method, which fails now what would fail later.
+
+    Raises:
+        UsageError: one of them cannot be made.
+    """
+    growth: set[int] = set()
+    for method, seeds in config.trainings()[: len(config.methods())]:
+        training = make_training(config, method, seeds, dataset)
+        growth |= ignored.growth_steps(training.trials[0])
+    ignored.check(config, growth, training.total)
+
+
 def train(
     config: Config, path: Path, data_dir: str | None, mode: Mode, kill_at_step: int | None = None, show_paths: bool = True
 ) -> None:
@@ -103,24 +129,13 @@ def _train(config: Config, path: Path, data_dir: str | None, mode: Mode, kill_at
         backend = backends.resolve("drop_grow_", processes.place(config.device)).name
     except (ValueError, RuntimeError) as error:
         raise UsageError(str(error)) from error
-    growth: set[int] = set()
-    for method, seeds in config.trainings()[: len(config.methods())]:
-        training = make_training(config, method, seeds, dataset)
-        growth |= ignored.growth_steps(training.trials[0])
-    ignored.check(config, growth, training.total)
+    check(config, dataset)
     kill = None if kill_at_step is None else partial(_kill, kill_at_step)
     if processes.rank() > 0:  # the first process makes the folder, writes and tells
         processes.wait()
         run_trials(config, dataset, path, Silent(), after_step=kill)
         return
-    here = versions()
-    manifest: Manifest = {
-        "dstee": here["dstee"],
-        "torch": here["torch"],
-        "identity": config.identity(),
-        "data_digest": dataset.digest,
-        "config": config.to_dict(),
-    }
+    manifest = make_manifest(config, dataset.digest)
     try:
         folder = RunFolder(path, manifest, mode)
     except OSError as error:
@@ -128,7 +143,8 @@ def _train(config: Config, path: Path, data_dir: str | None, mode: Mode, kill_at
     try:
         processes.wait()
         samples = f"{dataset.size('train'):,} training and {dataset.size('test'):,} test {task.unit}"
-        head = [f"dstee {here['dstee']}  torch {here['torch']}  backend {backend}  {samples}", *config_lines(config)]
+        made_by = f"dstee {manifest['dstee']}  torch {manifest['torch']}"
+        head = [f"{made_by}  backend {backend}  {samples}", *config_lines(config)]
         if note := getattr(dataset, "note", ""):
             head.append(note)
         console.print("\n".join(head), markup=False, soft_wrap=True)

@@ -16,7 +16,7 @@ import errno
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypedDict, cast
 
@@ -27,7 +27,7 @@ from dstee.experiments.config import differences
 if TYPE_CHECKING:
     from filelock import FileLock
 
-__all__ = ["Manifest", "Mode", "RunFolder", "WriteRetries", "read_manifest", "refuse_link"]
+__all__ = ["Manifest", "Mode", "RunFolder", "WriteRetries", "hold_folder", "read_manifest", "refuse_link"]
 
 Mode = Literal["new", "resume", "overwrite"]
 FORMAT = "dstee-run"
@@ -145,7 +145,25 @@ def refuse_link(path: Path) -> None:
         raise UsageError(f"{path} is a symbolic link, which a run does not follow: remove it, or choose another --out")
 
 
-def _lock(path: Path) -> FileLock:
+@contextlib.contextmanager
+def hold_folder(path: Path, what: str) -> Iterator[None]:
+    """The folder ``path`` of several runs, made where it is missing, for one ``what`` at a time.
+
+    Raises:
+        UsageError: it is in use, or cannot be written.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        lock = _lock(path / ".lock", what)
+    except OSError as error:
+        raise UsageError(f"the folder {path} (--out) cannot be written: {error.strerror or error}") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _lock(path: Path, what: str = "training") -> FileLock:
     """Held until released, or until the kernel drops it because the process died."""
     from filelock import FileLock, Timeout
 
@@ -154,7 +172,7 @@ def _lock(path: Path) -> FileLock:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise UsageError(f"{path.parent} is in use by another training") from None
+        raise UsageError(f"{path.parent} is in use by another {what}") from None
     except OSError as error:
         if error.errno not in (errno.ENOLCK, errno.ENOTSUP):  # else a file system without locks
             raise
