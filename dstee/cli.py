@@ -156,7 +156,7 @@ def _verify(args: argparse.Namespace) -> int:
     from dstee.experiments.commands import configuration
     from dstee.experiments.verify import verify_resume
 
-    return verify_resume(configuration(_given(args), args.config, {}), args.data_dir, args.out)
+    return verify_resume(configuration(_given(args), args.config), args.data_dir, args.out)
 
 
 def _add_sweep(parser: argparse.ArgumentParser) -> None:

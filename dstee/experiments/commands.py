@@ -19,6 +19,7 @@ from dstee.experiments.info import versions
 from dstee.experiments.method_settings import parse_pairs
 from dstee.experiments.progress import Progress, Silent, config_lines, results_table
 from dstee.experiments.records import write_results
+from dstee.experiments.references import is_reference
 from dstee.experiments.run_folder import Manifest, Mode, RunFolder, WriteRetries, read_manifest
 from dstee.experiments.train import run_trials
 from dstee.experiments.training import make_training
@@ -44,12 +45,14 @@ def train_from_options(
     if mode != "new" and out is None:
         raise UsageError(f"--{mode} needs --out DIR, the folder of the run")
     held = read_manifest(out) if out is not None and mode == "resume" else None
+    loaded = {} if config_file is None else _read(config_file)
     if held:
+        _refuse_references(f"{out}/config.json", held["config"], {**loaded, **given})
         try:
             Config.resolve(held["config"])
         except UsageError as error:
             raise UsageError(f"{out}/config.json cannot be used: {error}") from error
-    config = configuration(given, config_file, held["config"] if held else {})
+    config = _resolved(given, loaded, held["config"] if held else {})
     if held:
         here = versions()
         made_by = {"dstee": held.get("dstee"), "torch": held.get("torch")}
@@ -58,26 +61,47 @@ def train_from_options(
     train(config, _default_folder(config) if out is None else out, data_dir, mode, kill_at_step)
 
 
-def configuration(given: Mapping[str, object], file: str | None, held: Mapping[str, object]) -> Config:
-    """What is given, on top of a configuration file, on top of what the run in the folder has."""
-    settings = dict(held)
-    if file is not None:
-        try:
-            with open(file, "rb") as opened:  # a pipe may be meant: --config <(...)
-                text = opened.read(_MAX_CONFIG + 1)
-            if len(text) > _MAX_CONFIG:
-                raise ValueError(f"it has more than {_MAX_CONFIG} bytes")
-            loaded = parse_json(text)
-            settings = {**settings, **loaded.get("config", loaded)}
-        except OSError as error:
-            raise UsageError(f"--config {file} cannot be read: {error.strerror}") from error
-        except (ValueError, AttributeError, TypeError) as error:
-            raise UsageError(f"--config {file} is not a JSON object of settings: {error}") from error
+def configuration(given: Mapping[str, object], file: str | None) -> Config:
+    """What is given, on top of a configuration file."""
+    return _resolved(given, {} if file is None else _read(file), {})
+
+
+def _resolved(given: Mapping[str, object], loaded: Mapping[str, object], held: Mapping[str, object]) -> Config:
+    """What is given, on top of what a file says, on top of what the run in the folder has."""
+    settings = {**held, **loaded}
     more = {name: value for name, value in given.items() if name != "method_settings"}
     if isinstance(own := given.get("method_settings"), list):
         before = settings.get("method_settings") or {}
         more["method_settings"] = {**before, **parse_pairs(own)} if isinstance(before, dict) else before
     return Config.resolve({**settings, **more})
+
+
+def _read(file: str) -> dict[str, object]:
+    """The settings of a file that the user named."""
+    try:
+        with open(file, "rb") as opened:  # a pipe may be meant: --config <(...)
+            text = opened.read(_MAX_CONFIG + 1)
+        if len(text) > _MAX_CONFIG:
+            raise ValueError(f"it has more than {_MAX_CONFIG} bytes")
+        loaded = parse_json(text)
+        return {**loaded.get("config", loaded)}
+    except OSError as error:
+        raise UsageError(f"--config {file} cannot be read: {error.strerror}") from error
+    except (ValueError, AttributeError, TypeError) as error:
+        raise UsageError(f"--config {file} is not a JSON object of settings: {error}") from error
+
+
+def _refuse_references(where: str, held: Mapping[str, object], given: Mapping[str, object]) -> None:
+    """A run folder may come from somebody else: what it names is not imported before the user names it, too.
+
+    Raises:
+        UsageError: ``held`` refers to a function that ``given`` does not.
+    """
+    for name in ("data", "model"):
+        if is_reference(reference := held.get(name)) and given.get(name) != reference:
+            raise UsageError(
+                f"{where} names code that would be run, {name} {reference}: if you trust it, pass --{name} {reference} again"
+            )
 
 
 def _default_folder(config: Config) -> Path:

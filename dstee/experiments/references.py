@@ -31,7 +31,7 @@ def load_reference(name: str, option: str) -> Callable[..., Any]:
         found: Any = importlib.import_module(module)
         for part in attribute.split("."):
             found = getattr(found, part)
-    except Exception as error:  # whatever a user's module does as it is imported
+    except (Exception, SystemExit) as error:  # whatever a user's module does as it is imported
         raise UsageError(f"{option} {name} cannot be imported: {type(error).__name__}: {error}") from error
     finally:
         if where in sys.path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,6 +19,8 @@ MODELS: dict[str, Callable[..., nn.Module]] = {}
 """The choices of ``--model``: functions that return a network with its initial weights from torch's global generator. They are
 called with those arguments that their signature names, of ``hidden`` (widths) and of images ``input_shape`` (of one sample)
 and ``classes``, of graphs ``features`` and ``message`` (:class:`dstee.experiments.models.gcn.GCN`)."""
+
+_MADE: weakref.WeakSet[nn.Module] = weakref.WeakSet()  # one that was trained is no beginning of the next training
 
 
 def find_model(name: str) -> Callable[..., nn.Module]:
@@ -66,6 +69,9 @@ def make(name: str, offered: dict[str, Any]) -> nn.Module:
         raise UsageError(f"--model {name} raised {type(error).__name__}: {error}") from error
     if not isinstance(model, nn.Module):
         raise UsageError(f"--model {name} must return a torch.nn.Module, got {type(model).__name__}")
+    if model in _MADE:
+        raise UsageError(f"--model {name} returned a network that it had returned before: it must make a new one at each call")
+    _MADE.add(model)
     return model
 
 
