@@ -102,8 +102,8 @@ def _best(values: dict[str, list[Row]], name: str) -> tuple[list[Row], str]:
     labels = {row.label for row in rows}
     kept = [row if len(labels) == 1 else replace(row, label=method) for row in values[best]]
     where = "".join(f", {setting_text(n, v)}" for n in ("data", "sparsity") if (v := rows[0].setting(n)) is not None)
-    tried = ", ".join(values)
-    return kept, f"{name} of {rows[0].label if len(labels) == 1 else method}{where}: {best}, by validation, of {tried}"
+    label = rows[0].label if len(labels) == 1 else method
+    return kept, f"Chosen by validation: {name} of {label}{where}: {best} (of {', '.join(values)})"
 
 
 def _validation(row: Row, name: str) -> float:

@@ -92,10 +92,20 @@ def _comparison(table: Table, cell: Cell) -> list[str]:
     if found is None:
         is_baseline = any(table.cells.get((table.baseline or "", i)) is cell for i in range(len(table.columns)))
         return ["baseline" if is_baseline else "-", "-", "-"]
-    interval = "" if found.interval is None else " [{:+.2f}, {:+.2f}]".format(*(100 * x for x in found.interval))
+    interval = "" if found.interval is None else f" [{', '.join(map(_points, found.interval))}]"
     fewer = f" ({found.pairs} pairs)" if found.pairs < len(cell.rows) else ""
     p = "-" if cell.corrected is None else "<0.001" if cell.corrected < 0.001 else f"{cell.corrected:.3f}"
-    return [f"{100 * found.mean:+.2f}{interval}{fewer}", p + "†" * found.all_equal, cell.verdict or ""]
+    return [f"{_points(found.mean)}{interval}{fewer}", p + "†" * found.all_equal, cell.verdict or ""]
+
+
+def _points(difference: float) -> str:
+    """In percentage points, with its sign; what is 0 as shown has none."""
+    text = f"{100 * difference:+.2f}"
+    return "0.00" if text in ("+0.00", "-0.00") else text
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"
 
 
 def _percent(value: float | None) -> str:
@@ -111,23 +121,27 @@ def footer(table: Table) -> list[str]:
     seeds = {frozenset(row.seed for row in cell.rows) for cell in table.cells.values()}
     counts = sorted({len(held) for held in seeds})
     every = frozenset().union(*seeds)
-    count = f"{counts[0]} seed{'s' * (counts[0] != 1)}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]} seeds"
+    count = _count(counts[0], "seed") if len(counts) == 1 else f"{counts[0]} to {counts[-1]} seeds"
     what = "Accuracy on the test set" if table.score == "accuracy" else table.score
     lines = [f"{what} in %: mean ± sample standard deviation of {count} ({seed_list(every)})."]
     if table.baseline is not None:
         lines.append(_of_comparisons(table))
     if table.comparisons_with_best:
-        lines.append(
-            "Bold: of the sparse trainings of a column the best mean, and all that are not significantly lower (paired t test, "
-            f"Holm's correction for {table.comparisons_with_best} comparisons, p >= 0.05); none where that is all of them."
-        )
+        test = f"(paired t test, Holm's correction for {_count(table.comparisons_with_best, 'comparison')}, p >= 0.05)"
+        if any(cell.best for cell in table.cells.values()):
+            lines.append(
+                "Bold: of the sparse trainings of a column the best mean, and all that are not significantly lower "
+                f"{test}; none where that is all of them."
+            )
+        else:
+            lines.append(f"None is bold: no sparse training is significantly lower than the best of its column {test}.")
     if gone := _diverged(table):
         lines.append(f"Diverged (the loss was not finite any more), and in no mean: {gone}.")
     lines.append(
         "Density: mean while training. FLOPs: relative to dense training and inference. R: share of the weights that were ever "
         "active, R_max: the most that the swaps allow. Dead units: share of units that no active weight leads to."
     )
-    lines += [f"{note[0].upper()}{note[1:]}." for note in map(one_line, table.notes)]
+    lines += [f"{note}." for note in map(one_line, table.notes)]
     lines.append(f"Data: {', '.join(map(data_text, _data_sets(table)))}. Made with {made_by(table)}.")
     return lines
 
@@ -141,10 +155,11 @@ def data_text(name: str) -> str:
 def _of_comparisons(table: Table) -> str:
     equal = any(cell.comparison is not None and cell.comparison.all_equal for cell in table.cells.values())
     mark = " †: the differences of all seeds are equal, so the test had no spread to go by." if equal else ""
+    count = _count(table.comparisons, "comparison")
     return (
         f"Differences to {one_line(table.baseline)} in percentage points, paired by seed, with 95 % intervals of Student's t "
-        f"(each by itself); p of the paired t test after Holm's correction for {table.comparisons} comparisons. p >= 0.05: no "
-        f"significant difference.{mark}"
+        f"(each by itself); p of the paired t test after Holm's correction for {count}. p >= 0.05: no significant "
+        f"difference.{mark}"
     )
 
 

@@ -118,7 +118,7 @@ def test_values_are_chosen_by_the_validation_score_not_by_the_test():
     static = trainings("static", 0.5, 0.5, sparsity=0.9)
     rows, notes = choose([*static, *high, *low, *middle, *other], "c")
     assert rows == [*static, *high, *other]  # .8 .8 .7: of equal ones the first
-    assert notes == ["c of DST-EE, digits, 90 %: 1.0, by validation, of 1.0, 0.01, 0.1"]
+    assert notes == ["Chosen by validation: c of DST-EE, digits, 90 %: 1.0 (of 1.0, 0.01, 0.1)"]
     rows, notes = choose([*low, *middle, *validated(0.1, [(0.4, 0.3), (0.4, 0.3)], sparsity=0.98),
                           *validated(0.01, [(0.4, 0.3), (0.4, 0.2)], sparsity=0.98)], "c")  # fmt: skip
     assert [(row.setting("sparsity"), row.setting("c")) for row in rows[::2]] == [(0.9, 0.01), (0.98, 0.1)] and len(notes) == 2
@@ -133,9 +133,7 @@ def test_labels_of_values_give_way_to_the_method():
         ],
         "c",
     )
-    assert {(row.label, row.setting("c")) for row in rows} == {("DST-EE", 0.2)} and notes[0].startswith(
-        "c of DST-EE, digits, 90 %: 0.2"
-    )
+    assert {(row.label, row.setting("c")) for row in rows} == {("DST-EE", 0.2)} and "c of DST-EE, digits, 90 %: 0.2" in notes[0]
 
 
 def test_a_setting_of_the_method_can_be_chosen():
@@ -144,7 +142,7 @@ def test_a_setting_of_the_method_can_be_chosen():
         for beta in (0.5, 0.7) for seed in (0, 1)
     ]  # fmt: skip
     kept, notes = choose(rows, "beta")
-    assert kept == rows[2:] and notes[0].startswith("beta of SET")
+    assert kept == rows[2:] and "beta of SET" in notes[0]
 
 
 def test_a_value_that_diverged_is_the_last_choice():
@@ -168,4 +166,4 @@ def test_a_choice_stands_in_the_footer(capsys):
     Path("r.json").write_bytes(dump_rows(rows))
     assert cli.main(["table", "r.json", "--choose", "c"]) == 0
     shown = capsys.readouterr().out
-    assert "C of DST-EE, digits, 90 %: 0.1, by validation, of 0.1, 0.2." in shown and "50.00 ± 0.00" in shown
+    assert "- Chosen by validation: c of DST-EE, digits, 90 %: 0.1 (of 0.1, 0.2).\n" in shown and "50.00 ± 0.00" in shown

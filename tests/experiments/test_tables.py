@@ -90,7 +90,9 @@ def test_the_best_are_those_that_nothing_shows_to_be_lower():
     assert [label for (label, _), cell in table.cells.items() if cell.best] == ["RigL"] and table.comparisons_with_best == 1
     for few in (rows[:1] + rows[3:4], rows[:2] + rows[3:]):  # one seed; seeds that differ: nothing can be said
         table = make_table(few)
-        assert not any(cell.best for cell in table.cells.values()) and "Bold" not in " ".join(footer(table))
+        assert not any(cell.best for cell in table.cells.values()) and "bold" not in " ".join(footer(table)).lower()
+    said = footer(make_table(rows[:2] + trainings("set", 0.85, 0.799, sparsity=0.9)))  # t of one degree of freedom: 1.04
+    assert said[1].startswith("None is bold: no sparse training is significantly lower than the best of its column (paired t")
 
 
 def test_diverged_trainings_are_marked_and_in_no_mean():
@@ -253,7 +255,7 @@ def test_footer_and_one_seed():
     lines = footer(table)
     assert (
         lines[0] == "Accuracy on the test set in %: mean ± sample standard deviation of 1 seed (0)."
-        and "C of DST-EE: 0.1." in lines
+        and "c of DST-EE: 0.1." in lines
     )
     assert (
         "Holm's correction for 0 comparisons" in lines[1]
