@@ -33,8 +33,9 @@ class LinkPrediction(Task):
 
     A training reports the epoch with the best accuracy on the validation edges. Only the two fully connected layers get masks.
 
-    FC2 has one weight for each of the 128 units of FC1; at 98 %, uniform, two are active. Where both of these units are constant
-    at first (2 of 10 seeds), a static mask learns nothing, with the accuracy of a guess; masks that change leave that behind.
+    FC2 has one weight for each of the 128 units of FC1; at 98 %, uniform, two are active. Where both of these units are
+    constant at first (2 of 10 seeds), a static mask learns nothing, with the accuracy of a guess; masks that change leave that
+    behind.
     """
 
     key = "link-prediction"
