@@ -242,9 +242,17 @@ def test_images_are_no_graph(tmp_path, capsys):
     assert not (tmp_path / "a").exists()
 
 
-def test_a_missing_package_is_named(graph, monkeypatch):
-    monkeypatch.setitem(sys.modules, "torch_geometric.data", None)
-    with pytest.raises(UsageError, match=r"link prediction needs torch-geometric: pip install 'dstee\[graphs\]'"):
+@pytest.mark.parametrize(
+    ("module", "reason"),
+    [
+        ("torch_geometric.data", r"needs torch-geometric: pip install 'dstee\[graphs\]'"),
+        ("torch_geometric.nn.conv.gcn_conv", r"needs torch-geometric: pip install 'dstee\[graphs\]'"),
+        ("sklearn.metrics", r"needs scikit-learn for the AUC: pip install 'dstee\[cli\]'"),
+    ],
+)
+def test_a_missing_package_is_named_before_anything_is_trained(graph, monkeypatch, module, reason):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(UsageError, match=reason):
         trial_of(graph)
 
 
