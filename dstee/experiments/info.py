@@ -18,7 +18,7 @@ __all__ = ["backend_lines", "info", "versions"]
 def versions() -> dict[str, str]:
     """Of dstee and what its commands need, by package."""
     found = {"dstee": dstee.__version__, "torch": torch.__version__}
-    for package in ("numpy", "rich", "matplotlib", "scikit-learn"):
+    for package in ("numpy", "rich", "matplotlib", "scikit-learn", "scipy"):
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:

@@ -23,6 +23,7 @@ _MAX_TEXT = 1000
 _MAX_ENTRIES = 100
 _NOT_OF_ONE = ("compare", "method", "method_settings", "seed", "seeds", "label")
 """Settings that say which trainings a run has, not how one of them goes."""
+_OF_UPDATES = ("every", "drop_fraction", "drop_schedule", "drop_floor", "stop_fraction", "order")
 _SHARES = ("accuracy", "exploration", "exploration_limit", "dead_units", "mean_density")
 _COUNTS = ("nnz", "numel", "diverged_at")
 _MAY_LACK = {"exploration_limit", "dead_units", "mean_density", "seconds", "kernel_seconds", "scores", "diverged_at"}
@@ -123,6 +124,8 @@ def decides(method: str, name: str, settings: Mapping[str, object]) -> bool:
         explores = method in METHODS and issubclass(METHODS[method], DSTEE)
         return explores and name != ("c" if settings.get("c_rel") else "c_rel")
     if name == "order" and method == STR:
+        return False
+    if name in _OF_UPDATES and method in METHODS and not METHODS[method].updates:
         return False
     return not (method == DENSE and name in known and known[name].group == "method")
 

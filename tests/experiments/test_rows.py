@@ -58,6 +58,7 @@ def test_the_rows_are_the_runs_trainings(finished):
 def test_a_row_has_the_settings_that_decide_it(finished):
     rows = {row.method: row for row in read_rows([finished / "a"])}
     assert "c" in rows["dst-ee"].settings and "c" not in rows["rigl"].settings and "every" in rows["rigl"].settings
+    assert "every" not in rows["static"].settings and "sparsity" in rows["static"].settings
     assert "every" not in rows["dense"].settings and "epochs" in rows["dense"].settings
     assert not {"seed", "compare", "checkpoint_every"} & set(rows["dst-ee"].settings)
 

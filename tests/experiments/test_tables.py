@@ -107,6 +107,15 @@ def test_diverged_trainings_are_marked_and_in_no_mean():
     assert "| 2 of 2 diverged |" in as_markdown(gone) and gone.cells["SET", 0].means["mean_density"] is None
 
 
+def test_seeds_that_diverged_in_the_baseline_are_no_pairs():
+    rows = [*trainings("rigl", 0.5, None, 0.7, sparsity=0.9), *trainings("set", 0.6, 0.1, 0.9, sparsity=0.9)]
+    table = make_table(rows, baseline="rigl")
+    found = table.cells["SET", 0].comparison
+    assert found.pairs == 2 and found.mean == pytest.approx(0.15) and found.p == pytest.approx(1 - 2 * math.atan(3) / math.pi)
+    assert "+15.00 [" in as_markdown(table) and "(2 pairs)" in as_markdown(table)
+    assert table.cells["SET", 0].mean == pytest.approx(1.6 / 3)  # its own mean is of all its seeds
+
+
 def test_settings_that_differ_are_in_the_label():
     rows = small_set() + trainings("dst-ee", 0.9, 0.9, 0.9, sparsity=0.9, c=0.1)
     table = make_table(rows)
