@@ -166,6 +166,9 @@ class Config:
     threads: int = _field(
         "run", "threads of the arithmetic; part of what decides the bits", 1, ("in 1..1024", lambda x: 1 <= x <= 1024)
     )
+    workers: int = _field(
+        "run", "threads that read images from their files", 4, ("in 1..256", lambda x: 1 <= x <= 256), free=True
+    )
     checkpoint_every: int = _field("run", "optimizer steps from one checkpoint to the next", 400, _at_least(1), free=True)
     keep_checkpoints: int = _field("run", "checkpoints that are kept per training", 2, _at_least(1), free=True)
     keep_masks: bool = _field("run", "keep the masks of every recorded update, for pictures of their overlap", False, free=True)

@@ -7,6 +7,7 @@ from dstee.experiments.data.cifar import CIFAR10, CIFAR100, load_cifar
 from dstee.experiments.data.cifar10_jpeg import NOTE, load_cifar10_jpeg
 from dstee.experiments.data.digits import load_digits
 from dstee.experiments.data.graphs import Graph, load_graph
+from dstee.experiments.data.image_folders import load_imagenet
 from dstee.experiments.data.images import Dataset, Images
 from dstee.experiments.data.mnist import load_mnist
 from dstee.experiments.data.registry import DATA_SETS, Source, find_source, load
@@ -23,6 +24,10 @@ _CIFAR = {"model": "strided-cnn", "augment": True, "epochs": 30, "batch_size": 6
 DATA_SETS["cifar10-jpeg"] = Source(load_cifar10_jpeg, _CIFAR, note=NOTE)
 DATA_SETS["cifar10"] = Source(partial(load_cifar, CIFAR10), _CIFAR)
 DATA_SETS["cifar100"] = Source(partial(load_cifar, CIFAR100), _CIFAR)
+DATA_SETS["imagenet"] = Source(load_imagenet, {
+    "model": "resnet50", "augment": True, "epochs": 100, "warmup_epochs": 5, "label_smoothing": 0.1, "batch_size": 128,
+    "every": 1000, "checkpoint_every": 2000,
+})  # fmt: skip
 
 # An epoch has 8 steps: masks change once in each.
 _LINKS = {

@@ -44,6 +44,11 @@ class BatchOrder:
         self.position += 1
         return self._permutation[start : start + self.batch_size]
 
+    def ahead(self, count: int) -> list[Tensor]:
+        """What :meth:`next` will return, ``count`` times or to the end of the epoch; does not move."""
+        starts = range(self.position, min(self.position + count, self.batches))
+        return [self._permutation[i * self.batch_size : (i + 1) * self.batch_size] for i in starts]
+
     def state_dict(self) -> BatchOrderState:
         return {
             "position": self.position,

@@ -62,7 +62,7 @@ class Images(ABC):
 
     @abstractmethod
     def batches_of(self, part: Part, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """All of a part in order, ``size`` at a time, as :meth:`fetch` gives them."""
+        """All of a part in order, ``size`` or less at a time, as :meth:`fetch` gives them."""
 
     @abstractmethod
     def limited(self: I, count: int) -> I:
@@ -82,6 +82,10 @@ class Images(ABC):
 
     def to(self: I, device: torch.device) -> I:
         """With its tensors there, if it has any in memory."""
+        return self
+
+    def reading(self: I, workers: int) -> I:
+        """With so many threads that read files, if there are any; what they read does not depend on it."""
         return self
 
     def prefetch(self, coming: Iterable[tuple[Tensor, int | None]]) -> None:  # noqa: B027  # most need nothing

@@ -23,6 +23,8 @@ __all__ = ["Classification"]
 SEEN = 640
 """Training images, the first ones, for methods that look at data."""
 _TEST_BATCH = 500
+_AHEAD = 2
+"""Batches that are read while one is trained on."""
 
 
 class Classification(Task):
@@ -33,7 +35,7 @@ class Classification(Task):
 
     @staticmethod
     def prepare(data: Images, config: Config) -> Images:
-        return data.limited(config.train_limit).held_out(config.validation)
+        return data.limited(config.train_limit).held_out(config.validation).reading(config.workers)
 
     def __init__(self, config: Config, seed: int, data: Images, device: torch.device) -> None:
         self.config, self.seed, self.device = config, seed, device
@@ -46,7 +48,10 @@ class Classification(Task):
         self.data = data.to(device)
 
     def loss(self, step: int) -> Tensor:
-        x, y = self.fetch(processes.share(self.order.next()), self.noise(step))
+        coming = [self.order.next(), *self.order.ahead(_AHEAD)]
+        mine = [(processes.share(indices), self.noise(step + i)) for i, indices in enumerate(coming)]
+        self.data.prefetch(mine)
+        x, y = self.fetch(*mine[0])
         with self._precision():
             return cross_entropy(self.network(x), y, label_smoothing=self.config.label_smoothing)
 
