@@ -50,7 +50,7 @@ def _subject(table: Table, values: Sequence[Any]) -> str:
 
 
 def _data_sets(table: Table) -> list[str]:
-    return sorted({one_line(row.setting("data")) for row in table.rows})
+    return sorted({one_line(row.setting("data") or "unknown") for row in table.rows})
 
 
 def _grouped(

@@ -114,7 +114,7 @@ def make_table(
     """
     if not rows:
         raise UsageError("there are no rows to make a table of")
-    several = len({row.setting("data") for row in rows}) > 1
+    several = len({repr(row.setting("data")) for row in rows}) > 1
     names = tuple(columns) if columns is not None else ("data", "sparsity") if several else ("sparsity",)
     _refuse_unknown_names(rows, score, names)
     if several and "data" not in names:
@@ -187,7 +187,7 @@ def _order(value: Any) -> tuple[int, Any]:
 
 def setting_text(name: str, value: Any) -> str:
     """``98 %``, ``mnist``, ``c=0.1``: the value of a setting, as a title."""
-    if name == "sparsity":
+    if name == "sparsity" and isinstance(value, (int, float)):
         return f"{100 * value:.6g} %"
     shown = "x".join(map(str, value)) if isinstance(value, list) else f"{value:g}" if isinstance(value, float) else str(value)
     return shown if name == "data" else f"{name}={shown}"

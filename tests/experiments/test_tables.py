@@ -11,6 +11,8 @@ from support.result_rows import MADE_BY, small_set, training, trainings
 
 from dstee._console import UsageError
 from dstee.experiments.data import DATA_SETS
+from dstee.experiments.results_file import dump_rows, parse_rows
+from dstee.experiments.row_choice import only
 from dstee.experiments.table_formats import as_csv, as_latex, as_markdown
 from dstee.experiments.table_text import footer, sheets
 from dstee.experiments.tables import make_table
@@ -249,6 +251,18 @@ def test_labels_are_escaped():
     assert r"a_b & 50% {x} $y$ #1 ~^ \\end\|\*z\*\`\<b>" in markdown
     rows_of_it = [line for line in markdown.splitlines() if line.startswith("|")]
     assert {line.replace(r"\|", "").count("|") for line in rows_of_it} == {13} and len({len(line) for line in rows_of_it}) == 1
+
+
+@pytest.mark.parametrize("value", ["x\n|", "", [1, 2], True, 1e308, 1 << 63, -1])
+@pytest.mark.parametrize("name", ["sparsity", "data", "c", "hidden"])
+def test_settings_that_no_training_has_are_shown_all_the_same(name, value):
+    """Files of results are not believed: what stands there as a setting may be anything that is plain."""
+    rows = small_set()
+    rows[0] = replace(rows[0], settings={**rows[0].settings, name: value})
+    rows = parse_rows(dump_rows(rows))
+    table = make_table(rows)
+    assert all(len(write(table)) > 500 for write in (as_markdown, as_csv, as_latex))
+    assert only(rows, ["method=set"]) and make_table(rows, columns=["data", name])
 
 
 def test_what_is_said_of_the_data_stands_in_the_footer(monkeypatch):
