@@ -139,7 +139,7 @@ def footer(table: Table) -> list[str]:
         lines.append(f"Diverged (the loss was not finite any more), and in no mean: {gone}.")
     lines.append(
         "Density: mean while training. FLOPs: relative to dense training and inference. R: share of the weights that were ever "
-        "active, R_max: the most that the swaps allow. Dead units: share of units that no active weight leads to."
+        "active, R_max: the most that the swaps allow. Dead units: share of output units without an active weight."
     )
     lines += [f"{note}." for note in map(one_line, table.notes)]
     lines.append(f"Data: {', '.join(map(data_text, _data_sets(table)))}. Made with {made_by(table)}.")

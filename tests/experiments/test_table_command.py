@@ -88,6 +88,14 @@ def test_a_place_that_cannot_be_written_is_said(file, capsys):
     assert "No such file or directory" in capsys.readouterr().err
 
 
+def test_the_page_s_commands_are_understood():
+    page = (Path(__file__).parents[2] / "docs" / "tables.md").read_text()
+    commands = re.findall(r"^dstee (.*?)(?:  +#.*)?$", page.split("```")[1], re.MULTILINE)
+    assert len(commands) == 8
+    for command in commands:
+        assert cli.make_parser().parse_args(command.split()).command == "table"
+
+
 # --- rows that stay ------------------------------------------------------------------------------------------------------
 
 
