@@ -194,6 +194,18 @@ def _plot(args: argparse.Namespace) -> int:
     return 0
 
 
+def _add_figure(parser: argparse.ArgumentParser) -> None:
+    from dstee.experiments.figures import command
+
+    command.add_options(parser)
+
+
+def _figure(args: argparse.Namespace) -> int:
+    from dstee.experiments.figures import command
+
+    return command.run(args)
+
+
 def _add_table(parser: argparse.ArgumentParser) -> None:
     from dstee.experiments import table_command
 
@@ -246,6 +258,7 @@ _COMMANDS = {
     "sweep": _Command("make all trainings of a grid file: methods x settings x seeds", _sweep, _add_sweep),
     "info": _Command("versions, build, and which backend can run where", _info),
     "plot": _Command("draw the curves of runs again", _plot, _add_plot),
+    "figure": _Command("draw the paper's figures of runs", _figure, _add_figure),
     "table": _Command("compare the results of runs in a table, paired by seed", _table, _add_table),
     "bench": _Command("time the kernels on this machine, beside what else there is", _bench, _add_bench),
 }

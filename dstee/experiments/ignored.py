@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import json
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from dstee._console import UsageError
 from dstee._files import parse_json, read_file, write_atomic
 from dstee.experiments.config import DENSE, Config
 from dstee.experiments.row import check_settings, is_text, known_method, label_of, own_settings
+from dstee.experiments.rows import run_folders
 from dstee.experiments.run_folder import refuse_link
 from dstee.experiments.trial import Diverged, Trial
 from dstee.metrics import Ignored, IgnoredGrowth
@@ -52,6 +53,15 @@ class Measurement:
     step: int
     steps: int
     measures: Mapping[str, IgnoredGrowth]
+
+    def setting(self, name: str) -> Any:
+        """As :meth:`dstee.experiments.row.Row.setting`; "step" is the update's."""
+        own = self.settings.get("method_settings", {})
+        return self.step if name == "step" else self.settings[name] if name in self.settings else own.get(name)
+
+    def setting_names(self) -> tuple[str, ...]:
+        """All names that :meth:`setting` knows."""
+        return ("step", *(n for n in self.settings if n != "method_settings"), *self.settings.get("method_settings", {}))
 
 
 # --- measuring -----------------------------------------------------------------------------------------------------------
@@ -166,29 +176,32 @@ def dump_measurements(found: Sequence[Measurement]) -> bytes:
     return (head + ",\n".join(lines) + "\n]}\n").encode()
 
 
-def read_measurements(path: Path) -> list[Measurement]:
-    """Those of a run folder, or of a file of measurements.
+def read_measurements(paths: Iterable[Path]) -> list[Measurement]:
+    """Those in ``paths``: run folders, folders with run folders below, files of measurements; each once.
 
     Raises:
         UsageError: there are none, or a file is not what it should be.
     """
-    files = [path]
-    if path.is_dir():
-        files = sorted(file for file in path.glob("*/ignored-*.json") if _FILE.fullmatch(file.name))
-        if not files:
-            raise UsageError(f"{path} has no measurement of Fig. 1: dstee train --ignored-at STEP makes them, at mask updates")
-        for file in files:
-            refuse_link(file.parent)
-            refuse_link(file)
-    found = []
-    for file in files:
+    found: list[Measurement] = []
+    for file in [file for path in paths for file in (_files_in(path) if path.is_dir() else [path])]:
         try:
-            found += _parse(read_file(file, _MAX_FILE))
+            found += [one for one in _parse(read_file(file, _MAX_FILE)) if one not in found]
         except FileNotFoundError:
             raise UsageError(f"there is no {file}: name run folders, or files of measurements") from None
         except (OSError, ValueError) as error:
             raise UsageError(f"{file} cannot be used: {error}") from error
     return found
+
+
+def _files_in(path: Path) -> list[Path]:
+    runs = [path] if (path / "config.json").exists() else run_folders(path, lambda text: None)
+    files = sorted(file for run in runs for file in run.glob("*/ignored-*.json") if _FILE.fullmatch(file.name))
+    if not files:
+        raise UsageError(f"{path} has no measurement of Fig. 1: dstee train --ignored-at STEP makes them, at mask updates")
+    for file in files:
+        refuse_link(file.parent)
+        refuse_link(file)
+    return files
 
 
 def _parse(data: bytes) -> list[Measurement]:

@@ -12,22 +12,15 @@ from dstee._files import parse_json, read_file, write_atomic
 from dstee.experiments.config import differences, grouped_keys, method_keys, method_name
 from dstee.experiments.records import as_record
 from dstee.experiments.run_folder import read_manifest
+from dstee.experiments.styles import styles_of
 
 __all__ = ["Curves", "draw", "plot_runs", "read_run"]
 
-# Okabe and Ito's colours, which stay apart for colour-blind readers; dashes keep them apart in print.
-_STYLES: dict[str, tuple[str, object]] = {
-    "dense": ("#000000", (0, (1, 1.5))),
-    "static": ("#999999", (0, (4, 1.5))),
-    "set": ("#E69F00", (0, (4, 1.5, 1, 1.5))),
-    "rigl": ("#0072B2", (0, (6, 2))),
-    "dst-ee": ("#D55E00", "solid"),
-}
 _MAX_METRICS = 1 << 27
-_DASHES = ("dashdot", (0, (1, 1)), (0, (3, 1, 1, 1, 1, 1)), "dashed")
 _MANY = 8
-"""Lines from which on the legend stands beside the axes, and bands would hide more than they show."""
-_COLOURS = ("#D55E00", "#0072B2", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#000000", "#999999")
+"""Lines from which on bands would hide more than they show."""
+_BESIDE = 5
+"""Lines from which on the legend stands beside the axes."""
 
 
 Point = tuple[float, float]
@@ -120,23 +113,18 @@ def draw(lines: Sequence[Curves], title: str) -> bytes:
         from matplotlib.ticker import MaxNLocator
     except ImportError as error:
         raise UsageError("the picture needs matplotlib: pip install matplotlib") from error
-    many = len(lines) > _MANY
-    figure = Figure(figsize=(13 if many else 11, 5.4 if many else 4.6), layout="constrained")
+    many, beside = len(lines) > _MANY, len(lines) > _BESIDE
+    figure = Figure(figsize=(13 if beside else 11, 5.4 if many else 4.6), layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
-    once = len({line.method for line in lines}) == len(lines)
-    for i, line in enumerate(lines):
-        other = _COLOURS[i % len(_COLOURS)]
-        color, dash = _STYLES.get(line.method, (other, _DASHES[i // len(_COLOURS) % len(_DASHES)]))
-        color = color if once else other
-        style = {"color": color, "linestyle": dash, "linewidth": 2 if line.method == "dst-ee" else 1.5, "label": line.label}
+    for line, style in zip(lines, styles_of([line.method for line in lines]), strict=True):
         dense_once = any(r == 1 for updates in line.updates for _, r in updates)  # nothing is left to explore
         for axes, seeds, scale in ((left, [] if dense_once else line.updates, 1), (right, line.epochs, 100)):
             x, low, mean, high = _band(seeds, scale)
             if x:
-                axes.plot(x, mean, **style)
+                axes.plot(x, mean, label=line.label, **style.line())
                 if not many:
-                    axes.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0)
+                    axes.fill_between(x, low, high, color=style.color, alpha=0.15, linewidth=0)
     left.set(xlabel="optimizer step", ylabel="exploration degree R", title="Weights that were ever active")
     right.set(xlabel="epoch", ylabel="test accuracy (%)", title="Accuracy")
     count = max((len(line.epochs) for line in lines), default=0)
@@ -145,9 +133,9 @@ def draw(lines: Sequence[Curves], title: str) -> bytes:
     for axes in (left, right):
         axes.grid(alpha=0.3)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        if axes.lines and not many:
+        if axes.lines and not beside:
             axes.legend(fontsize=9, loc="best")
-    if many:
+    if beside:
         figure.legend(handles=max((left.lines, right.lines), key=len), fontsize=8, loc="outside right center")
     bands = "" if many else ", bands from lowest to highest"
     figure.suptitle(title + (f"; mean of {count} seeds{bands}" if count > 1 else ""))

@@ -7,7 +7,7 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from dstee._console import UsageError
 from dstee._lookup import did_you_mean
@@ -16,15 +16,32 @@ from dstee.experiments.row import Row
 from dstee.experiments.statistics import seed_list
 from dstee.experiments.tables import setting_text
 
-__all__ = ["choose", "only"]
+__all__ = ["Selectable", "choose", "only"]
 
 VALIDATION = "validation"
 """The score of data held out from training, which alone may decide between settings."""
 
 
-def only(rows: Sequence[Row], conditions: Sequence[str]) -> list[Row]:
+class Selectable(Protocol):
+    """Something of one training: a row, or what else was measured in it."""
+
+    @property
+    def method(self) -> str: ...
+    @property
+    def label(self) -> str: ...
+    @property
+    def seed(self) -> int: ...
+    def setting(self, name: str) -> Any: ...
+    def setting_names(self) -> tuple[str, ...]: ...
+
+
+_NAMES = ("method", "label", "seed")
+T = TypeVar("T", bound=Selectable)
+
+
+def only(rows: Sequence[T], conditions: Sequence[str]) -> list[T]:
     """The rows for which each of ``conditions``, as ``data=mnist`` or ``c=0.1,0.01``, holds; a row without such a setting
-    (dense has no c) stays. ``method`` and ``label`` may be named as well.
+    (dense has no c) stays. ``method``, ``label`` and ``seed`` may be named as well.
 
     Raises:
         UsageError: a name or value that no row has; nothing is left.
@@ -33,10 +50,10 @@ def only(rows: Sequence[Row], conditions: Sequence[str]) -> list[Row]:
         name, equals, text = condition.partition("=")
         if not equals or not name or not text:
             raise UsageError(f"--only takes SETTING=VALUE or SETTING=VALUE,VALUE, got {condition!r}")
-        known = list(dict.fromkeys(["method", "label", *(n for row in rows for n in row.setting_names())]))
+        known = list(dict.fromkeys([*_NAMES, *(n for row in rows for n in row.setting_names())]))
         if name not in known:
             raise UsageError(f"--only: no run has a setting {name!r}{did_you_mean(name, known)}")
-        held = [(row, getattr(row, name) if name in ("method", "label") else row.setting(name)) for row in rows]
+        held = [(row, getattr(row, name) if name in _NAMES else row.setting(name)) for row in rows]
         there = list(dict.fromkeys(_text(value) for _, value in held if value is not None))
         wanted = [text] if text in there else text.split(",")
         for value in wanted:

@@ -15,7 +15,7 @@ from dstee.experiments.results_file import as_epoch, as_update, parse_rows
 from dstee.experiments.row import Epoch, Outcome, Row, Update, as_outcome, known_method, label_of, own_settings
 from dstee.experiments.run_folder import read_manifest
 
-__all__ = ["Row", "read_rows"]
+__all__ = ["Row", "read_rows", "run_folders"]
 
 _MAX_DEPTH = 3
 _MAX_FOLDERS = 100_000
@@ -97,7 +97,7 @@ def _rows_of(path: Path, warn: Callable[[str], None], curves: bool) -> list[Row]
             raise UsageError(f"{path} has no results yet (no results.json): dstee train --resume --out {path} finishes it")
         return _rows_of_run(path, warn, curves)
     rows, unfinished = [], []
-    for folder in _run_folders(path, warn):
+    for folder in run_folders(path, warn):
         if (folder / "results.json").exists():
             rows += _rows_of_run(folder, warn, curves)
         else:
@@ -110,7 +110,7 @@ def _rows_of(path: Path, warn: Callable[[str], None], curves: bool) -> list[Row]
     return rows
 
 
-def _run_folders(top: Path, warn: Callable[[str], None]) -> list[Path]:
+def run_folders(top: Path, warn: Callable[[str], None]) -> list[Path]:
     """Folders with a config.json below ``top``, in the order of their names; nothing is looked for inside them."""
     found: list[Path] = []
     level, seen = [top], 0

@@ -120,13 +120,13 @@ def test_a_resumed_run_ends_with_the_same_files_and_the_run_without_them(tmp_pat
 
 def test_measurements_are_read_back(tmp_path):
     run(make_config(compare="rigl,dst-ee", seeds=2, **AT), tmp_path / "run")
-    found = read_measurements(tmp_path / "run")
+    found = read_measurements([tmp_path / "run"])
     assert sorted((m.method, m.seed, m.step) for m in found) == [
         (method, seed, step) for method in ("dst-ee", "rigl") for seed in (0, 1) for step in (4, 10)
     ]
     file = tmp_path / "all.json"
     file.write_bytes(ignored.dump_measurements(found))
-    assert read_measurements(file) == found and found[0].settings["every"] == 2
+    assert read_measurements([file]) == found and found[0].settings["every"] == 2
     json.loads(file.read_text())
 
 
@@ -159,7 +159,7 @@ def test_a_file_that_is_none_is_refused(tmp_path, edit, text):
     file = tmp_path / "bad.json"
     file.write_text(json.dumps(held))
     with pytest.raises(UsageError, match=text):
-        read_measurements(file)
+        read_measurements([file])
 
 
 def test_a_branch_that_diverges_is_said_and_left_out(monkeypatch):
