@@ -194,7 +194,7 @@ def read_measurements(paths: Iterable[Path]) -> list[Measurement]:
 
 
 def _files_in(path: Path) -> list[Path]:
-    runs = [path] if (path / "config.json").exists() else run_folders(path, lambda text: None)
+    runs = [path] if (path / "config.json").exists() else [path, *run_folders(path, lambda text: None)]
     files = sorted(file for run in runs for file in run.glob("*/ignored-*.json") if _FILE.fullmatch(file.name))
     if not files:
         raise UsageError(f"{path} has no measurement of Fig. 1: dstee train --ignored-at STEP makes them, at mask updates")
