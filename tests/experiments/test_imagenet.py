@@ -122,6 +122,20 @@ def test_threads_and_announcements_change_no_bit(folder):
         assert torch.equal(x, z) and torch.equal(y, w)
 
 
+def test_processes_read_what_they_judge(folder):
+    images = load(folder)
+    everything = list(images.batches_of("test", 1))
+    (folder / "val" / "n02" / "0.JPEG").write_bytes(b"damaged")
+    for first, expected in ((0, everything[::2]), (1, None)):
+        batches = images.batches_of("test", 1, first, 2)
+        if expected is None:
+            with pytest.raises(UsageError, match=r"n02/0\.JPEG"):
+                list(batches)
+        else:
+            assert all(torch.equal(x, z) for (x, _), (z, _) in zip(batches, expected, strict=True))
+    assert list(images.batches_of("test", 3, 1, 2)) == []
+
+
 def test_parts_are_cut_from_the_ends(folder):
     images = load(folder)
     cut = images.limited(5).held_out(2)

@@ -108,9 +108,9 @@ class ImageFolders(Images):
             if key not in self._coming:
                 self._coming[key] = self._submit("train", key)
 
-    def batches_of(self, part: Part, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches_of(self, part: Part, size: int, first: int = 0, every: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
         ahead: list[tuple[Tensor, _Batch]] = []
-        for indices in torch.arange(self.size(part)).split(min(size, _TEST_BATCH)):
+        for indices in torch.arange(self.size(part)).split(min(size, _TEST_BATCH))[first::every]:
             ahead.append((indices, self._submit(part, _key(indices, None))))
             if len(ahead) == 2:
                 yield self._test_batch(part, *ahead.pop(0))

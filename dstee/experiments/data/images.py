@@ -61,8 +61,9 @@ class Images(ABC):
         """
 
     @abstractmethod
-    def batches_of(self, part: Part, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """All of a part in order, ``size`` or less at a time, as :meth:`fetch` gives them."""
+    def batches_of(self, part: Part, size: int, first: int = 0, every: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
+        """A part in order, ``size`` or less at a time, as :meth:`fetch` gives them; of these batches every ``every``-th from
+        the ``first`` on, as one of several processes needs them."""
 
     @abstractmethod
     def limited(self: I, count: int) -> I:
@@ -141,10 +142,10 @@ class Dataset(Images):
         x = self._standard(self.x_train[indices])
         return (x if noise is None else _augmented(x, noise, self.pad)), self.y_train[indices]
 
-    def batches_of(self, part: Part, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches_of(self, part: Part, size: int, first: int = 0, every: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
         x, y = getattr(self, f"x_{part}"), getattr(self, f"y_{part}")
         if y is not None:
-            for some, labels in zip(x.split(size), y.split(size), strict=True):
+            for some, labels in zip(x.split(size)[first::every], y.split(size)[first::every], strict=True):
                 yield self._standard(some), labels
 
     def _standard(self, x: Tensor) -> Tensor:

@@ -81,9 +81,7 @@ class Classification(Task):
         self.model.eval()
         hits = torch.zeros((), dtype=torch.int64, device=self.device)
         with self._precision():
-            for i, (x, y) in enumerate(self.data.batches_of(part, _TEST_BATCH)):
-                if i % processes.count() != processes.rank():
-                    continue
+            for x, y in self.data.batches_of(part, _TEST_BATCH, processes.rank(), processes.count()):
                 hits += (self.model(x.to(self.device)).argmax(1) == y.to(self.device)).sum()
         self.model.train()
         return int(processes.total(hits)) / self.data.size(part)
