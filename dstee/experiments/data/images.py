@@ -139,7 +139,7 @@ class Dataset(Images):
 
     def fetch(self, indices: Tensor, noise: int | None = None) -> tuple[Tensor, Tensor]:
         indices = indices.to(self.x_train.device)
-        x = self._standard(self.x_train[indices])
+        x = self._standard(self.x_train.index_select(0, indices))
         return (x if noise is None else _augmented(x, noise, self.pad)), self.y_train[indices]
 
     def batches_of(self, part: Part, size: int, first: int = 0, every: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
