@@ -128,12 +128,12 @@ class ManySeeds:
 
     def _losses(self, t: int) -> list[float]:
         """Of all on their next batches, with the gradients; of those that have ended something without meaning."""
+        any_batch = torch.zeros(self.config.batch_size, dtype=torch.int64)
         indices = []
         for trial, task in zip(self.trials, self.tasks, strict=True):
             if trial.diverged_at is None:
                 trial.set_lr()
-                self._last = task.order.next()
-            indices.append(self._last)
+            indices.append(task.order.next() if trial.diverged_at is None else any_batch)
         if self.config.augment:
             parts = [task.fetch(some, task.noise(t)) for task, some in zip(self.tasks, indices, strict=True)]
             x, y = (torch.cat(some) for some in zip(*parts, strict=True))

@@ -201,21 +201,21 @@ def test_a_seed_that_diverges_ends_alone_and_that_is_kept(tmp_path):
     for t in range(healthy.total):
         if t == 8:
             with torch.no_grad():
-                hurt.trials[1].model.get_parameter("output.bias").fill_(torch.inf)
+                hurt.trials[0].model.get_parameter("output.bias").fill_(torch.inf)
         healthy.step()
         hurt.step()
         if t == 11:
             checkpoint.save(tmp_path / "a", hurt.saved())
-    assert [trial.diverged_at for trial in hurt.trials] == [None, 9, None] and hurt.trials[1].step_number == 8
-    assert [r.accuracy is None for r in hurt.results()] == [False, True, False]
-    for s in (0, 2):
+    assert [trial.diverged_at for trial in hurt.trials] == [9, None, None] and hurt.trials[0].step_number == 8
+    assert [r.accuracy is None for r in hurt.results()] == [True, False, False]
+    for s in (1, 2):
         assert checkpoint.digest(hurt.trials[s].state()) == checkpoint.digest(healthy.trials[s].state())
     again = ManySeeds.of(config, "dst-ee", SEEDS, DATA)
     again.restore(tmp_path / "a", checkpoint.load(tmp_path / "a"))
     while not again.is_done:
         again.step()
     assert [r.digest for r in again.results()] == [r.digest for r in hurt.results()]
-    assert [r.diverged_at for r in again.results()] == [None, 9, None]
+    assert [r.diverged_at for r in again.results()] == [9, None, None]
 
 
 def test_all_that_diverge_end_the_run_and_each_says_so(tmp_path):
@@ -323,7 +323,7 @@ def test_a_checkpoint_of_something_else_is_refused(tmp_path, what):
 # --- refusals ------------------------------------------------------------------------------------------------------------
 
 
-def conv():
+def with_tanh():
     return nn.Sequential(nn.Flatten(), nn.Linear(12, 9), nn.Tanh(), nn.Linear(9, 10))
 
 
@@ -333,7 +333,7 @@ def conv():
         ({"optimizer": "adam"}, (0,), "optimizer=sgd, got adam"),
         ({"precision": "bfloat16"}, (0,), "precision=float32, got bfloat16"),
         ({"method": "str"}, (0,), "^str computes its weights from others"),
-        ({"model": "experiments.test_many_seeds:conv"}, (0,), "alone, but 2 is a Tanh"),
+        ({"model": "experiments.test_many_seeds:with_tanh"}, (0,), "alone, but 2 is a Tanh"),
         ({}, (1, 2, 1), "a seed is given twice: 1, 2, 1"),
         ({}, (), "no seeds"),
     ],
