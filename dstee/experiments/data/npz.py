@@ -118,7 +118,10 @@ def _read(archive: zipfile.ZipFile, key: str, wanted: Array, sizes: dict[str, in
         raise ValueError(f"array {key} has {wanted.values} that are not finite")
     low, high = (-math.inf if wanted.low is None else wanted.low), (math.inf if wanted.high is None else wanted.high)
     if array.size and (array.min() < low or array.max() > high):
-        raise ValueError(f"array {key} has {wanted.values} outside {wanted.low}..{wanted.high}")
+        limits = (
+            f"below {low:g}" if high == math.inf else f"above {high:g}" if low == -math.inf else f"outside {low:g}..{high:g}"
+        )
+        raise ValueError(f"array {key} has {wanted.values} {limits}")
     return array
 
 
