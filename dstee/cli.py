@@ -119,12 +119,23 @@ def _help(field: dataclasses.Field[object]) -> str:
     from dstee.experiments.data import DATA_SETS
 
     text = setting(field).text.replace("%", "%%")
-    if field.default in (False, (), "") or "default" in text:
+    if "default" in text:
         return text
-    by_data = {name: source.settings[field.name] for name, source in DATA_SETS.items() if field.name in source.settings}
-    shown = {name: ",".join(map(str, value)) if isinstance(value, tuple) else value for name, value in by_data.items()}
-    default = ", ".join(f"{value} for {name}" for name, value in shown.items()) or field.default
+    by_value: dict[str, list[str]] = {}
+    for name, source in DATA_SETS.items():
+        if (value := source.settings.get(field.name, field.default)) != field.default:
+            by_value.setdefault(_shown(value), []).append(name)
+    if not by_value and field.default in (False, (), ""):
+        return text
+    parts = [f"{value} for {', '.join(names)}" for value, names in by_value.items()]
+    default = "; ".join([*parts, f"else {_shown(field.default)}" if parts else _shown(field.default)])
     return f"{text} (default: {default})"
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _given(args: argparse.Namespace) -> dict[str, object]:

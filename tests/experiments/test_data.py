@@ -111,3 +111,13 @@ def test_all_wrong_settings_are_named_at_once():
         "nesterov",
     ):
         assert part in str(caught.value)
+
+
+def test_the_help_says_which_data_have_other_defaults(capsys):
+    """Data of one's own have the general ones, which come last."""
+    with pytest.raises(SystemExit):
+        cli.main(["train", "--help"])
+    told = " ".join(capsys.readouterr().out.split())
+    assert "strided-cnn for cifar10-jpeg, cifar10, cifar100; resnet50 for imagenet;" in told and "else mlp)" in told
+    assert "on for cifar10-jpeg, cifar10, cifar100, imagenet; else off)" in told and "(default: 5 for imagenet; else 0)" in told
+    assert Config.resolve({"data": "math:sqrt"}).epochs == 60 and "50 for wiki_vote, ia_email_eu, email_enron; else 60)" in told
