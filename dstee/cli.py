@@ -95,6 +95,8 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
         options: dict[str, Any] = {"dest": field.name, "default": argparse.SUPPRESS, "help": _help(field)}
         if field.name == "compare":
             options |= {"nargs": "?", "const": True, "metavar": "all|KEY,KEY"}
+        elif field.name == "log":
+            options |= {"action": "append", "metavar": "tensorboard|wandb"}
         elif field.name == "method_settings":
             flag = "--set"
             options |= {"action": "append", "metavar": "NAME=VALUE"}

@@ -16,6 +16,7 @@ from dstee._files import parse_json
 from dstee.experiments import data, ignored, plot, processes
 from dstee.experiments.config import Config
 from dstee.experiments.info import versions
+from dstee.experiments.loggers import check_installed
 from dstee.experiments.method_settings import parse_pairs
 from dstee.experiments.progress import Progress, Silent, config_lines, results_table
 from dstee.experiments.records import write_results
@@ -132,6 +133,7 @@ def check(config: Config, dataset: Any) -> None:
         training = make_training(config, method, seeds, dataset)
         growth |= ignored.growth_steps(training.trials[0])
     ignored.check(config, growth, training.total)
+    check_installed(config.log.split(",") if config.log else [])
 
 
 def train(

@@ -34,6 +34,9 @@ DENSE = "dense"
 """The training without a mask, beside the methods of :mod:`dstee.methods`."""
 COMPARED = (DENSE, "static", "set", "rigl", "dst-ee")
 
+LOGS = ("tensorboard", "wandb")
+"""Where a training can be logged beside its own files; :mod:`dstee.experiments.loggers` does it."""
+
 T = TypeVar("T")
 Limit = tuple[str, Callable[[T], bool]]
 
@@ -177,6 +180,8 @@ class Config:
     ignored_steps: int = _field("run", "steps after such an update at which to look what is important", 100, _at_least(1),
                                 free=True)  # fmt: skip
 
+    log: str = _field("run", "log to tensorboard or wandb too; as often as needed", "", free=True)
+
     @staticmethod
     def resolve(given: Mapping[str, object]) -> Config:
         """The configuration from whatever ``given`` names, the rest from the defaults.
@@ -301,10 +306,22 @@ def _checked_model(value: object) -> object:
     return value
 
 
+def _checked_log(value: object) -> object:
+    """Names with commas; of the command line a list of them."""
+    names = value.split(",") if isinstance(value, str) and value else value or []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UsageError(f"log must be one of {', '.join(LOGS)}, or some with commas, got {value!r}")
+    for name in names:
+        if name not in LOGS:
+            raise UsageError(f"log: unknown {name!r}{did_you_mean(name, LOGS)}, expected {' or '.join(LOGS)}")
+    return ",".join(dict.fromkeys(names))
+
+
 _CHECKS: dict[str, Callable[[object], object]] = {
     "compare": _checked_comparison,
     "method_settings": _checked_settings,
     "model": _checked_model,
+    "log": _checked_log,
 }
 
 

@@ -29,6 +29,9 @@ class Progress:
     LINES = 8
     """Lines per training without a terminal, when it is the only one; a comparison prints one each."""
 
+    NARROW = 90
+    """Columns of a terminal below which there is a percentage instead of a bar."""
+
     def __init__(self, config: Config, warn: Callable[[str], None]):
         self.console = make_console(sys.stderr)
         self.count, self.index = len(config.trainings()), 0
@@ -40,15 +43,15 @@ class Progress:
 
     def __enter__(self) -> Progress:
         if self.console.is_terminal:
-            from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+            from rich.progress import BarColumn, ProgressColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
             from rich.progress import Progress as Bar
+            from rich.table import Column
 
-            columns = (
-                TextColumn("{task.description}"),
-                BarColumn(None),
-                TextColumn("{task.fields[state]}"),
-                TimeRemainingColumn(),
-            )
+            title = TextColumn("{task.description}", table_column=Column(no_wrap=True, min_width=self._width + 7))
+            state = TextColumn("{task.fields[state]}", table_column=Column(no_wrap=True, overflow="ellipsis"))
+            columns: tuple[ProgressColumn, ...] = (title, BarColumn(None), state, TimeRemainingColumn())
+            if self.console.width < self.NARROW:  # what names the training must stay, the bar need not
+                columns = (title, TaskProgressColumn(table_column=Column(no_wrap=True, min_width=4)), state)
             self._bar = Bar(*columns, console=self.console)
             self._bar.start()
         return self

@@ -4,6 +4,7 @@ config.json                        what was asked for; its presence makes the fo
 <method>-seed<n>/metrics.jsonl     one JSON object per line: updates, epochs
 <method>-seed<n>/checkpoint-*.dst  the last whole states
 <method>-seed<n>/masks-*.dst       the masks after each update, where they are to be kept
+<method>-seed<n>/wandb.json  events.out.tfevents.*   of loggers, where they are asked for
 <method>-seed<n>/ignored-*.json    what an update ignored, where that is to be measured
 <method>-seeds<a>-<b>/             those of seeds that train at once
 results.json  curves.png           written at the end
@@ -37,6 +38,7 @@ PAUSE = 0.5
 
 _TRIAL = re.compile(r"[a-z0-9_-]{1,40}-(seed[0-9]{1,10}|seeds[0-9]{1,10}-[0-9]{1,10})")
 _FILES = r"config\.json|results\.json|curves\.png|metrics\.jsonl|(?:checkpoint|masks)-[0-9]{10}\.dst|ignored-[0-9]{10}\.json"
+_FILES += r"|wandb\.json|events\.out\.tfevents\.[\w.-]+"
 _OURS = re.compile(_FILES + r"|\.lock|\.[\w.-]+\.tmp")
 _MAX_MANIFEST = 1 << 20
 _KEYS = {"format": str, "version": int, "dstee": str, "torch": str, "identity": dict, "data_digest": str, "config": dict}

@@ -18,6 +18,7 @@ from dstee.experiments import ignored, processes
 from dstee.experiments.checkpoint import CheckpointFolder
 from dstee.experiments.config import Config
 from dstee.experiments.kept_masks import save_masks
+from dstee.experiments.loggers import Loggers
 from dstee.experiments.records import MetricsLog, MetricsLogs, Record, Result
 from dstee.experiments.run_folder import WriteRetries, refuse_link
 from dstee.experiments.training import Training, make_training
@@ -108,14 +109,20 @@ def run_trials(
             after_step(done)
 
     with _threads(config.threads), _deterministic(config.device), _Signals() as signals:
+        loggers = Loggers(config.log.split(",") if config.log and processes.rank() == 0 else [], reporter.warn)
         for method, seeds in config.trainings():
             training = make_training(config, method, seeds, data)
-            _train(training, folder, reporter, signals, count)
+            try:
+                _train(training, folder, reporter, loggers, signals, count)
+            finally:
+                loggers.finish()
             results += [trial.result() for trial in training.trials]
     return sorted(results, key=lambda result: config.trials().index((result.method, result.seed)))
 
 
-def _train(training: Training, run: Path, reporter: Reporter, signals: _Signals, count: Callable[[int], None]) -> None:
+def _train(
+    training: Training, run: Path, reporter: Reporter, loggers: Loggers, signals: _Signals, count: Callable[[int], None]
+) -> None:
     trials, folder, first = training.trials, run / training.name, processes.rank() == 0
     config, device = trials[0].config, trials[0].task.device
     folders = {trial.name: run / trial.name for trial in trials}
@@ -153,6 +160,8 @@ def _train(training: Training, run: Path, reporter: Reporter, signals: _Signals,
                 if measured is not None and first:
                     saving.until_done(partial(ignored.save, folders[trial.name], measured))
 
+    if not training.is_done:
+        loggers.start(training, run)
     reporter.start(training)
     if training.step_number == 0:
         observe([])
@@ -169,6 +178,7 @@ def _train(training: Training, run: Path, reporter: Reporter, signals: _Signals,
         told = _tell_of_divergence(trials, told, reporter)
         if records:
             logging.attempt(partial(log.flush, *records))
+            loggers.log(records)
         observe(records)
         reporter.advance(training, loss)
         due = training.step_number % config.checkpoint_every == 0

@@ -31,7 +31,7 @@ def verify_resume(config: Config, data_dir: str | None, out: Path | None) -> int
     steps = Trial(config, DENSE, config.seed, dataset).total
     every = min(config.checkpoint_every, max(1, steps // 8))
     kill = _kill_step(steps, len(config.trials()), every)
-    config = dataclasses.replace(config, checkpoint_every=every)
+    config = dataclasses.replace(config, checkpoint_every=every, log="")
     with tempfile.TemporaryDirectory(prefix="dstee-verify-") as temporary:
         base = out or Path(temporary)
         print(f"straight: {len(config.trials())} x {steps} steps")
