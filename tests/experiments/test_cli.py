@@ -15,6 +15,7 @@ from support.command_server import TINY, digests
 
 from dstee import _files, cli
 from dstee.experiments import checkpoint, info, plot, run_folder
+from dstee.experiments.config import COMPARED
 
 pytestmark = pytest.mark.usefixtures("quiet_place")
 
@@ -124,7 +125,7 @@ def test_plot_draws_again_from_the_lines_alone(compared, capsys, tmp_path):
 def test_curves_that_are_drawn_are_those_in_the_file(compared):
     out, *_ = compared
     _, curves = plot.read_run(out)
-    assert set(curves) == set(plot._STYLES)
+    assert set(curves) == set(COMPARED)
     records = [json.loads(line) for line in (out / "rigl-seed1" / "metrics.jsonl").read_text().splitlines()]
     assert curves["rigl"].updates[1] == [(r["step"], r["exploration"]) for r in records if r["kind"] == "update"]
     assert curves["rigl"].epochs[1] == [(r["epoch"], r["accuracy"]) for r in records if r["kind"] == "epoch"]
