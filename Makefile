@@ -26,7 +26,7 @@ demo: .venv/built
 	$(BIN)/dstee train --data digits --compare --out runs/demo --overwrite
 
 test: .venv/built
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 test-ranks: .venv/built
 	$(BIN)/python -m pytest -m "ranks and not slow" tests/distributed tests/bench tests/test_examples.py

@@ -20,6 +20,7 @@ from pathlib import Path
 from types import ModuleType
 
 import torch
+from filelock import FileLock
 
 HERE = Path(__file__).resolve().parent
 CSRC = HERE.parents[1] / "csrc"
@@ -94,12 +95,13 @@ def build(variant: Variant) -> Path:
     harness += sorted(EXECUTOR.glob("*.cpp")) if variant.ptx else []
     STORE.mkdir(exist_ok=True)
     (STORE / ".gitignore").write_text("*\n")
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        objects = list(pool.map(lambda source: _compile(source, variant), kernels + harness))
-    link = [*map(str, objects), "-L", str(_torch() / "lib"), "-ltorch_cpu", "-lc10"]  # which are in the process already
-    library = STORE / f"{MODULE}_{variant.name}-{_digest(part.encode() for part in link)}.so"
-    if not library.exists():
-        _run([*_compiler(), "-shared", *link, "-o"], library)
+    with FileLock(STORE / ".lock"):  # tests in several processes compile once
+        with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+            objects = list(pool.map(lambda source: _compile(source, variant), kernels + harness))
+        link = [*map(str, objects), "-L", str(_torch() / "lib"), "-ltorch_cpu", "-lc10"]  # which are in the process already
+        library = STORE / f"{MODULE}_{variant.name}-{_digest(part.encode() for part in link)}.so"
+        if not library.exists():
+            _run([*_compiler(), "-shared", *link, "-o"], library)
     return library
 
 
