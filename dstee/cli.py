@@ -184,6 +184,18 @@ def _sweep(args: argparse.Namespace) -> int:
     return sweep_from_options(args)
 
 
+def _add_reproduce(parser: argparse.ArgumentParser) -> None:
+    from dstee.experiments.reproduce_options import add_options
+
+    add_options(parser)
+
+
+def _reproduce(args: argparse.Namespace) -> int:
+    from dstee.experiments.reproduce import reproduce
+
+    return reproduce(args)
+
+
 def _info(args: argparse.Namespace) -> int:
     from dstee.experiments.info import info
 
@@ -269,6 +281,7 @@ _COMMANDS = {
     "verify-resume": _Command("prove that a killed and resumed training ends with the same bits", _verify, _add_settings),
     "verify-theory": _Command("in which rounds the paper's Propositions 1 and 2 hold", _verify_theory, _add_theory),
     "sweep": _Command("make all trainings of a grid file: methods x settings x seeds", _sweep, _add_sweep),
+    "reproduce": _Command("make a table or figure of the paper, from its trainings on", _reproduce, _add_reproduce),
     "info": _Command("versions, build, and which backend can run where", _info),
     "plot": _Command("draw the curves of runs again", _plot, _add_plot),
     "figure": _Command("draw the paper's figures of runs", _figure, _add_figure),

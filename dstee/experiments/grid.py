@@ -15,6 +15,10 @@
     label = "SNFS, slow momentum"
     method = "snfs"
     method_settings = {beta = 0.99}
+
+    [[skip]]                     # leave out what has one of the values of every list
+    method = ["rigl"]
+    sparsity = [0.95]
 """
 
 from __future__ import annotations
@@ -39,7 +43,7 @@ __all__ = ["Grid", "GridRun", "parse_grid", "read_grid"]
 _MAX_FILE = 1 << 20
 _MAX_RUNS = 100_000
 _MAX_NAME = 150
-_TABLES = ("seeds", "settings", "grid", "variant", "differs")
+_TABLES = ("seeds", "settings", "grid", "variant", "skip", "differs")
 _FIELDS = {f.name: f for f in dataclasses.fields(Config)}
 _ELSEWHERE = {
     "compare": "list the methods in [grid] method",
@@ -88,10 +92,10 @@ def parse_grid(text: bytes, source: str, more: Mapping[str, object] | None = Non
     """
     try:
         held = _parse_toml(text)
-        settings, crossed, variants, seeds, differs = _checked_tables(held)
+        settings, crossed, variants, skips, seeds, differs = _checked_tables(held)
         settings = {**settings, **(more or {})}
         crossed = {name: values for name, values in crossed.items() if name not in (more or {})}
-        return Grid(tuple(_runs(settings, crossed, variants, seeds)), differs, text)
+        return Grid(tuple(_runs(settings, crossed, variants, skips, seeds)), differs, text)
     except UsageError as error:
         raise UsageError(f"{source}: {error}") from error
 
@@ -112,7 +116,7 @@ def _parse_toml(text: bytes) -> dict[str, Any]:
 
 def _checked_tables(
     held: Mapping[str, Any],
-) -> tuple[dict[str, Any], dict[str, list[Any]], list[dict[str, Any]], list[int], tuple[str, ...]]:
+) -> tuple[dict[str, Any], dict[str, list[Any]], list[dict[str, Any]], list[dict[str, list[Any]]], list[int], tuple[str, ...]]:
     for name in held:
         if name not in _TABLES:
             raise UsageError(f"unknown entry {name!r}{did_you_mean(name, _TABLES)}, expected {', '.join(_TABLES)}")
@@ -128,18 +132,27 @@ def _checked_tables(
     seeds = _seeds(places[given[0]]["seeds"]) if given else [0]
     settings.pop("seeds", None)
     crossed.pop("seeds", None)
-    variants = held.get("variant", [])
-    if not isinstance(variants, list) or not all(isinstance(one, dict) for one in variants):
-        raise UsageError("variants are tables of their own, under [[variant]]")
-    for where, table in (("[settings]", settings), ("[grid]", crossed), *(("[[variant]]", one) for one in variants)):
-        _refuse_names(where, table)
-    for name, values in crossed.items():
-        if not isinstance(values, list) or not values:
-            raise UsageError(f"[grid] {name} must be a list of values, got {values!r}: single ones belong in [settings]")
+    variants, skips = _many(held, "variant"), _many(held, "skip")
+    _refuse_names("[settings]", settings)
+    for where, one in (("[grid]", crossed), *(("[[skip]]", one) for one in skips)):
+        _refuse_names(where, one)
+        for name, values in one.items():
+            if not isinstance(values, list) or not values:
+                hint = ": single ones belong in [settings]" if where == "[grid]" else ""
+                raise UsageError(f"{where} {name} must be a list of values, got {values!r}{hint}")
+    for one in variants:
+        _refuse_names("[[variant]]", one)
     differs = held.get("differs", [])
     if not isinstance(differs, list) or not all(isinstance(one, str) for one in differs):
         raise UsageError("differs must be a list of texts")
-    return settings, crossed, variants, seeds, tuple(differs)
+    return settings, crossed, variants, skips, seeds, tuple(differs)
+
+
+def _many(held: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
+    tables = held.get(name, [])
+    if not isinstance(tables, list) or not all(isinstance(one, dict) and one for one in tables):
+        raise UsageError(f"{name} must be tables of their own, each under [[{name}]]")
+    return tables
 
 
 def _seeds(value: object) -> list[int]:
@@ -159,8 +172,9 @@ def _refuse_names(where: str, table: Mapping[str, object]) -> None:
 
 
 def _runs(
-    settings: Mapping[str, Any], crossed: dict[str, list[Any]], variants: Sequence[Mapping[str, Any]], seeds: Sequence[int]
-) -> Iterable[GridRun]:
+    settings: Mapping[str, Any], crossed: dict[str, list[Any]], variants: Sequence[Mapping[str, Any]],
+    skips: Sequence[Mapping[str, list[Any]]], seeds: Sequence[int],
+) -> Iterable[GridRun]:  # fmt: skip
     """Seed by seed, so that what is finished early can be compared."""
     entries: list[Mapping[str, Any]] = [{"method": method} for method in crossed.pop("method", [])]
     entries += variants
@@ -173,8 +187,11 @@ def _runs(
         raise UsageError(f"it has more than {_MAX_RUNS} trainings")
     for groups in _groups(settings, seeds):
         for entry, cell in itertools.product(entries, combinations):
+            values = _merged(settings, cell, entry)
+            if _is_skipped(values, skips):
+                continue
             try:
-                run = _run(_merged(settings, cell, entry), crossed, groups, used)
+                run = _run(values, crossed, groups, used)
             except UsageError as error:
                 wrong[str(error)] = None
                 continue
@@ -184,6 +201,8 @@ def _runs(
         shown = list(wrong)[:3]
         more = f" (and {len(wrong) - len(shown)} more)" if len(wrong) > len(shown) else ""
         raise UsageError("; ".join(shown) + more)
+    if not found:
+        raise UsageError("it makes no training: [[skip]] leaves all of them out")
     if idle := [name for name in crossed if name not in used]:
         raise UsageError(f"[grid] {idle[0]} concerns none of the methods that are trained")
     return found.values()
@@ -207,6 +226,10 @@ def _merged(*levels: Mapping[str, Any]) -> dict[str, Any]:
                 values.pop(other, None)
         values |= level
     return values
+
+
+def _is_skipped(values: Mapping[str, Any], skips: Sequence[Mapping[str, list[Any]]]) -> bool:
+    return any(all(values.get(name, _FIELDS[name].default) in wanted for name, wanted in skip.items()) for skip in skips)
 
 
 def _run(values: dict[str, Any], crossed: Iterable[str], seeds: Sequence[int], used: set[str]) -> GridRun:

@@ -13,15 +13,15 @@ from typing import Any
 
 from dstee._console import Interrupted, UsageError, complain, make_console
 from dstee._files import write_atomic
-from dstee.experiments.grid import Grid, read_grid
+from dstee.experiments.grid import Grid, GridRun, read_grid
 from dstee.experiments.run_folder import hold_folder, refuse_link
-from dstee.experiments.sweep_check import PlannedRun, check_folders, check_trainings
+from dstee.experiments.sweep_check import PlannedRun, check_folders, check_trainings, load_all
 from dstee.experiments.sweep_options import SweepOptions, options_of
 from dstee.experiments.sweep_progress import SweepProgress, duration
 from dstee.experiments.train import _Signals
 from dstee.experiments.workers import Worker, Workers
 
-__all__ = ["run_sweep", "sweep_from_options"]
+__all__ = ["gpus_of", "jobs_of", "run_sweep", "sweep_from_options"]
 
 _POLL = 0.25
 _warn = partial(complain, "warning")
@@ -33,8 +33,8 @@ def sweep_from_options(args: argparse.Namespace) -> int:
     return run_sweep(read_grid(args.grid, more), options_of(args))
 
 
-def run_sweep(grid: Grid, options: SweepOptions) -> int:
-    """Makes the runs that are not finished; 0, or 1 where some failed.
+def run_sweep(grid: Grid, options: SweepOptions, loaded: Mapping[str, Any] | None = None) -> int:
+    """Makes the runs that are not finished; 0, or 1 where some failed. ``loaded``: the data, where they have been read before.
 
     Raises:
         UsageError: before a run begins. Interrupted: after SIGINT or SIGTERM, with all states saved.
@@ -46,7 +46,7 @@ def run_sweep(grid: Grid, options: SweepOptions) -> int:
     refuse_link(out)
     if (out / "config.json").exists():
         raise UsageError(f"{out} is the folder of a run (dstee train): choose another --out for a sweep")
-    planned = check_trainings(grid.runs, out, options.data_dir)
+    planned = check_trainings(grid.runs, out, load_all(grid.runs, options.data_dir) if loaded is None else loaded)
     if options.dry_run:
         planned = check_folders(planned, _warn)
         width = max(len(one.run.name) for one in planned)
@@ -74,9 +74,13 @@ def _overview(planned: Sequence[PlannedRun]) -> str:
     return f"{len(planned)} runs: {', '.join(shown)}"
 
 
-def _gpus(planned: Sequence[PlannedRun], given: tuple[str, ...] | None) -> list[str]:
-    """CUDA_VISIBLE_DEVICES of the workers; none where nothing is trained on a GPU."""
-    if not any(one.run.config.device == "cuda" for one in planned):
+def gpus_of(runs: Sequence[GridRun], given: tuple[str, ...] | None) -> list[str]:
+    """CUDA_VISIBLE_DEVICES of the workers; none where nothing is trained on a GPU.
+
+    Raises:
+        UsageError: there are not those that were given.
+    """
+    if not any(run.config.device == "cuda" for run in runs):
         if given:
             raise UsageError("--gpus is for trainings on GPUs: pass --device cuda, or device = 'cuda' in [settings]")
         return []
@@ -89,11 +93,12 @@ def _gpus(planned: Sequence[PlannedRun], given: tuple[str, ...] | None) -> list[
     return list(given or here)
 
 
-def _default_jobs(planned: Sequence[PlannedRun], gpus: Sequence[str]) -> int:
-    if gpus:
-        return len(gpus)
+def jobs_of(runs: Sequence[GridRun], options: SweepOptions) -> int:
+    """How many are trained at once."""
+    gpus = gpus_of(runs, options.gpus)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // max(one.run.config.threads for one in planned))
+    default = len(gpus) or max(1, cores // max(run.config.threads for run in runs))
+    return min(options.jobs or default, len(runs))
 
 
 @dataclass
@@ -111,8 +116,8 @@ class _Sweep:
         to_do = [one for one in self.planned if one.state != "finished"]
         if not to_do:
             return {}
-        gpus = _gpus(to_do, self.options.gpus)
-        count = min(self.options.jobs or _default_jobs(to_do, gpus), len(to_do))
+        runs = [one.run for one in to_do]
+        gpus, count = gpus_of(runs, self.options.gpus), jobs_of(runs, self.options)
         self._by_name = {one.run.name: one for one in to_do}
         self._queue = deque(to_do)
         self._progress = SweepProgress(to_do, len(self.planned), count)

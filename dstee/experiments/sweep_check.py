@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +18,7 @@ from dstee.experiments.rows import read_rows
 from dstee.experiments.run_folder import RunFolder, read_manifest, refuse_link
 from dstee.experiments.trial import Trial, task_of
 
-__all__ = ["PlannedRun", "check_folders", "check_trainings"]
+__all__ = ["PlannedRun", "check_folders", "check_trainings", "load_all"]
 
 _SMALL = 1_000_000
 """Weights up to which every setting is tried; those of a larger network cost seconds each, and fail on their own if at all."""
@@ -47,13 +47,29 @@ class PlannedRun:
         return float(self.samples * config.epochs * len(config.trials()))
 
 
-def check_trainings(runs: Iterable[GridRun], out: Path, data_dir: str | None) -> list[PlannedRun]:
-    """Loads the data and makes every distinct network once, so that what cannot be trained is refused before anything begins.
+def load_all(runs: Iterable[GridRun], data_dir: str | None) -> dict[str, Any]:
+    """The data sets of the runs by name, as their sources read them.
 
     Raises:
-        UsageError: data are missing or damaged, or a training cannot be made.
+        UsageError: some are missing or damaged; all of them, in one line.
     """
-    loaded: dict[str, Any] = {}
+    loaded, wrong = {}, []
+    for name in dict.fromkeys(run.config.data for run in runs):
+        try:
+            loaded[name] = data.load(name, data_dir)
+        except UsageError as error:
+            wrong.append(str(error))
+    if wrong:
+        raise UsageError("; ".join(wrong))
+    return loaded
+
+
+def check_trainings(runs: Iterable[GridRun], out: Path, loaded: Mapping[str, Any]) -> list[PlannedRun]:
+    """Makes every distinct network once, of the data that :func:`load_all` has read, so that what cannot be trained is refused before anything begins.
+
+    Raises:
+        UsageError: a training cannot be made.
+    """
     prepared: dict[tuple[object, ...], tuple[str, int, bool]] = {}
     tried: set[tuple[object, ...]] = set()
     planned = []
@@ -63,8 +79,6 @@ def check_trainings(runs: Iterable[GridRun], out: Path, data_dir: str | None) ->
         try:
             if run.config.device == "cuda":
                 _require_cuda()
-            if config.data not in loaded:
-                loaded[config.data] = data.load(config.data, data_dir)
             if key not in prepared or (prepared[key][2] and _of_groups(config) not in tried):
                 dataset = task_of(config).prepare(loaded[config.data], config)
                 if key not in prepared:

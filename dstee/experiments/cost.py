@@ -1,0 +1,88 @@
+"""What a sweep will cost: a few steps of each distinct network, here and now, times their number."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from dstee.experiments.config import DENSE, Config
+from dstee.experiments.grid import GridRun
+from dstee.experiments.sweep_progress import duration
+from dstee.experiments.training import make_training
+from dstee.experiments.trial import task_of
+
+__all__ = ["cost_lines", "seconds_of_an_epoch"]
+
+_LARGE = 1_000_000
+"""Weights from which a step on a CPU is timed with few samples: a whole one takes minutes."""
+_FEW = 8
+_STEPS = 5
+_ENOUGH = 2.0  # seconds
+
+
+def cost_lines(runs: Sequence[GridRun], loaded: Mapping[str, Any], jobs: int) -> list[str]:
+    """A line for each kind of training, and one for all; ``loaded`` are data sets by name, as their sources read them."""
+    kinds: dict[tuple[object, ...], list[GridRun]] = {}
+    for run in runs:
+        config = run.config
+        key = (config.data, config.model, config.hidden, config.batch_size, config.device, config.batch_seeds)
+        kinds.setdefault(key, []).append(run)
+    lines, total = [], 0.0
+    for same in kinds.values():
+        config = same[0].config
+        dataset = task_of(config).prepare(loaded[config.data], config)
+        epoch = seconds_of_an_epoch(config, dataset)
+        seconds = sum(epoch * run.config.epochs * len(run.config.trainings()) for run in same)
+        total += seconds
+        where = "a GPU" if config.device == "cuda" else f"{config.threads} core{'s' * (config.threads > 1)}"
+        together = f", {config.seeds} seeds at once" if config.batch_seeds else ""
+        lines.append(
+            f"cost     {len(same)} runs of {config.model} on {config.data}{together}: about {duration(seconds / len(same))} each on {where}"
+        )
+    unit = "GPU" if runs[0].config.device == "cuda" else "core"
+    lines.append(
+        f"cost     about {_hours(total)} {unit} hours in all, {_hours(total / jobs)} hours with {jobs} at once; "
+        "timed on dense steps just now: updates of masks come on top"
+    )
+    return lines
+
+
+def _hours(seconds: float) -> str:
+    hours = seconds / 3600
+    return f"{hours:.2g}" if hours < 10 else f"{hours:,.0f}"
+
+
+def seconds_of_an_epoch(config: Config, dataset: Any) -> float:
+    """Of all that ``config`` trains at once, as dense networks, with its evaluation at the end."""
+    config = dataclasses.replace(config, method=DENSE, method_settings=(), compare=False, ignored_at=())
+    seeds = config.trainings()[0][1]
+    before = torch.get_num_threads()
+    torch.set_num_threads(config.threads)
+    try:
+        training = make_training(config, DENSE, seeds, dataset)
+        whole = config.device == "cuda" or training.trials[0].maskable <= _LARGE
+        if not whole:
+            training = make_training(
+                dataclasses.replace(config, batch_size=min(_FEW, config.batch_size)), DENSE, seeds, dataset
+            )
+        training.step()  # the first one allocates
+        steps = []
+        while len(steps) < min(_STEPS, training.total - 1) and sum(steps) < _ENOUGH:
+            steps.append(_seconds(training.step))
+        epoch = min(steps) * training.trials[0].task.steps_per_epoch
+        if whole:
+            return epoch + len(seeds) * _seconds(training.trials[0].task.scores)
+        judged = dataset.size("test") + dataset.size("validation")
+        return epoch * (1 + judged / dataset.size("train") / 3)  # forward alone
+    finally:
+        torch.set_num_threads(before)
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    begin = time.perf_counter()
+    call()
+    return time.perf_counter() - begin
