@@ -37,17 +37,18 @@ def cost_lines(runs: Sequence[GridRun], loaded: Mapping[str, Any], jobs: int) ->
         dataset = task_of(config).prepare(loaded[config.data], config)
         epoch = seconds_of_an_epoch(config, dataset)
         seconds = sum(epoch * run.config.epochs * len(run.config.trainings()) for run in same)
-        total += seconds
+        total += seconds * (1 if config.device == "cuda" else config.threads)
         where = "a GPU" if config.device == "cuda" else f"{config.threads} core{'s' * (config.threads > 1)}"
         together = f", {config.seeds} seeds at once" if config.batch_seeds else ""
-        lines.append(
-            f"cost     {len(same)} runs of {config.model} on {config.data}{together}: about {duration(seconds / len(same))} each on {where}"
-        )
-    unit = "GPU" if runs[0].config.device == "cuda" else "core"
-    lines.append(
-        f"cost     about {_hours(total)} {unit} hours in all, {_hours(total / jobs)} hours with {jobs} at once; "
-        "timed on dense steps just now: updates of masks come on top"
-    )
+        what = f"{len(same)} runs of {config.model} on {config.data}{together}"
+        lines.append(f"cost     {what}: about {duration(seconds / len(same))} each on {where}")
+    if runs[0].config.device == "cuda":
+        lines.append(f"cost     about {_hours(total)} GPU hours in all, {_hours(total / jobs)} hours with {jobs} at once")
+    else:
+        threads = max(run.config.threads for run in runs)
+        at_once = f"{_hours(total / jobs / threads)} hours with {jobs} at once on cores of their own"
+        lines.append(f"cost     about {_hours(total)} core hours in all, {at_once}")
+    lines.append("cost     timed just now on a few steps of dense networks; updates of masks come on top")
     return lines
 
 
@@ -66,23 +67,24 @@ def seconds_of_an_epoch(config: Config, dataset: Any) -> float:
         training = make_training(config, DENSE, seeds, dataset)
         whole = config.device == "cuda" or training.trials[0].maskable <= _LARGE
         if not whole:
-            training = make_training(
-                dataclasses.replace(config, batch_size=min(_FEW, config.batch_size)), DENSE, seeds, dataset
-            )
+            few = dataclasses.replace(config, batch_size=min(_FEW, config.batch_size))
+            training = make_training(few, DENSE, seeds, dataset)
         training.step()  # the first one allocates
-        steps = []
+        steps: list[float] = []
         while len(steps) < min(_STEPS, training.total - 1) and sum(steps) < _ENOUGH:
-            steps.append(_seconds(training.step))
+            steps.append(_seconds(config, training.step))
         epoch = min(steps) * training.trials[0].task.steps_per_epoch
         if whole:
-            return epoch + len(seeds) * _seconds(training.trials[0].task.scores)
+            return epoch + len(seeds) * _seconds(config, training.trials[0].task.scores)
         judged = dataset.size("test") + dataset.size("validation")
         return epoch * (1 + judged / dataset.size("train") / 3)  # forward alone
     finally:
         torch.set_num_threads(before)
 
 
-def _seconds(call: Callable[[], object]) -> float:
-    begin = time.perf_counter()
+def _seconds(config: Config, call: Callable[[], object]) -> float:
+    """On a CPU those of a core that does nothing else, over the cores; others may be at work here just now."""
+    clock = time.perf_counter if config.device == "cuda" else time.process_time
+    begin = clock()
     call()
-    return time.perf_counter() - begin
+    return (clock() - begin) / (1 if config.device == "cuda" else config.threads)

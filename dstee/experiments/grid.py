@@ -158,9 +158,10 @@ def _many(held: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
 def _seeds(value: object) -> list[int]:
     if type(value) is int and 1 <= value <= 1000:
         return list(range(value))
-    if isinstance(value, list) and value and all(type(seed) is int for seed in value) and len(set(value)) == len(value):
-        return value
-    raise UsageError(f"seeds must be their number, from 1 to 1000, or a list of different seeds, got {value!r}")
+    if isinstance(value, list) and value and all(type(s) is int and 0 <= s < 1 << 31 for s in value):
+        if len(set(value)) == len(value) <= 1000:
+            return value
+    raise UsageError(f"seeds must be their number, from 1 to 1000, or a list of different seeds in 0..2^31-1, got {value!r}")
 
 
 def _refuse_names(where: str, table: Mapping[str, object]) -> None:
@@ -179,33 +180,41 @@ def _runs(
     entries: list[Mapping[str, Any]] = [{"method": method} for method in crossed.pop("method", [])]
     entries += variants
     entries = entries or [{}]
-    found: dict[str, GridRun] = {}
     wrong: dict[str, None] = {}
     used: set[str] = set()
     combinations = [dict(zip(crossed, values, strict=True)) for values in itertools.product(*crossed.values())]
     if len(entries) * len(combinations) * len(seeds) > _MAX_RUNS:
         raise UsageError(f"it has more than {_MAX_RUNS} trainings")
-    for groups in _groups(settings, seeds):
-        for entry, cell in itertools.product(entries, combinations):
-            values = _merged(settings, cell, entry)
-            if _is_skipped(values, skips):
-                continue
-            try:
-                run = _run(values, crossed, groups, used)
-            except UsageError as error:
-                wrong[str(error)] = None
-                continue
-            if found.setdefault(run.name, run).config != run.config:
-                raise UsageError(f"two different trainings would be called {run.name}: give each variant a label of its own")
+    groups = _groups(settings, seeds)
+    cells: dict[str, GridRun] = {}
+    for entry, cell in itertools.product(entries, combinations):
+        values = _merged(settings, cell, entry)
+        if _is_skipped(values, skips):
+            continue
+        try:
+            one = _cell(values, crossed, groups[0], used)
+        except UsageError as error:
+            wrong[str(error)] = None
+            continue
+        if cells.setdefault(one.name, one).config != one.config:
+            raise UsageError(f"two different trainings would be called {one.name}: give each variant a label of its own")
     if wrong:
         shown = list(wrong)[:3]
         more = f" (and {len(wrong) - len(shown)} more)" if len(wrong) > len(shown) else ""
         raise UsageError("; ".join(shown) + more)
-    if not found:
+    if not cells:
         raise UsageError("it makes no training: [[skip]] leaves all of them out")
     if idle := [name for name in crossed if name not in used]:
         raise UsageError(f"[grid] {idle[0]} concerns none of the methods that are trained")
-    return found.values()
+    return [
+        GridRun(f"{one.name}-{_seed_name(group)}", dataclasses.replace(one.config, seed=group[0]))
+        for group in groups
+        for one in cells.values()
+    ]
+
+
+def _seed_name(group: Sequence[int]) -> str:
+    return f"seed{group[0]}" if len(group) == 1 else f"seeds{group[0]}to{group[-1]}"
 
 
 def _groups(settings: Mapping[str, Any], seeds: Sequence[int]) -> list[list[int]]:
@@ -232,7 +241,8 @@ def _is_skipped(values: Mapping[str, Any], skips: Sequence[Mapping[str, list[Any
     return any(all(values.get(name, _FIELDS[name].default) in wanted for name, wanted in skip.items()) for skip in skips)
 
 
-def _run(values: dict[str, Any], crossed: Iterable[str], seeds: Sequence[int], used: set[str]) -> GridRun:
+def _cell(values: dict[str, Any], crossed: Iterable[str], seeds: Sequence[int], used: set[str]) -> GridRun:
+    """A run of the first ``seeds``, whose name does not say so yet."""
     method = values.get("method", Config.method)
     values = {name: value for name, value in values.items() if _concerns(method, name)}
     used.update(values)
@@ -242,7 +252,6 @@ def _run(values: dict[str, Any], crossed: Iterable[str], seeds: Sequence[int], u
         if name in values:
             shown = _shown(values[name])
             parts.append(shown if name in ("data", "model") else name + shown)
-    parts.append(f"seed{seeds[0]}" if len(seeds) == 1 else f"seeds{seeds[0]}to{seeds[-1]}")
     name = "-".join(parts)
     if len(name) > _MAX_NAME:
         raise UsageError(f"a training would be called {name[:40]}...: its folder would have more than {_MAX_NAME} letters")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import sys
 from dataclasses import dataclass
 from importlib import resources
@@ -14,6 +13,7 @@ from typing import Any
 from dstee._console import UsageError, make_console
 from dstee.experiments import table_command
 from dstee.experiments.cost import cost_lines
+from dstee.experiments.figures import command as figure_command
 from dstee.experiments.grid import Grid, parse_grid
 from dstee.experiments.reproduce_options import EXPERIMENTS
 from dstee.experiments.sweep import jobs_of, run_sweep
@@ -105,8 +105,7 @@ def _load(grid: Grid, options: SweepOptions) -> dict[str, Any]:
 def _make(product: Product, out: Path) -> None:
     """Writes the table or the figure into ``out``."""
     if product.kind is not None:
-        command = importlib.import_module("dstee.experiments.figures.command")
-        _run(command, "figure", [product.kind, str(out), "--output", str(out / f"{product.kind}.png")])
+        _run(figure_command, "figure", [product.kind, str(out), "--output", str(out / f"{product.kind}.png")])
         return
     for ending, form in (("md", "md"), ("csv", "csv"), ("tex", "latex")):
         options = ["--baseline", product.baseline] if product.baseline else []

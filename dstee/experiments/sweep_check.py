@@ -65,7 +65,8 @@ def load_all(runs: Iterable[GridRun], data_dir: str | None) -> dict[str, Any]:
 
 
 def check_trainings(runs: Iterable[GridRun], out: Path, loaded: Mapping[str, Any]) -> list[PlannedRun]:
-    """Makes every distinct network once, of the data that :func:`load_all` has read, so that what cannot be trained is refused before anything begins.
+    """Makes every distinct network once, so that what cannot be trained is refused before anything begins; ``loaded`` as
+    :func:`load_all` returns it.
 
     Raises:
         UsageError: a training cannot be made.

@@ -149,10 +149,10 @@ def test_methods_of_a_seed_start_from_the_same_weights_masks_and_batches():
             masks.setdefault((config.seed, config.sparsity), []).append(torch.cat([m.flatten() for m in held.values()]))
         batches.setdefault(config.seed, []).append(torch.cat([trial.task.order.next() for _ in range(9)]))
     for same in (weights, masks, batches):
-        assert all(torch.equal(one, group[0]) for group in same.values() for one in group) and len(same) > 1
-        first = [group[0] for group in same.values() if len(group[0]) == len(next(iter(same.values()))[0])]
-        assert not any(torch.equal(first[0], other) for other in first[1:])
-    assert all(len(group) == 7 for group in masks.values())  # with the one that diverges
+        assert all(torch.equal(one, group[0]) for group in same.values() for one in group)
+    assert not torch.equal(weights[0][0], weights[1][0]) and not torch.equal(batches[0][0], batches[1][0])
+    assert not torch.equal(masks[0, 0.9][0], masks[1, 0.9][0])
+    assert all(len(group) >= 6 for group in masks.values())
 
 
 # --- what cannot be done -------------------------------------------------------------------------------------------------
@@ -164,7 +164,7 @@ def test_methods_of_a_seed_start_from_the_same_weights_masks_and_batches():
         ("[settings]\nbatch_size = 5000", r"^dst-ee-seed0: .*5000"),
         ("[settings]\ntrain_limit = 5000", "train_limit must be at most"),
         ("[settings]\ndata = 'mnist'", "mnist needs the folder"),
-        ("[[variant]]\nmethod = 'gap'\nmethod_settings = {partitions = 50}\nlabel = 'x'", "^x-seed0: "),
+        ("[settings]\nevery = 9999\n[[variant]]\nmethod = 'gap'\nlabel = 'x'", "^x-seed0: .*GaP"),
     ],
 )
 def test_what_the_data_do_not_allow_is_refused_before_a_folder_is_made(quiet_place, tmp_path, text, reason):
@@ -281,7 +281,7 @@ def test_gpus_are_dealt_out_in_turn(fake, monkeypatch):
 @pytest.mark.parametrize("columns", [40, 100])
 def test_in_a_terminal_there_is_a_bar_that_keeps_the_names_of_methods(fake, monkeypatch, columns):
     main, side = pty.openpty()
-    monkeypatch.setattr(sys, "stderr", open(side, "w"))
+    monkeypatch.setattr(sys, "stderr", open(side, "w"))  # noqa: SIM115  # closed below
     monkeypatch.setenv("COLUMNS", str(columns))
     monkeypatch.setenv("TERM", "xterm")
     assert run_sweep(behaving("good"), SweepOptions(fake / "runs")) == 0

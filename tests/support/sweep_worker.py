@@ -1,4 +1,4 @@
-"""A process that a sweep can give work to, without torch: it speaks as dstee's own does, and behaves as its job's label says."""
+"""A process that a sweep can give work to, without torch: it speaks as dstee's own, and behaves as the name of the run says."""
 
 import json
 import os
