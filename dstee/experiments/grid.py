@@ -158,9 +158,9 @@ def _many(held: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
 def _seeds(value: object) -> list[int]:
     if type(value) is int and 1 <= value <= 1000:
         return list(range(value))
-    if isinstance(value, list) and value and all(type(s) is int and 0 <= s < 1 << 31 for s in value):
-        if len(set(value)) == len(value) <= 1000:
-            return value
+    numbers = isinstance(value, list) and all(type(seed) is int and 0 <= seed < 1 << 31 for seed in value)
+    if isinstance(value, list) and numbers and 1 <= len(value) == len(set(value)) <= 1000:
+        return value
     raise UsageError(f"seeds must be their number, from 1 to 1000, or a list of different seeds in 0..2^31-1, got {value!r}")
 
 
@@ -170,6 +170,8 @@ def _refuse_names(where: str, table: Mapping[str, object]) -> None:
             raise UsageError(f"{where}: unknown setting {name!r}{did_you_mean(name, _FIELDS)}")
         if name in _ELSEWHERE and not (name == "label" and where == "[[variant]]"):
             raise UsageError(f"{where}: {name} cannot stand here: {_ELSEWHERE[name]}")
+        if name == "batch_seeds" and where != "[settings]":
+            raise UsageError(f"{where}: batch_seeds cannot stand here: it is of all trainings, in [settings]")
 
 
 def _runs(

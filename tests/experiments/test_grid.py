@@ -85,6 +85,13 @@ def test_cells_are_left_out_where_every_list_has_their_value():
     assert names(text)[:3] == left and len(names(text)) == 6
 
 
+def test_seeds_that_are_batched_make_one_run():
+    text = "seeds = [3, 4, 5]\n[settings]\nbatch_seeds = true\nhidden = [8]\n[grid]\nmethod = ['set', 'rigl']"
+    runs = grid(text).runs
+    assert [run.name for run in runs] == ["set-seeds3to5", "rigl-seeds3to5"]
+    assert runs[0].config.trials() == [("set", 3), ("set", 4), ("set", 5)] and runs[0].config.batch_seeds
+
+
 def test_what_is_given_from_outside_goes_before_the_file():
     text = '[settings]\ndevice = "cpu"\n[grid]\nthreads = [1, 2]\nmethod = ["set"]'
     (run,) = grid(text, device="cuda", threads=3).runs
@@ -109,6 +116,8 @@ def test_what_is_given_from_outside_goes_before_the_file():
         ("[settings]\ncompare = true", "compare cannot stand here: list the methods"),
         ("[settings]\nseed = 3", "seed cannot stand here: seeds lists them"),
         ("[grid]\nlabel = ['x']", "label cannot stand here: give it to a"),
+        ("[grid]\nbatch_seeds = [true]", r"\[grid\]: batch_seeds cannot stand here"),
+        ("seeds = [0, 2]\n[settings]\nbatch_seeds = true", r"seeds that follow one another, got \[0, 2\]"),
         ("seeds = 0", "seeds must be their number"),
         ("seeds = true", "seeds must be their number"),
         ("seeds = [1, 1]", "a list of different seeds"),

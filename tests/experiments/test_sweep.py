@@ -82,6 +82,15 @@ def test_two_processes_make_the_bits_of_one(swept, tmp_path):
     assert (swept / "grid.toml").read_text() == GRID
 
 
+def test_batched_seeds_are_one_run(tmp_path):
+    made = grid("seeds = 2\n[settings]\nbatch_seeds = true\nepochs = 1\nhidden = [4]")
+    (run,) = made.runs
+    results = sweep_worker.make_run(run.config, tmp_path / run.name, None, Silent(), False)
+    assert [result.seed for result in results] == [0, 1] and not list(tmp_path.rglob("*.dst"))
+    (one,) = check_folders(planned(made, tmp_path), pytest.fail)
+    assert one.state == "finished" and one.work == 2 * one.samples
+
+
 def test_what_is_finished_is_left_as_it_is(swept, tmp_path, monkeypatch, capsys):
     before = {path: path.stat().st_mtime_ns for path in swept.rglob("results.json")}
     monkeypatch.setattr(Worker, "COMMAND", ("/no/such/program",))
