@@ -118,6 +118,15 @@ def test_a_resumed_run_ends_with_the_same_files_and_the_run_without_them(tmp_pat
     assert {k: v for k, v in files(tmp_path).items() if not k.startswith(("bare", "whole"))} == expected
 
 
+def test_seeds_that_train_at_once_measure_as_alone(tmp_path):
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    run(make_config(method="rigl", seeds=2, keep_masks=True, **AT), alone)
+    run(make_config(method="rigl", seeds=2, keep_masks=True, batch_seeds=True, **AT), together)
+    assert [m.measures for m in read_measurements([alone])] == [m.measures for m in read_measurements([together])]
+    masks = {name: data for name, data in files(alone).items() if "masks" in name}
+    assert len(masks) == 2 * 9 and masks.items() <= files(together).items()
+
+
 def test_measurements_are_read_back(tmp_path):
     run(make_config(compare="rigl,dst-ee", seeds=2, **AT), tmp_path / "run")
     found = read_measurements([tmp_path / "run"])
