@@ -21,11 +21,13 @@ if TYPE_CHECKING:
 __all__ = ["ignored_bars"]
 
 _MOST_STEPS = 4
+_MANY_LAYERS = 8
+"""From which on the panels stand below one another."""
 
 
 def ignored_bars(measured: Sequence[Measurement]) -> Figure:
     """Bars of the ignored share, mean over the seeds with its lowest and highest, for each layer and all together; a dash over
-    each bar is what to expect of growth at random. A row for each sense of important, a column for each update.
+    each bar is what to expect of growth at random. A panel for each sense of important and each update.
 
     Raises:
         UsageError: there are too many updates, or one is measured twice.
@@ -43,14 +45,15 @@ def ignored_bars(measured: Sequence[Measurement]) -> Figure:
     kinds = [kind for kind in MEASURES if any(kind in one.measures for one in measured)]
     layers = list(dict.fromkeys(name for one in measured for growth in one.measures.values() for name in growth.per_layer))
     groups: list[str | None] = [*layers, None] if len(layers) > 1 else [*layers]  # None: all of them together
-    width = min(24.0, max(7.5, 2.4 + len(steps) * max(4.0, 1.0 + 0.26 * len(groups) * len(names))))
-    figure = new_figure(width, 1.2 + 2.7 * len(kinds))
-    panels = figure.subplots(len(kinds), len(steps), squeeze=False, sharey=True)
-    for row, kind in zip(panels, kinds, strict=True):
-        for axes, (step, later) in zip(row, steps, strict=True):
-            here = [one for one in measured if (one.step, one.steps) == (step, later)]
-            _bars(axes, here, kind, names, groups)
-            axes.set_title(f"update at step {step}: {MEASURES[kind].replace('after', f'after {later}')}", fontsize=10)
+    cells = [(kind, step, later) for kind in kinds for step, later in steps]
+    columns = len(steps) if len(groups) <= _MANY_LAYERS else 1
+    width = 2.4 + columns * max(4.0, 1.0 + 0.26 * len(groups) * len(names))
+    figure = new_figure(min(24.0, max(7.5, width)), 1.2 + 2.7 * len(cells) / columns)
+    panels = figure.subplots(len(cells) // columns, columns, squeeze=False, sharey=True)
+    for axes, (kind, step, later) in zip(panels.flatten(), cells, strict=True):
+        here = [one for one in measured if (one.step, one.steps) == (step, later)]
+        _bars(axes, here, kind, names, groups)
+        axes.set_title(f"update at step {step}: {MEASURES[kind].replace('after', f'after {later}')}", fontsize=10)
     for axes in panels[:, 0]:
         axes.set_ylabel("ignored")
     handles: list[object] = [

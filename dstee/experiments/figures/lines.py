@@ -18,6 +18,7 @@ from dstee.experiments.statistics import seed_list
 __all__ = ["Line", "lines_of", "shared_title", "vary_by", "varying"]
 
 _EXPLORATION = ("c", "c_rel")
+_LONGEST_LABEL = 36
 _TITLED = ("data", "model", "sparsity", "optimizer")
 
 
@@ -78,10 +79,11 @@ def lines_of(rows: Sequence[Row], by: Sequence[str] | None = None) -> list[Line]
     methods, labels = {row.method for row in rows}, {(row.method, row.label) for row in rows}
     several = len(methods) > 1 or len(labels) > 1
     lines = []
-    for (method, label, _), own in groups.items():
+    for (method, name, _), own in groups.items():
+        label = name if len(name) <= _LONGEST_LABEL else name[: _LONGEST_LABEL - 1] + "…"  # the values stand behind it
         values = tuple(own[0].setting(name) for name in names)
         parts = [f"{name} = {number(v)}" for name, v in zip(names, values, strict=True) if v is not None]
-        alone = sum(key[:2] == (method, label) for key in groups) == 1
+        alone = sum(key[:2] == (method, name) for key in groups) == 1
         text = label if (several and alone) or not parts else ", ".join([label, *parts] if several else parts)
         _refuse_twice(own, text)
         lines.append(Line(clean(text), method, values, sorted(own, key=lambda row: row.seed)))
