@@ -1,5 +1,6 @@
 """Pictures by what their axes hold: lines, labels and numbers against rows made by hand; and files that are images."""
 
+import dataclasses
 import json
 import math
 import struct
@@ -101,6 +102,15 @@ def test_c_has_the_paired_intervals_of_scipy():
         assert (low, high) == (pytest.approx(expected.low), pytest.approx(expected.high))
         assert container[0].get_xdata()[0] == pytest.approx(math.log10(c))
     in_picture(figure)
+
+
+def test_a_training_that_diverged_is_no_pair():
+    lost = SWEEP[4]
+    outcome = dataclasses.replace(lost.result, accuracy=None, diverged_at=7)
+    figure = over_setting([*SWEEP[:4], dataclasses.replace(lost, result=outcome), *SWEEP[5:]])
+    first = next(c for c in figure.axes[1].containers if isinstance(c, ErrorbarContainer))
+    assert first[0].get_ydata()[0] == pytest.approx((3 + 4) / 2)
+    assert figure.axes[0].lines[0].get_ydata()[1] == pytest.approx((83 + 86) / 2)
 
 
 def test_c_without_zero_and_with_another_score():

@@ -173,17 +173,18 @@ def _spread(
 def _differences(
     axes: Axes, lines: Sequence[Line], place: Callable[[float], float], score: str, style: Style, label: str
 ) -> None:
-    scores = {
-        float(line.values[0]): {row.seed: 100 * v for row in line.rows if (v := row.result.score(score)) is not None}
-        for line in lines
-    }
+    scores = {float(line.values[0]): {row.seed: row.result.score(score) for row in line.rows} for line in lines}
     if (base := scores.pop(0.0, None)) is None:
         return
     for value, found in sorted(scores.items()):
-        both = found.keys() & base.keys() if len(found) == len(base) else found.keys() | base.keys()
-        names = f"{label} at {number(value)}", f"at {0:g}"
-        one, other = ({seed: table[seed] for seed in both if seed in table} for table in (found, base))
-        compared = compare_pairs(one, other, names)
+        lacking = {seed for table in (found, base) for seed, result in table.items() if result is None}  # it diverged
+        one, other = (
+            {seed: 100 * result for seed, result in table.items() if result is not None and seed not in lacking}
+            for table in (found, base)
+        )
+        if not one and not other:
+            continue
+        compared = compare_pairs(one, other, (f"{label} at {number(value)}", "that at 0"))
         low, high = compared.interval or (compared.mean, compared.mean)
         axes.errorbar(
             [place(value)], [compared.mean], [[compared.mean - low], [high - compared.mean]], color=style.color,
