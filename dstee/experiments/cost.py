@@ -42,19 +42,16 @@ def cost_lines(runs: Sequence[GridRun], loaded: Mapping[str, Any], jobs: int) ->
         together = f", {config.seeds} seeds at once" if config.batch_seeds else ""
         what = f"{len(same)} runs of {config.model} on {config.data}{together}"
         lines.append(f"cost     {what}: about {duration(seconds / len(same))} each on {where}")
-    if runs[0].config.device == "cuda":
-        lines.append(f"cost     about {_hours(total)} GPU hours in all, {_hours(total / jobs)} hours with {jobs} at once")
-    else:
-        threads = max(run.config.threads for run in runs)
-        at_once = f"{_hours(total / jobs / threads)} hours with {jobs} at once on cores of their own"
-        lines.append(f"cost     about {_hours(total)} core hours in all, {at_once}")
+    gpu = runs[0].config.device == "cuda"
+    threads = 1 if gpu else max(run.config.threads for run in runs)
+    at_once = f"{_hours(total / jobs / threads)} with {jobs} at once" + ("" if gpu else " on cores of their own")
+    lines.append(f"cost     about {_hours(total)} of one {'GPU' if gpu else 'core'} in all, {at_once}")
     lines.append("cost     timed just now on a few steps of dense networks; updates of masks come on top")
     return lines
 
 
 def _hours(seconds: float) -> str:
-    hours = seconds / 3600
-    return f"{hours:.2g}" if hours < 10 else f"{hours:,.0f}"
+    return duration(seconds) if seconds < 36_000 else f"{seconds / 3600:,.0f} hours"
 
 
 def seconds_of_an_epoch(config: Config, dataset: Any) -> float:

@@ -128,7 +128,7 @@ def test_a_dry_run_says_what_differs_and_what_it_costs_and_makes_nothing(tiny, q
     lines = capsys.readouterr().out.splitlines()
     assert lines[:2] == ["table1, protocol lite: A table of nothing.", "differs  all of it"]
     assert lines[2].startswith("cost     2 runs of mlp on digits: about 0:00:0")
-    assert lines[3].startswith("cost     about ") and "core hours in all" in lines[3]
+    assert lines[3].startswith("cost     about ") and "of one core in all" in lines[3]
     assert lines[-1] == "2 runs: 2 to be made" and not list(tmp_path.iterdir())
 
 
@@ -167,12 +167,12 @@ def test_costs_grow_with_epochs_and_runs(monkeypatch):
     monkeypatch.setattr("dstee.experiments.cost.seconds_of_an_epoch", lambda config, data: 3600.0)
     assert cost_lines(grid.runs, loaded, 2)[:2] == [
         "cost     2 runs of mlp on digits: about 1:00:00 each on 1 core",
-        "cost     about 2 core hours in all, 1 hours with 2 at once on cores of their own",
+        "cost     about 2:00:00 of one core in all, 1:00:00 with 2 at once on cores of their own",
     ]
     longer = parse_grid(TINY.replace("epochs = 1", "epochs = 20\nthreads = 2").encode(), "tiny")
     assert cost_lines(longer.runs, loaded, 1)[:2] == [
         "cost     2 runs of mlp on digits: about 20:00:00 each on 2 cores",
-        "cost     about 80 core hours in all, 40 hours with 1 at once on cores of their own",
+        "cost     about 80 hours of one core in all, 40 hours with 1 at once on cores of their own",
     ]
 
 
