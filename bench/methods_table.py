@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from dstee import cli
-from dstee.experiments.results_file import dump_rows
-from dstee.experiments.rows import read_rows
-from dstee.experiments.table_formats import as_markdown
-from dstee.experiments.tables import make_table
+from dstee.experiments.results.file import dump_rows
+from dstee.experiments.results.rows import read_rows
+from dstee.experiments.tables.formats import as_markdown
+from dstee.experiments.tables.table import make_table
 
 __all__ = ["PROTOCOL", "VARIANTS", "main", "measure"]
 

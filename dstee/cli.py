@@ -173,25 +173,25 @@ def _verify(args: argparse.Namespace) -> int:
 
 
 def _add_sweep(parser: argparse.ArgumentParser) -> None:
-    from dstee.experiments.sweep_options import add_sweep_options
+    from dstee.experiments.sweep.command import add_sweep_options
 
     add_sweep_options(parser)
 
 
 def _sweep(args: argparse.Namespace) -> int:
-    from dstee.experiments.sweep import sweep_from_options
+    from dstee.experiments.sweep.run import sweep_from_options
 
     return sweep_from_options(args)
 
 
 def _add_reproduce(parser: argparse.ArgumentParser) -> None:
-    from dstee.experiments.reproduce_options import add_options
+    from dstee.experiments.reproduce.command import add_options
 
     add_options(parser)
 
 
 def _reproduce(args: argparse.Namespace) -> int:
-    from dstee.experiments.reproduce import reproduce
+    from dstee.experiments.reproduce.run import reproduce
 
     return reproduce(args)
 
@@ -232,13 +232,13 @@ def _figure(args: argparse.Namespace) -> int:
 
 
 def _add_table(parser: argparse.ArgumentParser) -> None:
-    from dstee.experiments import table_command
+    from dstee.experiments.tables import command as table_command
 
     table_command.add_options(parser)
 
 
 def _table(args: argparse.Namespace) -> int:
-    from dstee.experiments import table_command
+    from dstee.experiments.tables import command as table_command
 
     return table_command.run(args)
 

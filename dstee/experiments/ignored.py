@@ -23,8 +23,8 @@ from dstee import metrics
 from dstee._console import UsageError
 from dstee._files import parse_json, read_file, write_atomic
 from dstee.experiments.config import DENSE, Config
-from dstee.experiments.row import check_settings, is_text, known_method, label_of, own_settings
-from dstee.experiments.rows import run_folders
+from dstee.experiments.results.row import check_settings, is_text, known_method, label_of, own_settings
+from dstee.experiments.results.rows import run_folders
 from dstee.experiments.run_folder import refuse_link
 from dstee.experiments.trial import Diverged, Trial
 from dstee.metrics import Ignored, IgnoredGrowth
@@ -55,7 +55,7 @@ class Measurement:
     measures: Mapping[str, IgnoredGrowth]
 
     def setting(self, name: str) -> Any:
-        """As :meth:`dstee.experiments.row.Row.setting`; "step" is the update's."""
+        """As :meth:`dstee.experiments.results.row.Row.setting`; "step" is the update's."""
         own = self.settings.get("method_settings", {})
         return self.step if name == "step" else self.settings[name] if name in self.settings else own.get(name)
 

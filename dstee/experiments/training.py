@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 from dstee.experiments.config import Config
-from dstee.experiments.many_seeds import ManySeeds
+from dstee.experiments.many_seeds.training import ManySeeds
 from dstee.experiments.trial import Trial
 
 __all__ = ["Training", "make_training"]

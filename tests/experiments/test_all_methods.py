@@ -12,10 +12,10 @@ from dstee import CheckpointError, cli
 from dstee._console import UsageError
 from dstee.experiments import checkpoint, data, plot
 from dstee.experiments.config import Config, grouped_keys, method_group, method_keys, method_name
-from dstee.experiments.rows import read_rows
+from dstee.experiments.results.rows import read_rows
 from dstee.experiments.run_folder import read_manifest
-from dstee.experiments.table_formats import as_markdown
-from dstee.experiments.tables import make_table
+from dstee.experiments.tables.formats import as_markdown
+from dstee.experiments.tables.table import make_table
 from dstee.experiments.trial import Trial
 from dstee.methods import METHODS
 from dstee.methods.base import Method

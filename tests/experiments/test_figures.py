@@ -19,8 +19,8 @@ from dstee.experiments.figures.exploration import over_setting, over_time
 from dstee.experiments.figures.fig1 import ignored_bars
 from dstee.experiments.figures.layers import by_layer
 from dstee.experiments.ignored import Measurement
-from dstee.experiments.results_file import dump_rows
-from dstee.experiments.row import Epoch, Outcome, Row, Update
+from dstee.experiments.results.file import dump_rows
+from dstee.experiments.results.row import Epoch, Outcome, Row, Update
 from dstee.experiments.styles import STYLES, shade
 from dstee.metrics import Ignored, IgnoredGrowth
 

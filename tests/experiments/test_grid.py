@@ -4,7 +4,7 @@ import pytest
 
 from dstee._console import UsageError
 from dstee.experiments.config import Config
-from dstee.experiments.grid import parse_grid, read_grid
+from dstee.experiments.sweep.grid import parse_grid, read_grid
 
 
 def grid(text, **more):

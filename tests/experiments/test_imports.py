@@ -47,9 +47,9 @@ CONFIG = {"config", "data", "method_settings", "models", "references"}
         ("train --help", CONFIG),
         ("verify-resume --help", CONFIG),
         ("plot --help", set()),
-        ("sweep --help", {"sweep_options"}),
-        ("reproduce --help", {"sweep_options", "reproduce_options"}),
-        ("table --help", {"table_command"}),
+        ("sweep --help", {"sweep"}),
+        ("reproduce --help", {"sweep", "reproduce"}),
+        ("table --help", {"tables"}),
         ("bench --help", {"bench"}),
     ],
 )

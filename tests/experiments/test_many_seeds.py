@@ -10,11 +10,12 @@ from torch import nn
 
 from dstee import CheckpointError, cli
 from dstee._console import UsageError
-from dstee.experiments import checkpoint, many_seeds
+from dstee.experiments import checkpoint
 from dstee.experiments.data.batch_order import BatchOrder
 from dstee.experiments.data.images import Dataset
-from dstee.experiments.many_seeds import ManySeeds, train_seeds
-from dstee.experiments.stacked_mlp import StackedMLP
+from dstee.experiments.many_seeds import training as many_seeds
+from dstee.experiments.many_seeds.stacked_mlp import StackedMLP
+from dstee.experiments.many_seeds.training import ManySeeds, train_seeds
 from dstee.experiments.trial import Trial
 
 SEEDS = (3, 0, 11)

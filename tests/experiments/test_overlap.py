@@ -16,7 +16,7 @@ from dstee.experiments.config import method_keys
 from dstee.experiments.figures.overlap import jaccard, mask_overlap, overlaps
 from dstee.experiments.kept_masks import final_masks, kept_rounds, load_masks
 from dstee.experiments.records import write_results
-from dstee.experiments.rows import read_rows
+from dstee.experiments.results.rows import read_rows
 from dstee.experiments.run_folder import Manifest, RunFolder, read_manifest
 from dstee.experiments.styles import STYLES, shade, style_of, styles_of
 

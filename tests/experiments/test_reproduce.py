@@ -7,14 +7,14 @@ import pytest
 
 from dstee import cli
 from dstee._console import UsageError
-from dstee.experiments import reproduce as module
 from dstee.experiments.config import Config
-from dstee.experiments.cost import cost_lines, seconds_of_an_epoch
 from dstee.experiments.data import DATA_SETS
-from dstee.experiments.grid import parse_grid
-from dstee.experiments.reproduce import SOURCES, read_protocol
-from dstee.experiments.reproduce_options import EXPERIMENTS, PROTOCOLS
-from dstee.experiments.sweep_check import load_all
+from dstee.experiments.reproduce import run as module
+from dstee.experiments.reproduce.command import EXPERIMENTS, PROTOCOLS
+from dstee.experiments.reproduce.cost import cost_lines, seconds_of_an_epoch
+from dstee.experiments.reproduce.run import SOURCES, read_protocol
+from dstee.experiments.sweep.check import load_all
+from dstee.experiments.sweep.grid import parse_grid
 from dstee.methods.presets import preset
 
 TINY = """# A table of nothing.
@@ -164,7 +164,7 @@ def test_a_table_is_made_at_the_end(tiny, quiet_place, tmp_path, monkeypatch, ca
 def test_costs_grow_with_epochs_and_runs(monkeypatch):
     grid = parse_grid(TINY.encode(), "tiny")
     loaded = load_all(grid.runs, None)
-    monkeypatch.setattr("dstee.experiments.cost.seconds_of_an_epoch", lambda config, data: 3600.0)
+    monkeypatch.setattr("dstee.experiments.reproduce.cost.seconds_of_an_epoch", lambda config, data: 3600.0)
     assert cost_lines(grid.runs, loaded, 2)[:2] == [
         "cost     2 runs of mlp on digits: about 1:00:00 each on 1 core",
         "cost     about 2:00:00 of one core in all, 1:00:00 with 2 at once on cores of their own",
@@ -181,6 +181,6 @@ def test_a_step_of_a_large_network_is_timed_with_few_samples(monkeypatch):
     config = Config.resolve({"hidden": [600, 600], "method": "dense", "batch_size": 256})
     (dataset,) = load_all(parse_grid(TINY.encode(), "tiny").runs, None).values()
     whole = seconds_of_an_epoch(config, dataset)
-    monkeypatch.setattr("dstee.experiments.cost._LARGE", 10)
+    monkeypatch.setattr("dstee.experiments.reproduce.cost._LARGE", 10)
     few = seconds_of_an_epoch(config, dataset)
     assert 0 < whole < 20 and whole / 10 < few < 200 * whole

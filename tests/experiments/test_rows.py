@@ -11,8 +11,8 @@ from support.command_server import TINY
 
 from dstee import cli
 from dstee._console import UsageError
-from dstee.experiments.results_file import dump_rows, parse_rows
-from dstee.experiments.rows import read_rows
+from dstee.experiments.results.file import dump_rows, parse_rows
+from dstee.experiments.results.rows import read_rows
 
 KILLED = Path(__file__).parent / "data" / "run-0.1.0"
 

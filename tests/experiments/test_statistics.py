@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dstee._console import UsageError
-from dstee.experiments.statistics import Comparison, compare_pairs, holm, lower_than, seed_list, verdict
+from dstee.experiments.results.text import seed_list
+from dstee.experiments.tables.statistics import Comparison, compare_pairs, holm, lower_than, verdict
 
 NAMES = ("RigL", "SET")
 

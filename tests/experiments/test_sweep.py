@@ -16,15 +16,16 @@ from support.sweep_worker_path import FAKE
 
 from dstee import cli
 from dstee._console import Interrupted, UsageError
-from dstee.experiments import data, sweep_worker
-from dstee.experiments.grid import parse_grid
+from dstee.experiments import data
 from dstee.experiments.run_folder import hold_folder
-from dstee.experiments.sweep import run_sweep
-from dstee.experiments.sweep_check import PlannedRun, check_folders, check_trainings, load_all
-from dstee.experiments.sweep_options import SweepOptions
-from dstee.experiments.sweep_progress import Estimate, duration
+from dstee.experiments.sweep import worker as sweep_worker
+from dstee.experiments.sweep.check import PlannedRun, check_folders, check_trainings, load_all
+from dstee.experiments.sweep.command import SweepOptions
+from dstee.experiments.sweep.grid import parse_grid
+from dstee.experiments.sweep.progress import Estimate, duration
+from dstee.experiments.sweep.run import run_sweep
+from dstee.experiments.sweep.workers import Worker
 from dstee.experiments.trial import Trial, task_of
-from dstee.experiments.workers import Worker
 
 GRID = """
 seeds = 2

@@ -11,8 +11,8 @@ from support.result_rows import small_set, training, trainings
 
 from dstee import cli
 from dstee._console import UsageError
-from dstee.experiments.results_file import dump_rows
-from dstee.experiments.row_choice import choose, only
+from dstee.experiments.results.choice import choose, only
+from dstee.experiments.results.file import dump_rows
 
 pytestmark = pytest.mark.usefixtures("quiet_place")
 

@@ -11,11 +11,11 @@ from support.result_rows import MADE_BY, small_set, training, trainings
 
 from dstee._console import UsageError
 from dstee.experiments.data import DATA_SETS
-from dstee.experiments.results_file import dump_rows, parse_rows
-from dstee.experiments.row_choice import only
-from dstee.experiments.table_formats import as_csv, as_latex, as_markdown
-from dstee.experiments.table_text import footer, sheets
-from dstee.experiments.tables import make_table
+from dstee.experiments.results.choice import only
+from dstee.experiments.results.file import dump_rows, parse_rows
+from dstee.experiments.tables.formats import as_csv, as_latex, as_markdown
+from dstee.experiments.tables.table import make_table
+from dstee.experiments.tables.text import footer, sheets
 
 SNAPSHOTS = Path(__file__).parent / "data" / "tables"
 

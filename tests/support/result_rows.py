@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from dstee.experiments.config import method_name
-from dstee.experiments.row import Outcome, Row
+from dstee.experiments.results.row import Outcome, Row
 
 MADE_BY = {"dstee": "0.1.0", "torch": "2.13.0", "data_digest": "d1"}
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from dstee.experiments.ignored import Measurement
-    from dstee.experiments.row import Row
+    from dstee.experiments.results.row import Row
 
 __all__ = ["KINDS", "add_options", "run"]
 
@@ -73,8 +73,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _rows(args: argparse.Namespace, warn: Callable[[str], None], curves: bool = False) -> list[Row]:
-    from dstee.experiments.row_choice import only
-    from dstee.experiments.rows import read_rows
+    from dstee.experiments.results.choice import only
+    from dstee.experiments.results.rows import read_rows
 
     return only(read_rows(args.run, warn, curves=curves), args.only)
 
@@ -93,7 +93,7 @@ def _c(args: argparse.Namespace, warn: Callable[[str], None]) -> Figure:
 
 def _measurements(args: argparse.Namespace) -> list[Measurement]:
     from dstee.experiments.ignored import read_measurements
-    from dstee.experiments.row_choice import only
+    from dstee.experiments.results.choice import only
 
     return only(read_measurements(args.run), args.only)
 

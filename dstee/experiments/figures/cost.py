@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from dstee._console import UsageError
 from dstee.experiments.figures.canvas import clean, grid, legend_beside, new_figure, number
 from dstee.experiments.figures.lines import Line, lines_of, seeds_text, shared_title, varying
-from dstee.experiments.row import Row
+from dstee.experiments.results.row import Row
 from dstee.experiments.styles import styles_of
 
 if TYPE_CHECKING:

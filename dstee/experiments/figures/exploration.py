@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 from dstee._console import UsageError
 from dstee.experiments.figures.canvas import band, clean, grid, legend_beside, new_figure, number
 from dstee.experiments.figures.lines import Line, lines_of, seeds_text, shared_title, vary_by, varying
-from dstee.experiments.row import Row
-from dstee.experiments.statistics import compare_pairs
+from dstee.experiments.results.row import Row
 from dstee.experiments.styles import Style, styles_of
+from dstee.experiments.tables.statistics import compare_pairs
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

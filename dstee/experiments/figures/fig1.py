@@ -11,7 +11,7 @@ from dstee.experiments.config import grouped_keys
 from dstee.experiments.figures.canvas import clean, grid, legend_beside, new_figure
 from dstee.experiments.figures.lines import shared_title
 from dstee.experiments.ignored import MEASURES, Measurement
-from dstee.experiments.statistics import seed_list
+from dstee.experiments.results.text import seed_list
 from dstee.experiments.styles import styles_of
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from dstee._console import UsageError
 from dstee.experiments.figures.canvas import band, grid, legend_beside, new_figure
 from dstee.experiments.figures.lines import lines_of, seeds_text, shared_title
-from dstee.experiments.row import Row
+from dstee.experiments.results.row import Row
 from dstee.experiments.styles import shade, style_of
 
 if TYPE_CHECKING:

@@ -11,9 +11,9 @@ from dstee._console import UsageError
 from dstee._lookup import did_you_mean
 from dstee.experiments.config import grouped_keys
 from dstee.experiments.figures.canvas import clean, number
-from dstee.experiments.row import Row
-from dstee.experiments.row_choice import Selectable
-from dstee.experiments.statistics import seed_list
+from dstee.experiments.results.choice import Selectable
+from dstee.experiments.results.row import Row
+from dstee.experiments.results.text import seed_list
 
 __all__ = ["Line", "lines_of", "shared_title", "vary_by", "varying"]
 

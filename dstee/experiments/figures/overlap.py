@@ -15,7 +15,7 @@ from dstee.experiments.config import grouped_keys
 from dstee.experiments.figures.canvas import clean, new_figure
 from dstee.experiments.figures.lines import shared_title, varying
 from dstee.experiments.kept_masks import final_masks, kept_rounds, load_masks
-from dstee.experiments.row import Row
+from dstee.experiments.results.row import Row
 from dstee.experiments.run_folder import refuse_link
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ from typing import Any
 from dstee._console import UsageError
 from dstee._files import parse_json, read_file
 from dstee.experiments.records import as_record
-from dstee.experiments.results_file import as_epoch, as_update, parse_rows
-from dstee.experiments.row import Epoch, Outcome, Row, Update, as_outcome, known_method, label_of, own_settings
+from dstee.experiments.results.file import as_epoch, as_update, parse_rows
+from dstee.experiments.results.row import Epoch, Outcome, Row, Update, as_outcome, known_method, label_of, own_settings
 from dstee.experiments.run_folder import read_manifest
 
 __all__ = ["Row", "read_rows", "run_folders"]

@@ -12,9 +12,8 @@ from typing import Any, Protocol, TypeVar
 from dstee._console import UsageError
 from dstee._lookup import did_you_mean
 from dstee.experiments.config import method_name
-from dstee.experiments.row import Row
-from dstee.experiments.statistics import seed_list
-from dstee.experiments.tables import setting_text
+from dstee.experiments.results.row import Row
+from dstee.experiments.results.text import seed_list, setting_text
 
 __all__ = ["Selectable", "choose", "only"]
 

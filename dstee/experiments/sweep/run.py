@@ -13,13 +13,13 @@ from typing import Any
 
 from dstee._console import Interrupted, UsageError, complain, make_console
 from dstee._files import write_atomic
-from dstee.experiments.grid import Grid, GridRun, read_grid
 from dstee.experiments.run_folder import hold_folder, refuse_link
-from dstee.experiments.sweep_check import PlannedRun, check_folders, check_trainings, load_all
-from dstee.experiments.sweep_options import SweepOptions, options_of
-from dstee.experiments.sweep_progress import SweepProgress, duration
+from dstee.experiments.sweep.check import PlannedRun, check_folders, check_trainings, load_all
+from dstee.experiments.sweep.command import SweepOptions, options_of
+from dstee.experiments.sweep.grid import Grid, GridRun, read_grid
+from dstee.experiments.sweep.progress import SweepProgress, duration
+from dstee.experiments.sweep.workers import Worker, Workers
 from dstee.experiments.train import _Signals
-from dstee.experiments.workers import Worker, Workers
 
 __all__ = ["gpus_of", "jobs_of", "run_sweep", "sweep_from_options"]
 

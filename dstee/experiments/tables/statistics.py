@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from dstee._console import UsageError
+from dstee.experiments.results.text import seed_list
 
-__all__ = ["ALPHA", "Comparison", "compare_pairs", "holm", "lower_than", "seed_list", "verdict"]
+__all__ = ["ALPHA", "Comparison", "compare_pairs", "holm", "lower_than", "verdict"]
 
 ALPHA = 0.05
 """Of corrected p-values, below which a difference is called one; intervals cover 1 - ALPHA."""
@@ -88,14 +89,3 @@ def verdict(mean: float, corrected: float | None) -> str:
     if not corrected < ALPHA:
         return "no significant difference"
     return "higher" if mean > 0 else "lower"
-
-
-def seed_list(seeds: Iterable[int]) -> str:
-    """``0-4, 7``: seeds in order, neighbours from three on drawn together."""
-    found: list[list[int]] = []
-    for seed in sorted(seeds):
-        if found and seed == found[-1][-1] + 1:
-            found[-1].append(seed)
-        else:
-            found.append([seed])
-    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in found)

@@ -1,6 +1,6 @@
 """A process of a sweep: it makes one run after the other, and keeps torch and the data from one to the next.
 
-``python -m dstee.experiments.sweep_worker`` reads jobs as JSON lines from its standard input and tells what it does as JSON
+``python -m dstee.experiments.sweep.worker`` reads jobs as JSON lines from its standard input and tells what it does as JSON
 lines on its standard output. When its input ends, whoever gave it work is gone: it stops as after SIGTERM, with its state
 saved.
 """

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from dstee._console import complain, make_console, one_line
-from dstee.experiments.sweep_check import PlannedRun
+from dstee.experiments.sweep.check import PlannedRun
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar

@@ -15,7 +15,17 @@ from typing import Any
 
 from dstee._files import parse_json
 from dstee.experiments.records import as_record
-from dstee.experiments.row import Epoch, Outcome, Row, Update, as_outcome, check_settings, decides, is_text, known_method
+from dstee.experiments.results.row import (
+    Epoch,
+    Outcome,
+    Row,
+    Update,
+    as_outcome,
+    check_settings,
+    decides,
+    is_text,
+    known_method,
+)
 
 __all__ = ["FORMAT", "as_epoch", "as_update", "dump_rows", "parse_rows"]
 

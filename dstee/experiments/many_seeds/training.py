@@ -17,9 +17,9 @@ from dstee.experiments.checkpoint import MAX_HEADER
 from dstee.experiments.config import Config, setting
 from dstee.experiments.data.batch_order import BatchOrder
 from dstee.experiments.data.images import Images
+from dstee.experiments.many_seeds.shared_step import SharedStep
+from dstee.experiments.many_seeds.stacked_mlp import StackedMLP
 from dstee.experiments.records import Record, Result
-from dstee.experiments.shared_step import SharedStep
-from dstee.experiments.stacked_mlp import StackedMLP
 from dstee.experiments.tasks.classification import Classification
 from dstee.experiments.trial import Trial
 

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 from dstee._console import one_line
 from dstee.experiments.data import DATA_SETS
-from dstee.experiments.statistics import seed_list
-from dstee.experiments.tables import Cell, Table
+from dstee.experiments.results.text import seed_list
+from dstee.experiments.tables.table import Cell, Table
 
 __all__ = ["Sheet", "Text", "data_text", "footer", "made_by", "sheets"]
 

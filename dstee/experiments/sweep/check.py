@@ -12,10 +12,10 @@ from dstee._console import UsageError
 from dstee.experiments import data
 from dstee.experiments.commands import check, make_manifest
 from dstee.experiments.config import DENSE, Config, differences, setting
-from dstee.experiments.grid import GridRun
 from dstee.experiments.info import versions
-from dstee.experiments.rows import read_rows
+from dstee.experiments.results.rows import read_rows
 from dstee.experiments.run_folder import RunFolder, read_manifest, refuse_link
+from dstee.experiments.sweep.grid import GridRun
 from dstee.experiments.trial import Trial, task_of
 
 __all__ = ["PlannedRun", "check_folders", "check_trainings", "load_all"]

@@ -11,14 +11,14 @@ from types import ModuleType
 from typing import Any
 
 from dstee._console import UsageError, make_console
-from dstee.experiments import table_command
-from dstee.experiments.cost import cost_lines
 from dstee.experiments.figures import command as figure_command
-from dstee.experiments.grid import Grid, parse_grid
-from dstee.experiments.reproduce_options import EXPERIMENTS
-from dstee.experiments.sweep import jobs_of, run_sweep
-from dstee.experiments.sweep_check import load_all
-from dstee.experiments.sweep_options import SweepOptions, options_of
+from dstee.experiments.reproduce.command import EXPERIMENTS
+from dstee.experiments.reproduce.cost import cost_lines
+from dstee.experiments.sweep.check import load_all
+from dstee.experiments.sweep.command import SweepOptions, options_of
+from dstee.experiments.sweep.grid import Grid, parse_grid
+from dstee.experiments.sweep.run import jobs_of, run_sweep
+from dstee.experiments.tables import command as table_command
 
 __all__ = ["SOURCES", "Product", "read_protocol", "reproduce"]
 
@@ -61,7 +61,7 @@ def read_protocol(name: str, protocol: str, device: str | None = None) -> Grid:
     """
     if name not in EXPERIMENTS:
         raise UsageError(f"unknown experiment {name!r}, expected one of {', '.join(EXPERIMENTS)}")
-    file = resources.files("dstee.experiments") / "protocols" / f"{name}-{protocol}.toml"
+    file = resources.files("dstee.experiments.reproduce") / "protocols" / f"{name}-{protocol}.toml"
     return parse_grid(file.read_bytes(), f"{name}-{protocol}", {"device": device} if device else {})
 
 

@@ -8,9 +8,9 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from dstee.experiments.statistics import seed_list
-from dstee.experiments.table_text import Sheet, Text, data_text, footer, made_by, sheets
-from dstee.experiments.tables import Cell, Table
+from dstee.experiments.results.text import seed_list
+from dstee.experiments.tables.table import Cell, Table
+from dstee.experiments.tables.text import Sheet, Text, data_text, footer, made_by, sheets
 
 __all__ = ["FORMATS", "as_csv", "as_latex", "as_markdown"]
 

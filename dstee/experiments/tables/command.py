@@ -42,11 +42,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _table(args: argparse.Namespace, warn: Callable[[str], None]) -> str:
-    from dstee.experiments.results_file import dump_rows
-    from dstee.experiments.row_choice import choose, only
-    from dstee.experiments.rows import Row, read_rows
-    from dstee.experiments.table_formats import FORMATS
-    from dstee.experiments.tables import make_table
+    from dstee.experiments.results.choice import choose, only
+    from dstee.experiments.results.file import dump_rows
+    from dstee.experiments.results.rows import Row, read_rows
+    from dstee.experiments.tables.formats import FORMATS
+    from dstee.experiments.tables.table import make_table
 
     if args.format != "json" and (args.no_curves or args.made_with is not None):
         raise UsageError("--no-curves and --command are for --format json")

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from dstee.experiments.config import DENSE, Config
-from dstee.experiments.grid import GridRun
-from dstee.experiments.sweep_progress import duration
+from dstee.experiments.sweep.grid import GridRun
+from dstee.experiments.sweep.progress import duration
 from dstee.experiments.training import make_training
 from dstee.experiments.trial import task_of
 

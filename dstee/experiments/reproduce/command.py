@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from dstee.experiments.sweep_options import add_shared_options
+from dstee.experiments.sweep.command import add_shared_options
 
 __all__ = ["EXPERIMENTS", "PROTOCOLS", "add_options"]
 

@@ -19,14 +19,14 @@ _TAIL = 2000
 
 
 class Worker:
-    """One process of :mod:`dstee.experiments.sweep_worker`, in a session of its own: Ctrl-C in a terminal does not reach it,
+    """One process of :mod:`dstee.experiments.sweep.worker`, in a session of its own: Ctrl-C in a terminal does not reach it,
     so that it is asked to stop once and not twice.
 
     Attributes:
         job: the name of what it works at, None where it waits. ready: it has started up.
     """
 
-    COMMAND = (sys.executable, "-m", "dstee.experiments.sweep_worker")
+    COMMAND = (sys.executable, "-m", "dstee.experiments.sweep.worker")
 
     def __init__(self, environment: Mapping[str, str]):
         self.job: str | None = None

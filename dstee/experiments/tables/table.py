@@ -11,11 +11,12 @@ from typing import Any, get_args
 from dstee._console import UsageError
 from dstee._lookup import did_you_mean
 from dstee.experiments.config import Config, grouped_keys, method_group, method_name, setting
-from dstee.experiments.row import Row
-from dstee.experiments.statistics import Comparison, compare_pairs, holm, lower_than, verdict
+from dstee.experiments.results.row import Row
+from dstee.experiments.results.text import setting_text
+from dstee.experiments.tables.statistics import Comparison, compare_pairs, holm, lower_than, verdict
 from dstee.methods.base import Group
 
-__all__ = ["Cell", "Column", "Table", "make_table", "setting_text"]
+__all__ = ["Cell", "Column", "Table", "make_table"]
 
 _MEANS: dict[str, Callable[[Row], float | None]] = {
     "mean_density": lambda row: row.result.mean_density,
@@ -183,14 +184,6 @@ def _columns(rows: Sequence[Row], names: Sequence[str]) -> list[Column]:
 def _order(value: Any) -> tuple[int, Any]:
     """Numbers by size, then all else by its text."""
     return (0, value) if isinstance(value, (int, float)) else (1, str(value))
-
-
-def setting_text(name: str, value: Any) -> str:
-    """``98 %``, ``mnist``, ``c=0.1``: the value of a setting, as a title."""
-    if name == "sparsity" and isinstance(value, (int, float)):
-        return f"{100 * value:.6g} %"
-    shown = "x".join(map(str, value)) if isinstance(value, list) else f"{value:g}" if isinstance(value, float) else str(value)
-    return shown if name == "data" else f"{name}={shown}"
 
 
 def _stands_in(values: Sequence[Any], column: Sequence[Any]) -> bool:

@@ -36,7 +36,7 @@ from dstee._console import UsageError
 from dstee._files import read_file
 from dstee._lookup import did_you_mean
 from dstee.experiments.config import Config, setting
-from dstee.experiments.row import decides
+from dstee.experiments.results.row import decides
 
 __all__ = ["Grid", "GridRun", "parse_grid", "read_grid"]
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim.sgd import sgd as dense_sgd
 
 from dstee import SparseModel, ops
-from dstee.experiments.stacked_mlp import StackedParameter
+from dstee.experiments.many_seeds.stacked_mlp import StackedParameter
 from dstee.experiments.trial import Trial
 from dstee.sgd_rule import SGDRule
 

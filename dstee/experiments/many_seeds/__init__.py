@@ -1,0 +1,1 @@
+"""Many seeds of an MLP that train at once."""

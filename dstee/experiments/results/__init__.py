@@ -1,0 +1,1 @@
+"""What trainings have left behind, as rows: read from folders and results files, chosen from, written."""

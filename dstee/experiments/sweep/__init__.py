@@ -1,0 +1,1 @@
+"""``dstee sweep``: the trainings of a grid file, in several processes."""

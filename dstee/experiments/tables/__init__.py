@@ -1,0 +1,1 @@
+"""``dstee table``: rows compared with each other, in Markdown, CSV and LaTeX."""
