@@ -86,7 +86,12 @@ def accuracy_by_cost(rows: Sequence[Row], score: str = "accuracy") -> Figure:
         axes.set_xlim(low - margin, high + margin)
     axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}x")
     what = "test accuracy" if score == "accuracy" else clean(score)
-    axes.set(xlabel="training FLOPs, relative to dense", ylabel=f"{what} (%)", title="Accuracy against the cost of training")
+    as_long = " training of as many epochs" if len({repr(row.setting("epochs")) for row in rows}) > 1 else ""
+    axes.set(
+        xlabel=f"training FLOPs, relative to dense{as_long}",
+        ylabel=f"{what} (%)",
+        title="Accuracy against the cost of training",
+    )
     grid(axes)
     legend_beside(figure, handles)
     figure.suptitle(shared_title(rows, seeds_text(lines, "bars of one standard deviation")))

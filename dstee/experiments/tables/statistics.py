@@ -22,8 +22,9 @@ class Comparison:
     """One group less another, over ``pairs`` seeds that both have.
 
     ``interval`` (95 %) and ``p`` (two-sided, not corrected) are those of the paired t test, None for less than two pairs.
-    ``all_equal``: the differences are all the same, so the test has nothing to estimate their spread from: the interval has
-    width 0, and p is 1 where they are 0, else it is given as 0, which says less than it seems to.
+    ``all_equal``: the differences are all the same, so that the t test has nothing to estimate their spread from. There is no
+    interval then, and p is that of the exact test by signs: 2^(1 - pairs), or 1 where the differences are 0. (With few test
+    samples two seeds often differ by the same number of them; a t test would take that for certainty.)
     """
 
     mean: float
@@ -54,7 +55,8 @@ def compare_pairs(group: Mapping[int, float], other: Mapping[int, float], names:
         return Comparison(mean, 1, None, None)
     size = max(abs(value) for side in (group, other) for value in side.values())
     if max(differences) - min(differences) <= _NOISE * size:
-        return Comparison(mean, len(differences), (mean, mean), float(abs(mean) <= _NOISE * size), True)
+        p = 1.0 if abs(mean) <= _NOISE * size else 2.0 ** (1 - len(differences))
+        return Comparison(mean, len(differences), None, p, True)
     try:
         from scipy import stats
     except ImportError as error:

@@ -46,8 +46,8 @@ class Cell:
 
     ``means`` over the same: mean_density, training_flops, inference_flops (relative to dense), exploration (R),
     explored_share (R / R_max), dead_units; None where it is not known. ``comparison`` with the baseline, over the seeds that
-    diverged in neither, and its ``corrected`` p. ``best``: not significantly lower than the best sparse one of the column,
-    where some are.
+    diverged in neither, and its ``corrected`` p. ``best``: the best sparse one of the column, or after it before the
+    first that is significantly lower, where some are.
     """
 
     rows: Sequence[Row]
@@ -301,7 +301,8 @@ def _paired(cell: Cell, base: Cell, names: tuple[str, str], column: str) -> Comp
 
 
 def _mark_best(table: Table) -> int:
-    """Marks what is not significantly lower than the highest mean of its column; returns how many tests that took.
+    """Marks the highest mean of each column, and from there down what is not significantly lower than it, to the first that is;
+    returns how many tests that took.
 
     Dense training, with which the sparse ones are not in a contest, has no part in it. Nothing is marked in a column that
     cannot be tested (one seed, or seeds that are not the same), nor where the mark would be on all and so say nothing.
@@ -317,12 +318,18 @@ def _mark_best(table: Table) -> int:
         best = max(inside, key=lambda cell: cell.mean or 0.0)
         found = [(cell, _paired(cell, best, ("", ""), "")) for cell in inside if cell is not best]
         if all(comparison is not None and comparison.p is not None for _, comparison in found):
-            testable.append(best)
+            testable.append(inside)
             tests += [(cell, c, c.p) for cell, c in found if c is not None and c.p is not None]
-    for best in testable:
-        best.best = True
-    for (cell, comparison, _), corrected in zip(tests, holm([p for *_, p in tests]), strict=True):
-        cell.best = not lower_than(comparison, corrected)
+    lower = {
+        id(cell)
+        for (cell, comparison, _), corrected in zip(tests, holm([p for *_, p in tests]), strict=True)
+        if lower_than(comparison, corrected)
+    }
+    for inside in testable:
+        for cell in sorted(inside, key=lambda cell: cell.mean or 0.0, reverse=True):
+            if id(cell) in lower:  # what is below it is not marked for its spread alone
+                break
+            cell.best = True
     for i in range(len(table.columns)):
         inside = [cell for key, cell in table.cells.items() if key[1] == i and key[0] in sparse]
         if all(cell.best for cell in inside):

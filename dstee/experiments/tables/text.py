@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from dstee._console import one_line
 from dstee.experiments.data import DATA_SETS
+from dstee.experiments.results.row import Row
 from dstee.experiments.results.text import seed_list
 from dstee.experiments.tables.table import Cell, Table
 
@@ -50,7 +51,11 @@ def _subject(table: Table, values: Sequence[Any]) -> str:
 
 
 def _data_sets(table: Table) -> list[str]:
-    return sorted({one_line(row.setting("data") or "unknown") for row in table.rows})
+    return sorted({_data_of(row) for row in table.rows})
+
+
+def _data_of(row: Row) -> str:
+    return one_line(row.setting("data") or "unknown")
 
 
 def _grouped(
@@ -122,16 +127,17 @@ def footer(table: Table) -> list[str]:
     counts = sorted({len(held) for held in seeds})
     every = frozenset().union(*seeds)
     count = _count(counts[0], "seed") if len(counts) == 1 else f"{counts[0]} to {counts[-1]} seeds"
-    what = "Accuracy on the test set" if table.score == "accuracy" else table.score
-    lines = [f"{what} in %: mean ± sample standard deviation of {count} ({seed_list(every)})."]
+    what = ("Accuracy on the test set" if table.score == "accuracy" else table.score) + f" in %{_epoch(table)}"
+    spread = "nothing is known of the spread over" if counts[-1] == 1 else "mean ± sample standard deviation of"
+    lines = [f"{what}: {spread} {'seeds' if counts[-1] == 1 and len(every) > 1 else count} ({seed_list(every)})."]
     if table.baseline is not None:
         lines.append(_of_comparisons(table))
     if table.comparisons_with_best:
         test = f"(paired t test, Holm's correction for {_count(table.comparisons_with_best, 'comparison')}, p >= 0.05)"
         if any(cell.best for cell in table.cells.values()):
             lines.append(
-                "Bold: of the sparse trainings of a column the best mean, and all that are not significantly lower "
-                f"{test}; none where that is all of them."
+                "Bold: of the sparse trainings of a column the best mean, and those after it down to the first that is "
+                f"significantly lower {test}; none where that is all of them."
             )
         else:
             lines.append(f"None is bold: no sparse training is significantly lower than the best of its column {test}.")
@@ -141,9 +147,35 @@ def footer(table: Table) -> list[str]:
         "Density: mean while training. FLOPs: relative to dense training and inference. R: share of the weights that were ever "
         "active, R_max: the most that the swaps allow. Dead units: share of output units without an active weight."
     )
+    lines += _unlike_epochs(table)
     lines += [f"{note}." for note in map(one_line, table.notes)]
     lines.append(f"Data: {', '.join(map(data_text, _data_sets(table)))}. Made with {made_by(table)}.")
     return lines
+
+
+def _epoch(table: Table) -> str:
+    """Where it is not the last one: it was chosen, though not by the test set."""
+    chosen = {_data_of(row) for row in table.rows if f"last_{table.score}" in row.result.scores}
+    where = "at the epoch of the best validation score"
+    if not chosen:
+        return ""
+    return f" {where}" if chosen == {*_data_sets(table)} else f" (of {', '.join(sorted(chosen))} {where})"
+
+
+def _unlike_epochs(table: Table) -> list[str]:
+    """Relative costs compare with one another where all train as long."""
+    found: dict[str, dict[int, dict[str, None]]] = {}
+    for (label, _), cell in table.cells.items():
+        for row in cell.rows:
+            if type(epochs := row.setting("epochs")) is int:
+                found.setdefault(_data_of(row), {}).setdefault(epochs, {})[one_line(label)] = None
+    texts = []
+    for name, by_epochs in found.items():
+        if len(by_epochs) > 1 and "epochs" not in table.setting_names:
+            each = "; ".join(f"{epochs} of {', '.join(labels)}" for epochs, labels in sorted(by_epochs.items()))
+            where = f" on {name}" if len(found) > 1 else ""
+            texts.append(f"Train FLOPs are relative to dense training of as many epochs, which differ{where}: {each}.")
+    return texts
 
 
 def data_text(name: str) -> str:
@@ -154,7 +186,9 @@ def data_text(name: str) -> str:
 
 def _of_comparisons(table: Table) -> str:
     equal = any(cell.comparison is not None and cell.comparison.all_equal for cell in table.cells.values())
-    mark = " †: the differences of all seeds are equal, so the test had no spread to go by." if equal else ""
+    mark = (
+        " †: the differences of all seeds are equal, so there is no spread to go by: p of the test by signs." if equal else ""
+    )
     count = _count(table.comparisons, "comparison")
     return (
         f"Differences to {one_line(table.baseline)} in percentage points, paired by seed, with 95 % intervals of Student's t "
