@@ -91,6 +91,8 @@ def as_record(value: object) -> Record:
     if not isinstance(value["method"], str):
         raise ValueError(f"unknown method {value['method']!r}")
     for key, number in value.items():
+        if type(number) is int and abs(number) >= 1 << 63:
+            raise ValueError(f"{key} {number!r} is too large")
         if key in ("kind", "method") or (key in ("loss", "exploration", "layers") and number is None):
             continue
         if key in ("layers", "scores"):
@@ -98,7 +100,7 @@ def as_record(value: object) -> Record:
                 raise ValueError(f"{key} is no {'list' if key == 'layers' else 'object'} of numbers in 0..1")
             continue
         if key in _COUNTS:
-            if type(number) is not int or not 0 <= number < 1 << 63:
+            if type(number) is not int or number < 0:
                 raise ValueError(f"{key} {number!r} is not a whole number")
         elif type(number) not in (int, float) or not -_LARGEST <= number <= _LARGEST:
             raise ValueError(f"{key} {number!r} is not a number")

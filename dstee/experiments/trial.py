@@ -328,6 +328,8 @@ class Trial:
             if self.cost is not None:
                 self.cost.load_state_dict(tree["cost"])
             if self.masked is not None:
+                if self.counted and any(layer.counts is None for layer in self.masked.layers.values()):
+                    raise ValueError("counts are missing")
                 for name, mask in self.masked.masks().items():
                     if self.model.get_parameter(name)[~mask].count_nonzero():
                         raise ValueError(f"{name} has weights outside its mask")

@@ -91,8 +91,14 @@ def misfits(tree: SavedState, fresh: TrialState, course: Course) -> list[str]:
         found = {i: s[name] for i, s in state["state"].items() if s.get(name) is not None}
         named = {p: found.pop(i) for i, p in enumerate(params) if i in found} | found
         expected = dict.fromkeys(params, torch.zeros(())) if name == "step" else params
-        wrong += tensor_differences(what, expected if named else {}, named)
+        wrong += tensor_differences(what, expected if named or _has_stepped(tree, course) else {}, named)
     return wrong or _contradictions(tree, fresh, course)
+
+
+def _has_stepped(tree: SavedState, course: Course) -> bool:
+    """Whether the optimizer has made a step, and keeps something of it."""
+    step, keeps = tree["step"], any(g.get("momentum", 1) for g in tree["optimizer"]["param_groups"])
+    return keeps and type(step) is int and step > sum(t <= step for t in course.updates)  # updates may replace steps
 
 
 def _weights(fresh: TrialState, sparse: Any) -> Mapping[str, Tensor]:
@@ -124,11 +130,18 @@ def _contradictions(tree: SavedState, fresh: TrialState, course: Course) -> list
     seconds = tree["seconds"]
     if not (isinstance(seconds, list) and len(seconds) == 2 and all(type(s) is float and 0 <= s < math.inf for s in seconds)):
         wrong.append("seconds are not two times")
+    if not all(0 < s["step"] <= step and s["step"] == s["step"].round() for s in _adam(tree)):
+        wrong.append("the optimizer's steps are not those of its step")
     if "cost" in fresh and tree["cost"]["steps"] != step:
         wrong.append("the cost is not that of its step")
     if fresh["sparse"] is not None:
         wrong += _sparse_contradictions(step, history, tree["sparse"] or {}, fresh["sparse"], course)
     return wrong
+
+
+def _adam(tree: SavedState) -> list[dict[str, Tensor]]:
+    """What Adam keeps of each parameter; of SGD nothing."""
+    return [state for state in tree["optimizer"]["state"].values() if "step" in state]
 
 
 def _sparse_contradictions(
