@@ -178,10 +178,14 @@ def _train(config: Config, path: Path, data_dir: str | None, mode: Mode, kill_at
             results = run_trials(config, dataset, path, progress, after_step=kill)
         retries = WriteRetries("the results", _warn)
         retries.until_done(lambda: write_results(path, results))
-        retries.until_done(lambda: plot.plot_runs([path], path / "curves.png"))
+        picture: Path | str = path / "curves.png"
+        try:
+            retries.until_done(lambda: plot.plot_runs([path], path / "curves.png"))
+        except plot.NoMetrics:
+            picture = "none: every training diverged before there was anything to draw"
         console.print("", results_table(results), sep="\n")
         if show_paths:
-            console.print(f"\npicture  {path / 'curves.png'}\nmetrics  {path}/*/metrics.jsonl", markup=False, soft_wrap=True)
+            console.print(f"\npicture  {picture}\nmetrics  {path}/*/metrics.jsonl", markup=False, soft_wrap=True)
     finally:
         folder.close()
 

@@ -14,7 +14,7 @@ from dstee.experiments.records import as_record
 from dstee.experiments.run_folder import read_manifest
 from dstee.experiments.styles import styles_of
 
-__all__ = ["Curves", "draw", "plot_runs", "read_run"]
+__all__ = ["Curves", "NoMetrics", "draw", "plot_runs", "read_run"]
 
 _MAX_METRICS = 1 << 27
 _MANY = 8
@@ -24,6 +24,10 @@ _BESIDE = 5
 
 
 Point = tuple[float, float]
+
+
+class NoMetrics(UsageError):
+    """A run has none: it has just begun, or all its trainings diverged before their first update and epoch."""
 
 
 @dataclass
@@ -46,7 +50,7 @@ def read_run(folder: Path, warn: Callable[[str], None] = _ignore) -> tuple[Mappi
     An incomplete last line (a killed writer's) is left out with a warning.
 
     Raises:
-        UsageError: the folder holds no run, or a line is not a metric.
+        UsageError: the folder holds no run, or a line is not a metric; NoMetrics: there is no line.
     """
     manifest = read_manifest(folder)
     if manifest is None:
@@ -80,7 +84,7 @@ def read_run(folder: Path, warn: Callable[[str], None] = _ignore) -> tuple[Mappi
             curve.updates.append(updates)
             curve.epochs.append(epochs)
     if not curves:
-        raise UsageError(f"{folder} holds no metrics yet")
+        raise NoMetrics(f"{folder} holds no metrics yet")
     return manifest["config"], {method: curves[method] for method in grouped_keys() if method in curves}
 
 

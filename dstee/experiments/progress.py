@@ -163,11 +163,14 @@ def results_table(results: Sequence[Result]) -> Table:
 
 
 def _figures(rows: Sequence[Result]) -> tuple[str, ...]:
-    """Of the seeds of one method."""
+    """Of the seeds of one method; means are of those that did not diverge."""
+    accuracy = _accuracy(rows)
+    if not (rows := [r for r in rows if r.accuracy is not None]):
+        return (accuracy, *["-"] * 6)
     explored = [(r.exploration, r.exploration / r.exploration_limit) for r in rows if r.exploration is not None]
     mean_r, share = (f"{statistics.fmean(x):.3f}" for x in zip(*explored, strict=True)) if explored else ("-", "-")
     return (
-        _accuracy(rows), f"{statistics.fmean(r.mean_density for r in rows):.4f}",
+        accuracy, f"{statistics.fmean(r.mean_density for r in rows):.4f}",
         f"{statistics.fmean(r.inference_flops for r in rows):.3f}x", f"{statistics.fmean(r.training_flops for r in rows):.3f}x",
         mean_r, share, f"{statistics.fmean(r.dead_units for r in rows):.1%}",
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""The progress bar on terminals of any width."""
+"""The progress bar on terminals of any width, and what is said at the end."""
 
 import io
 import re
@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
+from dstee import cli
 from dstee.experiments.config import Config
 from dstee.experiments.progress import Progress
 
@@ -33,3 +34,14 @@ def test_the_methods_name_and_the_loss_stay_visible(width):
     assert width < 40 or line.startswith("one-shot seed"), line
     assert width < 60 or ("accuracy 93.12 %" in line and "seed 3" in line), line
     assert ("━" in line) == (width >= 90)
+
+
+def test_where_all_diverge_at_once_there_is_a_table_and_nothing_to_draw(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    tiny = ["--train-limit", "640", "--hidden", "4", "--every", "9", "--epochs", "1"]
+    assert cli.main(["train", "--data", "digits", "--out", "run", "--lr", "1e30", "--method", "static", *tiny]) == 0
+    out, err = capsys.readouterr()
+    assert "loss is not finite at step" in err and "error" not in err
+    assert re.search(r"static +1 of 1 diverged( +-){6}\n", out) and not (tmp_path / "run" / "curves.png").exists()
+    assert "picture  none: every training diverged before there was anything to draw" in out
+    assert '"diverged_at"' in (tmp_path / "run" / "results.json").read_text()
