@@ -41,7 +41,11 @@ def write_atomic(path: Path, parts: Iterable[bytes | memoryview]) -> None:
     name = path.name[:200]  # room for the rest within the 255 of most file systems
     temporary = path.with_name(f".{name}.{secrets.token_hex(8)}.tmp")
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
-    fd = os.open(temporary, flags, 0o666)
+    try:
+        fd = os.open(temporary, flags, 0o666)
+    except OSError as error:
+        error.filename = str(path)  # whoever reads it knows of no temporary file
+        raise
     try:
         try:
             for buffer in buffers:
@@ -51,9 +55,11 @@ def write_atomic(path: Path, parts: Iterable[bytes | memoryview]) -> None:
         finally:
             os.close(fd)
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
+        if isinstance(error, OSError):
+            error.filename, error.filename2 = str(path), None
         raise
     _sync_folder(path.parent)
     remove_leftovers(path.parent, re.escape(name), _STALE)  # younger ones may belong to another process that writes this file

@@ -110,6 +110,8 @@ _WIDTHS: Limit[tuple[int, ...]] = (
 )  # fmt: skip
 _STEPS: Limit[tuple[int, ...]] = ("a list of at most 100 steps from 1 on", lambda x: len(x) <= 100 and all(n >= 1 for n in x))
 _LABEL: Limit[str] = ("one line of at most 100 printable characters", lambda x: len(x) <= 100 and (x.isprintable() or not x))
+_TOO_LARGE = 2**31
+"""For any whole number: that many epochs, steps or samples are a slip, and lists of them would fill the memory."""
 _SEED: Limit[int] = ("in 0..2^31-1", lambda x: 0 <= x < 2**31)
 
 
@@ -194,9 +196,9 @@ class Config:
         for name in given:
             if name not in fields:
                 wrong.append(f"unknown setting {name!r}{did_you_mean(name, fields)}")
-        data = str(given.get("data", Config.data))
+        data = given.get("data", Config.data)
         try:
-            values: dict[str, object] = {**find_source(data).settings}
+            values: dict[str, object] = {**find_source(data).settings} if isinstance(data, str) else {}
         except UsageError as error:
             values = {}
             wrong.append(str(error))
@@ -337,6 +339,8 @@ def _checked(field: dataclasses.Field[object], value: object) -> object:
         value = float(value)  # type: ignore[arg-type]
     elif type(value) is not type(default):
         raise UsageError(f"{name} must be of type {type(default).__name__}, got {value!r}")
+    elif isinstance(value, int) and abs(value) >= _TOO_LARGE:
+        raise UsageError(f"{name} must be below 2^31, got {value}")
     choices, limit = setting(field).choices, setting(field).limit
     if choices and value not in choices():
         raise UsageError(f"{name} must be one of {', '.join(choices())}, got {value!r}{did_you_mean(value, choices())}")

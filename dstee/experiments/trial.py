@@ -30,6 +30,10 @@ from dstee.training_cost import TrainingCost
 __all__ = ["Diverged", "Trial", "task_of"]
 
 
+_MOST_STEPS = 10**7
+"""Lists of all updates are kept, up to one a step; more would fill the memory before the first."""
+
+
 class Diverged(Exception):
     """The loss is not finite any more: there is nothing left to train."""
 
@@ -74,6 +78,8 @@ class Trial:
             self._parallelise()
         self.maskable = _maskable(self.task)
         self.total = config.epochs * self.task.steps_per_epoch
+        if self.total > _MOST_STEPS:
+            raise UsageError(f"{config.epochs} epochs of {self.task.steps_per_epoch} steps are more than {_MOST_STEPS:,} steps")
         self.step_number, self.loss_sum = 0, 0.0
         self.diverged_at: int | None = None
         self.history: list[Record] = []

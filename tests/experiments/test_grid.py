@@ -85,6 +85,16 @@ def test_cells_are_left_out_where_every_list_has_their_value():
     assert names(text)[:3] == left and len(names(text)) == 6
 
 
+def test_labels_in_any_script_have_folders_of_their_own():
+    text = "".join(
+        f"[[variant]]\nmethod = 'set'\nlabel = '{label}'\nlr = 0.{i}\n"
+        for i, label in enumerate(["方法", "手法", "Größe", "a/b"])
+    )
+    found = names(text)
+    assert len(set(found)) == 4 and all(name.isascii() for name in found) and found == names(text)
+    assert found[2].startswith("gr-e-") and found[3] == "a-b-seed0"
+
+
 def test_seeds_that_are_batched_make_one_run():
     text = "seeds = [3, 4, 5]\n[settings]\nbatch_seeds = true\nhidden = [8]\n[grid]\nmethod = ['set', 'rigl']"
     runs = grid(text).runs
@@ -128,6 +138,10 @@ def test_what_is_given_from_outside_goes_before_the_file():
         ("[[skip]]\nmethod = 'rigl'", r"\[\[skip\]\] method must be a list of values, got 'rigl'$"),
         ("[[skip]]\nmetod = ['rigl']", r"unknown setting 'metod' \(did you mean 'method'"),
         ("[[skip]]\nmethod = ['dst-ee']", "leaves all of them out"),
+        ("[[skip]]\nmethod = ['rigel']", r"\[\[skip\]\] number 1 leaves nothing out"),
+        ("[grid]\nmethod = ['set']\n[[variant]]\nlabel = 'RigL'", r"\[\[variant\]\] number 1 has no method"),
+        ("[settings]\nepochs = 99999999999999999999", r"epochs must be below 2\^31, got 9+$"),
+        ("[settings.data]\n'a:b' = 1", r"^g.toml: data must be of type str, got \{'a:b': 1\}$"),
         ("settings = 3", r"\[settings\] must be a table"),
         ("differs = 3", "differs must be a list of texts"),
         ("[[variant]]\nmethod = 'set'\nlr = 1.0\n[[variant]]\nmethod = 'set'", "two different trainings would be called set"),

@@ -43,6 +43,15 @@ def test_a_link_with_the_name_of_0_1_0_s_temporary_file_is_not_followed(tmp_path
     assert not (tmp_path / name).is_symlink()
 
 
+def test_what_fails_names_the_file_that_was_to_be_written(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    for target, kind in ((tmp_path / "no" / "x", FileNotFoundError), (tmp_path / "folder", IsADirectoryError)):
+        with pytest.raises(kind) as caught:
+            write_atomic(target, [b"new"])
+        assert (caught.value.filename, caught.value.filename2) == (str(target), None)
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
 @pytest.mark.parametrize("kind", ["link", "dangling link", "file", "folder"])
 def test_what_stands_where_the_temporary_file_would_is_not_opened(
     tmp_path: Path, victim: Path, monkeypatch: pytest.MonkeyPatch, kind: str

@@ -113,7 +113,10 @@ def parse_rows(data: bytes, source: str = "") -> list[Row]:
     Raises:
         ValueError: it is none; the text says why.
     """
-    held = parse_json(data)
+    try:
+        held = parse_json(data)
+    except ValueError as error:
+        raise ValueError(f"it is no results file, which are JSON ({error})") from error
     if not isinstance(held, dict) or held.get("format") != FORMAT:
         raise ValueError("it is no results file (dstee table RUNS --format json --output FILE makes one)")
     if type(version := held.get("version")) is not int or version != VERSION:

@@ -27,6 +27,7 @@ import dataclasses
 import itertools
 import re
 import sys
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -180,6 +181,8 @@ def _runs(
 ) -> Iterable[GridRun]:  # fmt: skip
     """Seed by seed, so that what is finished early can be compared."""
     entries: list[Mapping[str, Any]] = [{"method": method} for method in crossed.pop("method", [])]
+    if entries and "method" not in settings and (unnamed := [i for i, one in enumerate(variants, 1) if "method" not in one]):
+        raise UsageError(f"[[variant]] number {unnamed[0]} has no method, and there is no one method of all: give it one")
     entries += variants
     entries = entries or [{}]
     wrong: dict[str, None] = {}
@@ -189,9 +192,11 @@ def _runs(
         raise UsageError(f"it has more than {_MAX_RUNS} trainings")
     groups = _groups(settings, seeds)
     cells: dict[str, GridRun] = {}
+    idle_skips = {*range(len(skips))}
     for entry, cell in itertools.product(entries, combinations):
         values = _merged(settings, cell, entry)
-        if _is_skipped(values, skips):
+        if hits := [i for i, skip in enumerate(skips) if _is_skipped(values, skip)]:
+            idle_skips -= {*hits}
             continue
         try:
             one = _cell(values, crossed, groups[0], used)
@@ -206,6 +211,8 @@ def _runs(
         raise UsageError("; ".join(shown) + more)
     if not cells:
         raise UsageError("it makes no training: [[skip]] leaves all of them out")
+    if idle_skips:
+        raise UsageError(f"[[skip]] number {min(idle_skips) + 1} leaves nothing out: no training has one of its values each")
     if idle := [name for name in crossed if name not in used]:
         raise UsageError(f"[grid] {idle[0]} concerns none of the methods that are trained")
     return [
@@ -239,8 +246,8 @@ def _merged(*levels: Mapping[str, Any]) -> dict[str, Any]:
     return values
 
 
-def _is_skipped(values: Mapping[str, Any], skips: Sequence[Mapping[str, list[Any]]]) -> bool:
-    return any(all(values.get(name, _FIELDS[name].default) in wanted for name, wanted in skip.items()) for skip in skips)
+def _is_skipped(values: Mapping[str, Any], skip: Mapping[str, list[Any]]) -> bool:
+    return all(values.get(name, _FIELDS[name].default) in wanted for name, wanted in skip.items())
 
 
 def _cell(values: dict[str, Any], crossed: Iterable[str], seeds: Sequence[int], used: set[str]) -> GridRun:
@@ -274,5 +281,6 @@ def _shown(value: object) -> str:
 
 
 def _plain(text: str) -> str:
-    """Letters that a folder's name may have everywhere."""
-    return re.sub(r"[^a-z0-9._+=]+", "-", text.lower()).strip("-.") or "x"
+    """Letters that a folder's name may have everywhere; what tells apart words of others is a number behind it."""
+    plain = re.sub(r"[^a-z0-9._+=]+", "-", text.lower()).strip("-.") or "x"
+    return plain if all(c.isascii() for c in text if c.isalnum()) else f"{plain}-{zlib.crc32(text.encode()):08x}"
