@@ -12,13 +12,14 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar, get_args
+from typing import Any, TypeVar, get_args
 
 from dstee._console import UsageError
 from dstee._lookup import did_you_mean
 from dstee.experiments.data import DATA_SETS, find_source
 from dstee.experiments.method_settings import STR, Value, check_settings, make_method, of_method, parse_pairs
 from dstee.experiments.models.registry import MODELS, find_model
+from dstee.experiments.references import takes
 from dstee.methods import METHODS, Method, known_methods
 from dstee.methods.base import Group
 from dstee.schedule import known_drops
@@ -210,11 +211,8 @@ class Config:
                 values[name] = _CHECKS.get(name, partial(_checked, fields[name]))(value)
             except UsageError as error:
                 wrong.append(str(error))
-        sgd = values.get("optimizer", Config.optimizer) == "sgd"
-        if not wrong and sgd and values.get("nesterov", True) and values.get("momentum", 0.9) == 0:
-            wrong.append("nesterov needs a momentum > 0: pass --no-nesterov or a momentum")
-        if not wrong and values.get("c_rel") and "c" in given and given["c"] != Config.c:
-            wrong.append("c and c_rel are both given: c_rel is c in units of the gradient; pass one")
+        if not wrong:
+            wrong += _contradictions({**{name: f.default for name, f in fields.items()}, **values}, find_source(data).settings)
         if wrong:
             raise UsageError("; ".join(wrong))
         settings = values.pop("method_settings", {})
@@ -347,6 +345,31 @@ def _checked(field: dataclasses.Field[object], value: object) -> object:
     if limit and not limit[1](value):
         raise UsageError(f"{name} must be {limit[0]}, got {json.dumps(value)}")
     return value
+
+
+def _contradictions(values: Mapping[str, Any], of_data: Mapping[str, object]) -> list[str]:
+    """Settings, each valid, that exclude each other, or that were given and would do nothing. Those of methods may do nothing:
+    a comparison and a grid share them."""
+    given = {f.name for f in dataclasses.fields(Config) if values[f.name] not in (f.default, of_data.get(f.name, f.default))}
+    optimizer, model, drop = values["optimizer"], values["model"], values["drop_schedule"]
+    floors = any(f.name == "floor" for f in dataclasses.fields(known_drops()[drop]))
+    useless = {name: f"{optimizer} has none" for name in ("momentum", "nesterov") if optimizer != "sgd"}
+    useless |= {} if takes(find_model(model), "hidden") else {"hidden": f"the model {model} has widths of its own"}
+    useless |= {} if floors else {"drop_floor": f"the drop schedule {drop} has none"}
+    useless |= {} if values["ignored_at"] else {"ignored_steps": "ignored_at names no updates to measure"}
+    useless |= {"method": "compare names the methods"} if values["compare"] else {}
+    wrong = [f"{name} would do nothing, {why}: leave it out" for name, why in useless.items() if name in given]
+    if optimizer == "sgd" and values["nesterov"] and values["momentum"] == 0:
+        wrong.append("nesterov needs a momentum > 0: pass --no-nesterov or a momentum")
+    if values["c_rel"] and "c" in given:
+        wrong.append("c and c_rel are both given: c_rel is c in units of the gradient; pass one")
+    if values["compare"] and values["label"]:
+        wrong.append("label would give all methods of the comparison one name: leave it out")
+    if floors and values["drop_floor"] > values["drop_fraction"]:
+        wrong.append(f"drop_floor must be at most drop_fraction {values['drop_fraction']:g}, got {values['drop_floor']:g}")
+    if values["warmup_epochs"] >= values["epochs"]:
+        wrong.append(f"warmup_epochs must be less than epochs {values['epochs']}, got {values['warmup_epochs']}")
+    return wrong
 
 
 def differences(here: Mapping[str, object], there: Mapping[str, object]) -> list[str]:

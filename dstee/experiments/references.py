@@ -11,7 +11,7 @@ from typing import Any
 
 from dstee._console import UsageError
 
-__all__ = ["call_by_names", "is_reference", "load_reference", "required"]
+__all__ = ["call_by_names", "is_reference", "load_reference", "required", "takes"]
 
 
 def is_reference(name: object) -> bool:
@@ -42,13 +42,17 @@ def load_reference(name: str, option: str) -> Callable[..., Any]:
     return function
 
 
+def takes(function: Callable[..., Any], name: str) -> bool:
+    """Whether the signature names this argument."""
+    try:
+        return name in inspect.signature(function).parameters
+    except (TypeError, ValueError):  # compiled: nothing is known
+        return False
+
+
 def call_by_names(function: Callable[..., Any], offered: dict[str, Any]) -> Any:
     """``function`` with those of the ``offered`` arguments that its signature names."""
-    try:
-        names = inspect.signature(function).parameters
-    except (TypeError, ValueError):  # compiled: nothing is known
-        return function()
-    return function(**{name: value for name, value in offered.items() if name in names})
+    return function(**{name: value for name, value in offered.items() if takes(function, name)})
 
 
 def required(function: Callable[..., Any]) -> set[str]:

@@ -50,8 +50,7 @@ def task_of(config: Config) -> type[Task]:
 def _schedule(config: Config, total: int) -> UpdateSchedule:
     stop = max(1, round(config.stop_fraction * total))
     kind = known_drops()[config.drop_schedule]
-    floor = min(config.drop_floor, config.drop_fraction)
-    given = {"initial": config.drop_fraction, "fraction": config.drop_fraction, "floor": floor}
+    given = {"initial": config.drop_fraction, "fraction": config.drop_fraction, "floor": config.drop_floor}
     names = {field.name for field in dataclasses.fields(kind)}
     return UpdateSchedule(config.every, stop, kind(**{name: value for name, value in given.items() if name in names}))
 

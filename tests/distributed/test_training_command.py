@@ -74,7 +74,7 @@ def test_two_processes_train_the_networks_of_one(launcher, tmp_path):
 
 
 def test_running_statistics_and_augmentation_are_resumed_to_the_bit(launcher, tmp_path):
-    more = {"data": "pictures", "compare": False, "method": "rigl", "epochs": 4, "batch_size": 16}
+    more = {"data": "pictures", "hidden": [512, 256], "compare": False, "method": "rigl", "epochs": 4, "batch_size": 16}
     launcher.run(2, train, tmp_path / "straight", "new", more)
     launcher.run(2, stopped, tmp_path / "stopped", 13, more)
     saved = [p.name for p in (tmp_path / "stopped").glob("*/checkpoint-*.dst")]

@@ -95,7 +95,7 @@ def test_own_data_and_networks_are_proved_to_resume(capsys):
 
 @pytest.mark.parametrize("name", ["data", "model"])
 def test_a_run_folder_executes_nothing_that_the_user_does_not_name(name, tmp_path, capsys):
-    (tmp_path / "evil.py").write_text("open('executed', 'w').close()\ndef make(): pass\n")
+    (tmp_path / "evil.py").write_text("open('executed', 'w').close()\ndef make(hidden=()): pass\n")
     assert cli.main(["train", "--out", "run", *TINY]) == 0
     manifest = json.loads((tmp_path / "run" / "config.json").read_text())
     capsys.readouterr()
