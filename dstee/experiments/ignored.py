@@ -156,8 +156,9 @@ def save(folder: Path, found: Measurement) -> None:
     write_atomic(folder / f"ignored-{found.step:010d}.json", [dump_measurements([found])])
 
 
-def dump_measurements(found: Sequence[Measurement]) -> bytes:
-    """The text of a file with these measurements, one a line; of each layer [candidates, grown, important, missed]."""
+def dump_measurements(found: Sequence[Measurement], command: str = "") -> bytes:
+    """The text of a file with these measurements, one a line; of each layer [candidates, grown, important, missed]. ``command``:
+    what made the runs, where it is known."""
     lines = [
         json.dumps(
             {
@@ -172,7 +173,8 @@ def dump_measurements(found: Sequence[Measurement]) -> bytes:
         )
         for one in found
     ]  # fmt: skip
-    head = f'{{"format": "{FORMAT}", "version": {VERSION}, "rows": [\n'
+    made_with = f'"command": {json.dumps(command)}, ' if command else ""
+    head = f'{{"format": "{FORMAT}", "version": {VERSION}, {made_with}"rows": [\n'
     return (head + ",\n".join(lines) + "\n]}\n").encode()
 
 
@@ -211,7 +213,11 @@ def _parse(data: bytes) -> list[Measurement]:
     if held.get("version") != VERSION:
         raise ValueError(f"it has version {held.get('version')!r}, this dstee reads {VERSION}")
     rows = held.get("rows")
-    if held.keys() != {"format", "version", "rows"} or not isinstance(rows, list) or not 1 <= len(rows) <= _MAX_ROWS:
+    if (
+        held.keys() - {"command"} != {"format", "version", "rows"}
+        or not isinstance(rows, list)
+        or not 1 <= len(rows) <= _MAX_ROWS
+    ):
         raise ValueError(f"'rows' is no list of 1 to {_MAX_ROWS} measurements, or it is not all that is there")
     return [_measurement(row) for row in rows]
 

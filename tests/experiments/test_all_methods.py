@@ -7,15 +7,11 @@ import torch
 from experiments.test_train import DATA, Crash, leaves, make_config, outcome, replaced, run
 from support.command_server import TINY
 
-from bench import methods_table
 from dstee import CheckpointError, cli
 from dstee._console import UsageError
 from dstee.experiments import checkpoint, data, plot
-from dstee.experiments.config import Config, grouped_keys, method_group, method_keys, method_name
-from dstee.experiments.results.rows import read_rows
+from dstee.experiments.config import Config, grouped_keys, method_group, method_keys
 from dstee.experiments.run_folder import read_manifest
-from dstee.experiments.tables.formats import as_markdown
-from dstee.experiments.tables.table import make_table
 from dstee.experiments.trial import Trial
 from dstee.methods import METHODS
 from dstee.methods.base import Method
@@ -197,31 +193,3 @@ def test_the_first_images_are_standardised_as_all_of_them():
 def test_a_picture_of_many_lines():
     lines = [plot.Curves(f"m{i}", f"m{i}", [[(1, 0.1 * (i % 10)), (2, 0.1)]], [[(1, 0.5), (2, 0.6)]]) for i in range(20)]
     assert plot.draw(lines, "many")[:8] == b"\x89PNG\r\n\x1a\n"
-
-
-def test_the_table_of_all_methods(tmp_path, monkeypatch, capsys):
-    tiny = {"data": "digits", "hidden": [16], "epochs": 1, "batch_size": 128, "every": 3}
-    monkeypatch.setattr(methods_table, "PROTOCOL", tiny)
-    output = tmp_path / "table.json"
-    arguments = ["--compare", "dense,set,rigl", "--seeds", "2", "--sparsity", "0.8", "0.9"]
-    methods_table.main([*arguments, "--output", str(output), "--runs", str(tmp_path / "runs")])
-    shown = capsys.readouterr().out
-    assert shown.startswith("**accuracy %**\n\n| method    |") and "**digits, 80 %**" in shown and "2 seeds (0, 1)" in shown
-    rows = read_rows([output])
-    assert len(rows) == 10 and {row.command for row in rows} == {methods_table.COMMAND}
-    assert cli.main(["table", str(output)]) == 0
-    assert capsys.readouterr().out == shown
-
-
-def test_the_committed_table_is_of_this_protocol_and_all_methods():
-    rows = read_rows([methods_table.OUTPUT])
-    assert {row.label for row in rows} == {method_name(key) for key in ("dense", *OURS)} | methods_table.VARIANTS.keys()
-    for row in rows:
-        wanted = {**methods_table.PROTOCOL, **methods_table.VARIANTS.get(row.label, {})}
-        wanted |= wanted.pop("method_settings", {})
-        assert wanted.pop("method", row.method) == row.method
-        held = {name: row.setting(name) for name in wanted if row.setting(name) is not None}
-        assert held == {name: wanted[name] for name in held} and len(held) >= (15 if row.method in ("rigl", "str") else 10)
-    sparsities = {row.setting("sparsity") for row in rows} - {None}
-    assert len(sparsities) == 4 and len(rows) == 3 * (4 * (len({row.label for row in rows}) - 1) + 1)
-    assert all(f"| {label} " in as_markdown(make_table(rows)) for label in methods_table.VARIANTS if "&" not in label)

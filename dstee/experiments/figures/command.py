@@ -37,6 +37,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
                         "of fig1 also .json, the measurements themselves")  # fmt: skip
     parser.add_argument("--only", action="append", default=[], metavar="SETTING=VALUE,VALUE",
                         help="leave out rows of other values; as often as needed")  # fmt: skip
+    parser.add_argument("--command", dest="made_with", metavar="TEXT", help="fig1 to .json: the command that made the runs")
     parser.add_argument("--by", metavar="SETTING", help="fig3, c: the setting that varies (default: c or c_rel)")
     parser.add_argument("--score", default="accuracy", metavar="NAME", help="c, cost: another score of the results, as auc")
     parser.add_argument(
@@ -57,10 +58,12 @@ def run(args: argparse.Namespace) -> int:
             takers = ", ".join(name for name, kind in KINDS.items() if option in kind.options)
             raise UsageError(f"--{option} is for {takers}, not for {args.kind}")
     ending = args.output.suffix.lower()
+    if args.made_with is not None and (args.kind, ending) != ("fig1", ".json"):
+        raise UsageError("--command is for fig1 to a .json file, which keeps it")
     if ending == ".json" and args.kind == "fig1":
         from dstee.experiments.ignored import dump_measurements
 
-        content = dump_measurements(_measurements(args))
+        content = dump_measurements(_measurements(args), args.made_with or "")
     elif ending in FORMATS:
         content = render(KINDS[args.kind].draw(args, warn), args.output)
     else:

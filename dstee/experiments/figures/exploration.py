@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from dstee._console import UsageError
 from dstee.experiments.figures.canvas import band, clean, grid, legend_beside, new_figure, number
 from dstee.experiments.figures.lines import Line, lines_of, seeds_text, shared_title, vary_by, varying
 from dstee.experiments.results.row import Row
+from dstee.experiments.results.text import setting_text
 from dstee.experiments.styles import Style, styles_of
 from dstee.experiments.tables.statistics import compare_pairs
 
@@ -21,17 +23,51 @@ __all__ = ["over_setting", "over_time"]
 
 _MANY = 8
 """Lines from which on bands would hide more than they show."""
+_PANELS = ("data", "sparsity")
+"""Settings whose values have panels of their own, as in the paper."""
+_MOST_PANELS = 6
 
 
 def over_time(rows: Sequence[Row], by: str | None = None) -> Figure:
-    """R after each mask update and test accuracy per epoch, one line for each value of a setting (``by``; default c, c_rel).
+    """R after each mask update and test accuracy per epoch, one line for each value of a setting (``by``; default c, c_rel);
+    other data sets and sparsities below each other.
 
     Raises:
         UsageError: nothing varies, or the rows have no curves.
     """
-    lines = lines_of(rows, vary_by(rows, by))
-    figure = new_figure(12.5, 4.8)
-    left, right = figure.subplots(1, 2)
+    by_names = vary_by(rows, by)
+    panels = _panels(rows, [name for name in _PANELS if name not in by_names and name in varying(rows)])
+    drawn = {title: lines_of(own, by_names) for title, own in panels.items()}
+    figure = new_figure(12.5, 0.6 + 4.2 * len(panels))
+    axes = figure.subplots(len(panels), 2, squeeze=False)
+    handles: list[Any] = []
+    for (title, lines), (left, right) in zip(drawn.items(), axes, strict=True):
+        handles = max((handles, _over_time(lines, left, right, f", {title}" if title else "")), key=len)
+    if not handles:
+        raise UsageError("these results have no curves: they were kept without (--no-curves), or their metrics are gone")
+    legend_beside(figure, handles)
+    all_lines = [line for lines in drawn.values() for line in lines]
+    bands = "bands from lowest to highest" if max(map(len, drawn.values())) <= _MANY else ""
+    figure.suptitle(shared_title(rows, seeds_text(all_lines, bands)))
+    return figure
+
+
+def _panels(rows: Sequence[Row], names: Sequence[str]) -> dict[str, list[Row]]:
+    """Rows by what their panel is called. What has no such setting, as dense has no sparsity, is in all of its data."""
+    found: dict[str, list[Row]] = {}
+    values = dict.fromkeys(tuple(row.setting(name) for name in names) for row in rows)
+    for wanted in sorted((v for v in values if None not in v), key=str) if names else [()]:
+        title = ", ".join(setting_text(name, value) for name, value in zip(names, wanted, strict=True))
+        found[title] = [row for row in rows if all(row.setting(n) in (v, None) for n, v in zip(names, wanted, strict=True))]
+    if len(found) > _MOST_PANELS:
+        raise UsageError(
+            f"{len(found)} panels are too many, at most {_MOST_PANELS} fit: choose some with --only {names[0]}=VALUE"
+        )
+    return found
+
+
+def _over_time(lines: Sequence[Line], left: Axes, right: Axes, where: str) -> list[Any]:
+    """Draws lines into both axes; returns those of the legend."""
     ends: list[float] = []
     for line, style in zip(lines, styles_of([line.method for line in lines]), strict=True):
         updates = [[(u.step, u.exploration) for u in row.updates if u.exploration is not None] for row in line.rows]
@@ -44,15 +80,10 @@ def over_time(rows: Sequence[Row], by: str | None = None) -> Figure:
                     axes.fill_between(x, low, high, color=style.color, alpha=0.15 if len(lines) <= 3 else 0.08, linewidth=0)
                 if axes is right:
                     ends += [*low[len(x) // 10 :], *high[len(x) // 10 :]]
-    if not (left.lines or right.lines):
-        raise UsageError("these results have no curves: they were kept without (--no-curves), or their metrics are gone")
-    _finish(left, "optimizer step", "exploration degree R", "Weights that were ever active")
-    _finish(right, "epoch", "test accuracy (%)", "Accuracy")
+    _finish(left, "optimizer step", "exploration degree R", f"Weights that were ever active{where}")
+    _finish(right, "epoch", "test accuracy (%)", f"Accuracy{where}")
     _show_the_end(right, ends)
-    legend_beside(figure, max((left.lines, right.lines), key=len))
-    bands = "bands from lowest to highest" if len(lines) <= _MANY else ""
-    figure.suptitle(shared_title(rows, seeds_text(lines, bands)))
-    return figure
+    return max((list(left.lines), list(right.lines)), key=len)
 
 
 def _finish(axes: Axes, x: str, y: str, title: str) -> None:
@@ -96,11 +127,12 @@ def over_setting(rows: Sequence[Row], by: str | None = None, score: str = "accur
     figure = new_figure(14 if paired else 10.5, 4.6)
     axes = list(figure.subplots(1, 3 if paired else 2))
     styles = styles_of([method for method, _ in curves])
-    for (label, lines), style in zip(curves.items(), styles, strict=True):
+    for i, ((label, lines), style) in enumerate(zip(curves.items(), styles, strict=True)):
         text = clean(label[1])
+        aside = 0.06 * (i - (len(curves) - 1) / 2)  # bars of two curves do not hide each other
         _spread(axes[0], lines, place, lambda row: row.result.score(score), 100, style, text)
         if paired:
-            _differences(axes[1], lines, place, score, style, text)
+            _differences(axes[1], lines, partial(_beside, place, aside), score, style, text)
         _spread(axes[-1], lines, place, lambda row: row.result.exploration, 1, style, text)
     what = "test accuracy" if score == "accuracy" else clean(score)
     axes[0].set(ylabel=f"{what} (%)", title=f"Final {what}: mean, lowest to highest")
@@ -143,6 +175,10 @@ def _places(values: Sequence[float]) -> Callable[[float], float]:
     positive = [v for v in values if v > 0]
     least = math.log10(min(positive)) if positive else 0.0
     return lambda v: math.log10(v) if v > 0 else least - 1
+
+
+def _beside(place: Callable[[float], float], aside: float, value: float) -> float:
+    return place(value) + aside
 
 
 def _ticks(values: Sequence[float]) -> list[float]:
