@@ -269,10 +269,12 @@ def test_a_signal_stops_all_processes_once_and_says_how_to_go_on(fake, signum):
     assert run_sweep(behaving("waits", "waits too", "good"), SweepOptions(fake / "runs")) == 0
 
 
-def test_one_sweep_at_a_time_has_the_folder(fake):
-    with hold_folder(fake / "runs", "sweep"), pytest.raises(UsageError, match="runs is in use by another sweep"):
-        run_sweep(behaving("good"), SweepOptions(fake / "runs"))
-    assert run_sweep(behaving("good"), SweepOptions(fake / "runs")) == 0
+def test_one_sweep_at_a_time_has_the_folder(fake, capsys):
+    runs = fake / "my runs"
+    with hold_folder(runs, "sweep"), pytest.raises(UsageError, match="my runs is in use by another sweep"):
+        run_sweep(behaving("good"), SweepOptions(runs))
+    assert run_sweep(behaving("good"), SweepOptions(runs)) == 0
+    assert f"table    dstee table '{runs}'\n" in capsys.readouterr().out  # as a shell takes it
 
 
 def test_gpus_are_dealt_out_in_turn(fake, monkeypatch):

@@ -265,7 +265,7 @@ def test_labels_are_escaped():
     latex, markdown = as_latex(table), as_markdown(table)
     assert "\x1b" not in latex + markdown
     assert r"a_b & 50\%".replace("_", r"\_").replace("&", r"\&") in latex
-    assert r"\{x\} \$y\$ \#1 \textasciitilde{}\textasciicircum{} \textbackslash{}end|*z*`$<$b$>$" in latex
+    assert r"\{x\} \$y\$ \#1 \textasciitilde{}\textasciicircum{} \textbackslash{}end\textbar{}*z*`$<$b$>$" in latex
     assert "\n{}[h](i) $-$1 & " in latex and r"[h\](i) -1" in markdown
     assert r"a_b & 50% {x} $y$ #1 ~^ \\end\|\*z\*\`\<b>" in markdown
     rows_of_it = [line for line in markdown.splitlines() if line.startswith("|")]

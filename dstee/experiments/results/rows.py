@@ -162,7 +162,8 @@ def _rows_of_run(folder: Path, warn: Callable[[str], None], curves: bool) -> lis
             except ValueError as error:
                 raise ValueError(f"result {i}: {error}") from error
     except (OSError, ValueError) as error:
-        raise UsageError(f"{file} cannot be used: {error}") from error
+        hint = "without it, dstee train --resume or the sweep makes it again"
+        raise UsageError(f"{file} cannot be used: {error}; {hint}") from error
     if not curves:
         return list(rows.values())
     return [_with_curves(row, folder / name / "metrics.jsonl", warn) for name, row in rows.items()]

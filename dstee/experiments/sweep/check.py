@@ -148,7 +148,7 @@ def check_folders(planned: Iterable[PlannedRun], warn: Callable[[str], None]) ->
     if others:
         more = f" (and {len(others) - 1} more runs)" if len(others) > 1 else ""
         raise UsageError(
-            f"{found[0].folder.parent if found else 'the folder'} holds a run of other settings, {others[0]}{more}: "
+            f"{one.folder.parent} holds a run of other settings, {others[0]}{more}: "
             "put the settings back, or choose another --out"
         )
     if changed:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -63,7 +64,7 @@ def run_sweep(grid: Grid, options: SweepOptions, loaded: Mapping[str, Any] | Non
     for name, reason in failed.items():
         complain("failed", f"{name}: {reason}")
     if finished:
-        console.print(f"table    dstee table {out}", markup=False, soft_wrap=True)
+        console.print(f"table    dstee table {shlex.quote(str(out))}", markup=False, soft_wrap=True)
     return 1 if failed else 0
 
 

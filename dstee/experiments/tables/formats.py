@@ -17,7 +17,8 @@ __all__ = ["FORMATS", "as_csv", "as_latex", "as_markdown"]
 _MARKDOWN = re.compile(r"([\\|*`]|\](?=\()|(?<!\w)_|_(?!\w)|<(?=[a-zA-Z/!?]))")
 _LATEX = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "%": r"\%", "#": r"\#", "_": r"\_",
-    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": "$<$", ">": "$>$", "±": r"$\pm$", "†": r"$\dagger$",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "|": r"\textbar{}", "<": "$<$", ">": "$>$", "±": r"$\pm$",
+    "†": r"$\dagger$",
 }  # fmt: skip
 
 
