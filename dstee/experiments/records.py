@@ -174,10 +174,10 @@ def _line(record: Record) -> bytes:
 class Result:
     """One training at its end. FLOPs are relative to dense; seconds are wall time and time in dstee's ops.
 
-    ``accuracy`` is that of the test set at the epoch which the task reports, None where the loss was not finite any more at
-    step ``diverged_at``; ``scores`` has others by name, of the same epoch. ``exploration`` is R (None where it was not
-    counted), ``exploration_limit`` R_max, ``dead_units`` a share of all output units, ``nnz`` the active weights at the end,
-    ``mean_density`` their share while training.
+    ``accuracy`` is that of the test set at the epoch which the task reports, None where the training diverged at step
+    ``diverged_at`` (its loss was not finite, or all gradients were 0 at a mask update); ``scores`` has others by name, of the
+    same epoch. ``exploration`` is R (None where it was not counted), ``exploration_limit`` R_max, ``dead_units`` a share of all
+    output units, ``nnz`` the active weights at the end, ``mean_density`` their share while training.
     """
 
     method: str

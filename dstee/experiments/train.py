@@ -91,7 +91,7 @@ def run_trials(
     config: Config, data: Any, folder: Path, reporter: Reporter, *, after_step: Callable[[int], None] | None = None
 ) -> list[Result]:
     """All trainings of ``config`` in ``folder``, each continued from its newest whole checkpoint, if it has one; ``data`` as
-    their task prepared them. One whose loss is not finite any more ends there, and says so.
+    their task prepared them. One that diverges ends there, and says so.
 
     ``after_step`` is called with the number of steps this process has done.
 
@@ -200,7 +200,7 @@ def _tell_of_divergence(trials: Sequence[Trial], told: set[str], reporter: Repor
     """Returns the names of those whose divergence is told by now."""
     for trial in trials:
         if trial.diverged_at is not None and trial.name not in told:
-            reporter.warn(f"{trial.name}: the loss is not finite at step {trial.diverged_at}, the training ends here")
+            reporter.warn(f"{trial.name}: {trial.ending} at step {trial.diverged_at}, the training ends here")
             told = told | {trial.name}
     return told
 

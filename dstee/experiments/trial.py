@@ -35,7 +35,7 @@ _MOST_STEPS = 10**7
 
 
 class Diverged(Exception):
-    """The loss is not finite any more: there is nothing left to train."""
+    """The loss is not finite any more, or a mask update is due and all gradients are 0: there is nothing left to train."""
 
 
 def task_of(config: Config) -> type[Task]:
@@ -81,6 +81,7 @@ class Trial:
             raise UsageError(f"{config.epochs} epochs of {self.task.steps_per_epoch} steps are more than {_MOST_STEPS:,} steps")
         self.step_number, self.loss_sum = 0, 0.0
         self.diverged_at: int | None = None
+        self.ending = ""  # why it ended there
         self.history: list[Record] = []
         self.seconds = self.kernel_seconds = 0.0
         self.sparse: dstee.SparseModel | dstee.SoftThreshold | None = None
@@ -204,18 +205,29 @@ class Trial:
         """One step of the optimizer; its loss, and what it adds to the history.
 
         Raises:
-            Diverged: the loss is not finite, as :attr:`diverged_at` says from then on; the step was not made.
+            Diverged: as :attr:`diverged_at` says from then on, and :attr:`ending`; the step was not made.
         """
-        t = self.step_number + 1
         self.set_lr()
         self.optimizer.zero_grad()
-        loss = self.task.loss(t)
+        loss = self.task.loss(self.step_number + 1)
         value = processes.mean(loss)
-        if not math.isfinite(value):
-            self.diverged_at = t
+        if math.isfinite(value):
+            loss.backward()
+        if self.ends_at(value):
             raise Diverged
-        loss.backward()
         return value, self.advance(value, self.optimize())
+
+    def ends_at(self, loss: float) -> bool:
+        """Whether the step to come, with its loss and the gradients that there are, cannot be made; the training ends then."""
+        t, sparse = self.step_number + 1, self.sparse
+        if not math.isfinite(loss):
+            self.ending = "the loss is not finite"
+        elif isinstance(sparse, dstee.SparseModel) and sparse.method.needs_gradients and t in self.updates:
+            grads = [layer.param.grad for layer in sparse.layers.values() if layer.param.grad is not None]
+            if grads and not any(bool(grad.any()) for grad in grads):  # units are dead, and growth would be by index alone
+                self.ending = "all gradients of the sparse weights are 0"
+        self.diverged_at = t if self.ending else None
+        return bool(self.ending)
 
     def set_lr(self) -> None:
         """The learning rate of the step to come."""

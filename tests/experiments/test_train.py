@@ -181,7 +181,7 @@ def test_a_training_whose_loss_is_not_finite_ends_there_and_says_so_each_time(tm
     results, log = run(config, tmp_path / "a")
     for result in results:
         assert result.accuracy is None and 1 < result.diverged_at <= 12
-    assert [f"at step {r.diverged_at}, the training ends here" in w for r, w in zip(results, log.warnings, strict=True)]
+    assert all(f"at step {r.diverged_at}, the training ends here" in w for r, w in zip(results, log.warnings, strict=True))
     assert b"NaN" not in metrics(tmp_path / "a", "dst-ee-seed0")
     assert [(r.diverged_at, r.digest) for r in run(config, tmp_path / "a")[0]] == [(r.diverged_at, r.digest) for r in results]
 

@@ -51,8 +51,8 @@ class ManySeeds:
     """``trials``, none of them begun, as one training. They may differ in seed, method and the settings of methods.
 
     At a step in which no mask changes all of them step in one call. Where a mask update is due, or a method has a hook in each
-    step, the trial concerned makes its own step, so that all methods work here as they do alone. A trial whose loss is not
-    finite any more ends there, and the others go on.
+    step, the trial concerned makes its own step, so that all methods work here as they do alone. A trial that diverges
+    ends there, and the others go on.
 
     Raises:
         UsageError: there is none; a model is no MLP; STR, whose weights are computed from others; settings of model, data or
@@ -107,12 +107,11 @@ class ManySeeds:
 
     def step(self) -> tuple[float, list[Record]]:
         """One step of all; the mean loss of those that made it (NaN for none), and what it adds to their histories. A trial
-        whose loss is not finite has not made it, as its ``diverged_at`` says from then on."""
+        that diverges has not made it, as its ``diverged_at`` says from then on."""
         t = self.step_number + 1
         losses = self._losses(t)
         for s in self._alive():
-            if not math.isfinite(losses[s]):
-                self.trials[s].diverged_at = t
+            if self.trials[s].ends_at(losses[s]):
                 self.tasks[s].order = self._order_at(s, self.step_number)
         alive = self._alive()
         alone = frozenset(s for s in alive if self._steps_alone(s, t))
@@ -216,7 +215,7 @@ class ManySeeds:
             if not isinstance(state, dict) or state.get("step") != (step if at is None else at - 1):
                 raise CheckpointError(f"{path}: {trial.name} is not at step {step}, as the others are")
             trial.restore(path, state)
-            trial.diverged_at = at
+            trial.diverged_at, trial.ending = at, "" if at is None else "it diverged"
         self.step_number = cast(int, step)
         self._shared.clear()
         self._house()
