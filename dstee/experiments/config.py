@@ -198,11 +198,12 @@ class Config:
             if name not in fields:
                 wrong.append(f"unknown setting {name!r}{did_you_mean(name, fields)}")
         data = given.get("data", Config.data)
+        of_data: Mapping[str, object] = {}
         try:
-            values: dict[str, object] = {**find_source(data).settings} if isinstance(data, str) else {}
+            of_data = find_source(data).settings if isinstance(data, str) else {}
         except UsageError as error:
-            values = {}
             wrong.append(str(error))
+        values = {**of_data}
         if given.get("compare"):
             values["seeds"] = 3
         values |= {name: given[name] for name in given if name in fields}
@@ -212,7 +213,7 @@ class Config:
             except UsageError as error:
                 wrong.append(str(error))
         if not wrong:
-            wrong += _contradictions({**{name: f.default for name, f in fields.items()}, **values}, find_source(data).settings)
+            wrong += _contradictions({**{name: f.default for name, f in fields.items()}, **values}, of_data)
         if wrong:
             raise UsageError("; ".join(wrong))
         settings = values.pop("method_settings", {})

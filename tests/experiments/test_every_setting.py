@@ -83,6 +83,14 @@ def test_images(images, name):
     assert trained({**settings, **more}, whole) != before
 
 
+def test_methods_that_look_at_data_see_the_loss_that_is_trained(images):
+    settings, whole, _ = images
+    task = task_of(config := Config.resolve({**settings, "label_smoothing": 0.3}))(config, 0, whole, torch.device("cpu"))
+    outputs, targets = torch.tensor([[2.0, 0.0, 0.0, 0.0]]), torch.tensor([0])
+    logs = outputs.log_softmax(1)[0]
+    assert task.loss_of(outputs, targets).item() == pytest.approx(-(0.7 * logs[0] + 0.3 * logs.mean()).item())
+
+
 @pytest.mark.parametrize("name", sorted(OTHER.keys() - {"hidden"}))
 def test_graphs(graph, name):
     settings, whole, before = graph

@@ -53,7 +53,7 @@ class Classification(Task):
         self.data.prefetch(mine)
         x, y = self.fetch(*mine[0])
         with self._precision():
-            return cross_entropy(self.network(x), y, label_smoothing=self.config.label_smoothing)
+            return self.loss_of(self.network(x), y)
 
     def noise(self, step: int) -> int | None:
         """The seed by which the images of a step are cropped and flipped; None for as they are."""
@@ -92,6 +92,9 @@ class Classification(Task):
     def samples(self) -> list[tuple[Any, Any]]:
         seen = torch.arange(min(SEEN, self.data.size("train")))
         return [self.fetch(some) for some in seen.split(self.config.batch_size)]
+
+    def loss_of(self, outputs: Any, targets: Any) -> Tensor:
+        return cross_entropy(outputs, targets, label_smoothing=self.config.label_smoothing)
 
     def state_dict(self) -> BatchOrderState:
         return self.order.state_dict()
