@@ -157,8 +157,10 @@ def save(folder: Path, found: Measurement) -> None:
 
 
 def dump_measurements(found: Sequence[Measurement], command: str = "") -> bytes:
-    """The text of a file with these measurements, one a line; of each layer [candidates, grown, important, missed]. ``command``:
-    what made the runs, where it is known."""
+    """The text of a file with these measurements, one a line; of each layer [candidates, grown, important, missed].
+
+    ``command``: what made the runs, where it is known.
+    """
     lines = [
         json.dumps(
             {

@@ -8,6 +8,7 @@ import pytest
 import torch
 from support.command_server import digests
 from support.processes import RanksFailed
+from support.tiny_graph import needs_geometric, tiny_graph
 
 from dstee._console import Interrupted, UsageError
 from dstee.experiments import commands, data, processes
@@ -81,6 +82,25 @@ def test_running_statistics_and_augmentation_are_resumed_to_the_bit(launcher, tm
     assert "checkpoint-0000000013.dst" in saved and not (tmp_path / "stopped" / "results.json").exists()
     launcher.run(2, train, tmp_path / "stopped", "resume", more)
     assert digests(tmp_path / "stopped") == digests(tmp_path / "straight")
+
+
+def train_links(rank, out):
+    graph = tiny_graph()
+    settings = data.DATA_SETS["wiki_vote"].settings
+    data.DATA_SETS["wiki_vote"] = Source(lambda folder: graph, settings, task="link-prediction")
+    given = {"data": "wiki_vote", "batch_size": 40, "epochs": 1, "every": 4, "sparsity": 0.8, "method": "rigl"}
+    more = {"keep_masks": True, "ignored_at": [4], "ignored_steps": 2}
+    commands.train(Config.resolve({**given, **more}), out, None, "new")
+
+
+def test_links_are_predicted_by_two_processes_as_by_one_and_the_first_writes(launcher, tmp_path):
+    needs_geometric()
+    launcher.run(2, train_links, tmp_path / "two")
+    train_links(None, tmp_path / "one")
+    one, two = (json.loads((tmp_path / name / "results.json").read_bytes())["results"][0] for name in ("one", "two"))
+    assert one["nnz"] == two["nnz"] and abs(one["accuracy"] - two["accuracy"]) < 0.06
+    here, there = (sorted(path.name for path in (tmp_path / name / "rigl-seed0").iterdir()) for name in ("one", "two"))
+    assert here == there and "ignored-0000000004.json" in here and "masks-0000000001.dst" in here
 
 
 def test_another_number_of_processes_does_not_go_on(launcher, tmp_path):
