@@ -38,7 +38,7 @@ def test_directions_loops_and_repetitions_are_left_out():
         ({"num_nodes": np.int64(1 << 40)}, "array num_nodes has numbers of nodes outside"),
         ({"num_nodes": np.float64(80)}, "array num_nodes is float64"),
         ({"num_nodes": np.array([80])}, r"array num_nodes is int64 \[1\]"),
-        ({"src": np.full(400, -1, np.int32)}, "array src has nodes outside"),
+        ({"src": np.full(400, -1, np.int32)}, "array src has nodes below 0"),
         ({"src": np.full(400, 80, np.int32)}, "array src has nodes outside 0..79"),
         ({"dst": np.full(400, (1 << 63) + 5, np.uint64)}, "array dst has nodes outside 0..79"),
         ({"dst": np.zeros(399, np.int32)}, "array dst is int32"),

@@ -221,10 +221,10 @@ def test_a_seed_that_diverges_ends_alone_and_that_is_kept(tmp_path):
 
 def test_all_that_diverge_end_the_run_and_each_says_so(tmp_path):
     config = make_config(lr=1e30, lr_schedule="constant", seeds=2, batch_seeds=True)
-    for _ in range(2):  # and once more for those who ask later
+    for reason in ("the loss is not finite", "it diverged"):  # and once more for those who ask later
         results, log = run(config, tmp_path / "a")
         assert [r.accuracy for r in results] == [None, None] and all(1 < r.diverged_at <= 12 for r in results)
-        told = [f"dst-ee-seed{r.seed}: the loss is not finite at step {r.diverged_at}" for r in results]
+        told = [f"dst-ee-seed{r.seed}: {reason} at step {r.diverged_at}" for r in results]
         assert sorted(w.partition(",")[0] for w in log.warnings) == told
 
 
@@ -324,7 +324,7 @@ def test_a_checkpoint_of_something_else_is_refused(tmp_path, what):
 # --- refusals ------------------------------------------------------------------------------------------------------------
 
 
-def with_tanh():
+def with_tanh(hidden):
     return nn.Sequential(nn.Flatten(), nn.Linear(12, 9), nn.Tanh(), nn.Linear(9, 10))
 
 
