@@ -27,7 +27,7 @@ demo: .venv/built
 	$(BIN)/dstee train --data digits --compare --out runs/demo --overwrite
 
 test: .venv/built
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 test-ranks: .venv/built
 	$(BIN)/python -m pytest -m "ranks and not slow" tests/distributed tests/bench tests/test_examples.py
