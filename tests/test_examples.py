@@ -32,13 +32,18 @@ def test_own_method(capsys: pytest.CaptureFixture[str]) -> None:
     assert out.rstrip().endswith("the same bits on every backend")
 
 
+ABORT = "terminate called without an active exception\n"
+
+
 def run(example: str, processes: int, *options: str) -> list[str]:
     """The lines that it prints, started by torchrun; as a plain program where it is to be one process."""
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)] if processes > 1 else []
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "GLOO_SOCKET_IFNAME": "lo"}
     command = [sys.executable, *launch, str(EXAMPLES / example), *options]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr
+    # gloo of torch 2.13 now and then aborts a process that has left its group and returned from main().
+    aborted_at_exit = processes > 1 and done.stderr.startswith(ABORT) and "exitcode: -6" in done.stderr
+    assert done.returncode == 0 or aborted_at_exit, done.stderr
     return done.stdout.splitlines()
 
 
