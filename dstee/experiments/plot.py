@@ -8,15 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dstee._console import UsageError
-from dstee._files import parse_json, read_file, write_atomic
+from dstee._files import write_atomic
 from dstee.experiments.config import differences, grouped_keys, method_keys, method_name
-from dstee.experiments.records import as_record
+from dstee.experiments.records import Record, read_records
 from dstee.experiments.run_folder import read_manifest
 from dstee.experiments.styles import styles_of
 
 __all__ = ["Curves", "NoMetrics", "draw", "plot_runs", "read_run"]
 
-_MAX_METRICS = 1 << 27
 _MANY = 8
 """Lines from which on bands would hide more than they show."""
 _BESIDE = 5
@@ -60,20 +59,8 @@ def read_run(folder: Path, warn: Callable[[str], None] = _ignore) -> tuple[Mappi
         updates: list[Point] = []
         epochs: list[Point] = []
         method = None
-        try:
-            lines = read_file(file, _MAX_METRICS).split(b"\n")
-        except (OSError, ValueError) as error:
-            raise UsageError(f"{file} cannot be used: {error}") from error
-        if lines.pop():
-            warn(f"{file}: the last line is incomplete and left out")
-        for number, line in enumerate(lines, 1):
-            try:
-                record = as_record(parse_json(line))
-                method = record["method"]
-                if method not in method_keys():
-                    raise ValueError(f"unknown method {method!r}")
-            except ValueError as error:
-                raise UsageError(f"{file}, line {number}: not a metric of dstee: {error}") from error
+        for record in read_records(file, warn, _check_method):
+            method = record["method"]
             if record["kind"] == "update":
                 if record["exploration"] is not None:
                     updates.append((record["step"], record["exploration"]))
@@ -86,6 +73,11 @@ def read_run(folder: Path, warn: Callable[[str], None] = _ignore) -> tuple[Mappi
     if not curves:
         raise NoMetrics(f"{folder} holds no metrics yet")
     return manifest["config"], {method: curves[method] for method in grouped_keys() if method in curves}
+
+
+def _check_method(record: Record) -> None:
+    if record["method"] not in method_keys():
+        raise ValueError(f"unknown method {record['method']!r}")
 
 
 def plot_runs(folders: Sequence[Path], output: Path, warn: Callable[[str], None] = _ignore) -> None:

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, TypedDict, cast
@@ -23,6 +23,7 @@ __all__ = [
     "UpdateRecord",
     "as_record",
     "read_digests",
+    "read_records",
     "write_results",
 ]
 
@@ -71,6 +72,7 @@ _COUNTS = ("seed", "step", "round", "epoch")
 _SHARES = ("exploration", "churn", "accuracy", "exploration_limit", "dead_units")
 _LARGEST = sys.float_info.max
 _MAX_RESULTS = 1 << 24
+_MAX_METRICS = 1 << 27
 _FIELDS = {"update": set(_Update.__annotations__), "epoch": set(_Epoch.__annotations__)}
 _OPTIONAL = {"update": {"exploration_limit", "layers", "dead_units"}, "epoch": {"scores"}}
 
@@ -119,6 +121,36 @@ def _is_shares(value: object, kind: type) -> bool:
         and all(isinstance(name, str) and len(name) <= 100 for name in names)
         and all(type(n) in (int, float) and 0 <= n <= 1 for n in numbers)
     )
+
+
+def read_records(
+    file: Path, warn: Callable[[str], None], check: Callable[[Record], object] = lambda record: None
+) -> list[Record]:
+    """The records of a training's JSON lines; an incomplete last line (a killed writer's) is left out with a warning.
+
+    Args:
+        check: raises ValueError for a record that does not belong there.
+
+    Raises:
+        FileNotFoundError: there is no such file. UsageError: it cannot be read, or a line is not a record.
+    """
+    try:
+        lines = read_file(file, _MAX_METRICS).split(b"\n")
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{file} cannot be used: {error}") from error
+    if lines.pop():
+        warn(f"{file}: the last line is incomplete and left out")
+    records: list[Record] = []
+    for number, line in enumerate(lines, 1):
+        try:
+            record = as_record(parse_json(line))
+            check(record)
+        except ValueError as error:
+            raise UsageError(f"{file}, line {number}: not a metric of dstee: {error}") from error
+        records.append(record)
+    return records
 
 
 class MetricsLog:

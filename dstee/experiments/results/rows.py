@@ -10,7 +10,7 @@ from typing import Any
 
 from dstee._console import UsageError
 from dstee._files import parse_json, read_file
-from dstee.experiments.records import as_record
+from dstee.experiments.records import Record, read_records
 from dstee.experiments.results.file import as_epoch, as_update, parse_rows
 from dstee.experiments.results.row import Epoch, Outcome, Row, Update, as_outcome, known_method, label_of, own_settings
 from dstee.experiments.run_folder import read_manifest
@@ -20,7 +20,6 @@ __all__ = ["Row", "read_rows", "run_folders"]
 _MAX_DEPTH = 3
 _MAX_FOLDERS = 100_000
 _MAX_RESULTS = 1 << 24
-_MAX_METRICS = 1 << 27
 _MAX_FILE = 1 << 28
 
 
@@ -178,25 +177,23 @@ def _with_curves(row: Row, file: Path, warn: Callable[[str], None]) -> Row:
     """With what the training's JSON lines say, if they are there; an incomplete last line is left out with a warning."""
     epochs: list[Epoch] = []
     updates: list[Update] = []
+
+    def take(record: Record) -> None:
+        if (record["method"], record["seed"]) != (row.method, row.seed):
+            raise ValueError(f"it is of {record['method']!r}, seed {record['seed']}")
+        if record["kind"] == "update":
+            updates.append(as_update(record))
+        else:
+            epochs.append(as_epoch(record))
+
     try:
         _refuse_link(file.parent)
         _refuse_link(file)
-        lines = read_file(file, _MAX_METRICS).split(b"\n")
+        read_records(file, warn, take)
     except FileNotFoundError:
         return row
-    except (OSError, ValueError) as error:
+    except UsageError:
+        raise
+    except ValueError as error:
         raise UsageError(f"{file} cannot be used: {error}") from error
-    if lines.pop():
-        warn(f"{file}: the last line is incomplete and left out")
-    for number, line in enumerate(lines, 1):
-        try:
-            record = as_record(parse_json(line))
-            if (record["method"], record["seed"]) != (row.method, row.seed):
-                raise ValueError(f"it is of {record['method']!r}, seed {record['seed']}")
-            if record["kind"] == "update":
-                updates.append(as_update(record))
-            else:
-                epochs.append(as_epoch(record))
-        except ValueError as error:
-            raise UsageError(f"{file}, line {number}: not a metric of dstee: {error}") from error
     return dataclasses.replace(row, epochs=tuple(epochs), updates=tuple(updates))
