@@ -129,7 +129,7 @@ def config_lines(config: Config) -> list[str]:
     groups: dict[str, list[str]] = {}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        if (field.name == "method" and config.compare) or (field.name == "method_settings" and not value):
+        if (field.name == "method" and config.compare) or value in ("", ()):
             continue
         if field.name == "method_settings":
             shown = ",".join(f"{name}={one}" for name, one in value)
