@@ -1,85 +1,12 @@
 // The loops of loops.h, written once over the lanes of a lanes_*.h header. Included by loops_*.cpp only.
 #pragma once
 
+#include "active_groups.h"
 #include "loops.h"
+#include "step_over_lanes.h"
 
 namespace dstee::cpu {
 namespace {
-
-constexpr uint32_t kAllLanes = (1u << W) - 1;
-constexpr int kLookAhead = 1 << 14;  // weights whose active groups are found at a time
-constexpr int kAheadGroups = 64;     // active groups, and bytes of a stream, to prefetch ahead: hardware stops at each page
-constexpr int kAheadBytes = 4096;
-
-DSTEE_INLINE void prefetch(const void* p) { __builtin_prefetch(p, 0, 2); }
-
-// The n < W weights behind the last whole group, padded with zeros so that the loops need no second form.
-template <class T>
-struct Tail {
-  T x[W] = {};
-  Tail() = default;
-  Tail(const T* from, int64_t n) { memcpy(x, from, static_cast<size_t>(n) * sizeof(T)); }
-};
-struct TailBits {
-  uint8_t b[2] = {};
-  TailBits(const uint8_t* from, int64_t n) { memcpy(b, from, static_cast<size_t>((n + 7) / 8)); }
-};
-
-// Calls body(j) for each group of W weights that has an active one, j its first weight, and ahead(j) some groups earlier.
-// Finding the groups first costs less than mispredicting which ones are empty.
-template <class Ahead, class Body>
-DSTEE_INLINE void for_active_groups(const uint8_t* bits, int64_t n, Ahead ahead, Body body) {
-  uint16_t groups[kLookAhead / W];
-  for (int64_t start = 0; start < n; start += kLookAhead) {
-    const int64_t here = n - start < kLookAhead ? n - start : kLookAhead;
-    int found = 0;
-    for (int j = 0; j < here; j += W) {
-      groups[found] = static_cast<uint16_t>(j);
-      found += lanes_of(bits + (start + j) / 8) != 0;
-    }
-    for (int f = 0; f < kAheadGroups && f < found; ++f) ahead(start + groups[f]);
-    for (int f = 0; f < found; ++f) {
-      if (f + kAheadGroups < found) ahead(start + groups[f + kAheadGroups]);
-      body(start + groups[f]);
-    }
-  }
-}
-
-template <class T, bool kMomentum>
-DSTEE_INLINE void step_whole(T* w, const T* g, T* m, const uint8_t* bits, int64_t n, const SgdRule& rule) {
-  const auto ahead = [&](int64_t j) {
-    prefetch(w + j);
-    prefetch(g + j);
-    if (kMomentum) prefetch(m + j);
-  };
-  for_active_groups(bits, n, ahead, [&](int64_t j) {
-    const uint32_t lanes = lanes_of(bits + j / 8);
-    V weight = load(w + j), momentum = kMomentum ? load(m + j) : weight;
-    sgd(weight, load(g + j), momentum, rule);
-    store(w + j, lanes, weight);
-    if (kMomentum) store(m + j, lanes, momentum);
-  });
-}
-
-template <class T, bool kMomentum>
-void step(T* w, const T* g, T* m, const uint8_t* bits, int64_t n, const SgdRule& rule) {
-  const int64_t whole = n / W * W, rest = n - whole;
-  step_whole<T, kMomentum>(w, g, m, bits, whole, rule);
-  if (rest) {
-    Tail<T> tw(w + whole, rest), tg(g + whole, rest), tm;
-    if (kMomentum) tm = Tail<T>(m + whole, rest);
-    const TailBits tb(bits + whole / 8, rest);
-    step_whole<T, kMomentum>(tw.x, tg.x, tm.x, tb.b, W, rule);
-    memcpy(w + whole, tw.x, static_cast<size_t>(rest) * sizeof(T));
-    if (kMomentum) memcpy(m + whole, tm.x, static_cast<size_t>(rest) * sizeof(T));
-  }
-}
-
-template <class T>
-void step_any(void* w, const void* g, void* m, const uint8_t* bits, int64_t n, const SgdRule& rule) {
-  auto run = rule.has_momentum ? step<T, true> : step<T, false>;
-  run(static_cast<T*>(w), static_cast<const T*>(g), static_cast<T*>(m), bits, n, rule);
-}
 
 template <class T>
 DSTEE_INLINE size_t scan_drop_whole(const T* x, const uint8_t* bits, int64_t n, uint32_t low, uint32_t index, uint32_t* key,
