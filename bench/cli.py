@@ -62,6 +62,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--against", nargs="*", default=None, metavar="NAME", help="other contenders; none with no name (default: all)"
     )
     who.add_argument(
+        "--before", nargs="+", default=[], metavar="REV", help="the compiled CPU kernels of other commits (HEAD~1, a tag) as "
+        "contenders of drop_grow and masked_sgd; built when first asked for"
+    )  # fmt: skip
+    who.add_argument(
         "--plugin", action="append", default=[], metavar="MODULE", help="a module that registers contenders of your own"
     )
     who.add_argument("--slow-everywhere", action="store_true", help="run slow contenders at every density, not the first only")

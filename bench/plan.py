@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 
-from dstee._console import UsageError
+from dstee._console import UsageError, complain
 
-from . import layers, scaling, steps
+from . import before, layers, scaling, steps
+from .contenders import _before
 from .contenders.registry import contenders, trainers
 from .session import Contender
 from .shapes import Shape
@@ -21,7 +22,7 @@ __all__ = ["check", "options", "tasks"]
 def options(args: argparse.Namespace) -> dict[str, Any]:
     """What goes into the result file."""
     names = ("op", "shapes", "from_model", "density", "dtype", "device", "swap", "every", "backends", "against", "repeats",
-             "budget", "limit", "largest")  # fmt: skip
+             "budget", "limit", "largest", "before")  # fmt: skip
     return {name: getattr(args, name) for name in names}
 
 
@@ -70,11 +71,15 @@ def tasks(args: argparse.Namespace) -> list[Task]:
     unknown = set(args.against or ()) - others
     if unknown:
         raise UsageError(f"--against {', '.join(sorted(unknown))}: expected of {', '.join(sorted(others))}")
+    builds = [before.build(revision, lambda text: complain("note", text)) for revision in args.before]
+    found += _before.contenders(list({one["commit"]: one for one in builds}.values()))
     out = _op_tasks(args, found)
     if "step" in args.op:
         out += steps.tasks(args, for_steps)
     if "scaling" in args.op:
         out += scaling.tasks(args, found)
+    for task in out:
+        task["before"] = builds
     return out
 
 

@@ -145,7 +145,8 @@ class Contender:
     """``computes``: its rule in words, for the report. ``step``: the contender of masked_sgd that goes with this update.
 
     ``ours``: a backend of dstee. ``slow``: seconds for each call on large layers; a sweep runs it at the first density of a
-    case only. ``why_not(device, dtype)``: why it cannot run there, or None.
+    case only. ``asked``: another option than ``--against`` asks for it. ``why_not(device, dtype)``: why it cannot run there,
+    or None.
     """
 
     name: str
@@ -155,6 +156,7 @@ class Contender:
     ours: bool = False
     step: str = ""
     slow: bool = False
+    asked: bool = False
     why_not: Callable[[str, str], str | None] = runs_anywhere
 
 

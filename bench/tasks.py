@@ -8,6 +8,7 @@ from typing import TypedDict
 
 import torch
 
+from .before import Build
 from .results_file import Key
 from .session import Contender
 from .shapes import Shape
@@ -42,6 +43,7 @@ class Task(_Common, total=False):
     shapes: list[list[int]]
     dtype: str
     device: str
+    before: list[Build]
     flush_bytes: int
     roof_bytes: int
     model: str
@@ -60,7 +62,8 @@ def choose(
     """Names of those who take part, and why the others of those asked for do not. ``first``: the slow ones may."""
     chosen, skipped = [], {}
     for c in found:
-        if c.op != op or (c.name not in args.backends if c.ours else args.against is not None and c.name not in args.against):
+        asked = c.asked or (c.name in args.backends if c.ours else args.against is None or c.name in args.against)
+        if c.op != op or not asked:
             continue
         reason = c.why_not(args.device, dtype)
         if reason is None and c.slow and not first and not args.slow_everywhere:

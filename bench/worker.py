@@ -13,6 +13,7 @@ import torch
 
 from . import cost, cuda_traffic
 from .clock import Clock, CudaClock, make_clock
+from .contenders import _before
 from .contenders.registry import contenders
 from .layers import DTYPES, ROUND, make_layers, masks_of
 from .measure import Emit, InputsChanged, Plan, measure
@@ -54,7 +55,8 @@ def run_row(task: Task, emit: Emit) -> Row:
         "n": layers.n, "layers": len(shapes), "active": sum(int(m.sum()) for m in layers.masks), "swapped": sum(layers.k),
         "round": ROUND, "gate": setting.gate, "flushed_bytes": clock.flushed, **_bytes(task, setting, clock),
     }  # fmt: skip
-    chosen = [c for c in contenders(task["plugins"]) if c.op == task["op"] and c.name in task["contenders"]]
+    found = contenders(task["plugins"]) + _before.contenders(task.get("before", []))
+    chosen = [c for c in found if c.op == task["op"] and c.name in task["contenders"]]
     row.update(measure(setting, chosen, Plan(**task["plan"]), clock, emit, task.get("roof_bytes")))
     roof, moved = row["roof"]["copy_gb_s"], row["bytes"]
     row["roof_ms"] = moved / roof * 1e-6
