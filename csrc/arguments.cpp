@@ -74,6 +74,7 @@ std::vector<Layer> read_layers(Checks& check, DeviceType device, const Tensors& 
 }  // namespace
 
 std::vector<Layer> read_step(DeviceType device, const StepArguments& a) {
+  STD_TORCH_CHECK(!a.packed_momenta, "dstee: the kernels of masked_sgd_ have no packed_momenta");
   Checks check(device, a.params);
   auto layers = read_layers(check, device, a.params, a.grads, a.momenta, a.mask_bits, {}, {}, {});
   check.rule(a.sgd, a.grads, a.momenta);
@@ -84,6 +85,7 @@ std::vector<Layer> read_step(DeviceType device, const StepArguments& a) {
 }
 
 std::vector<Layer> read_update(DeviceType device, const UpdateArguments& a) {
+  STD_TORCH_CHECK(!a.packed_momenta, "dstee: the kernels of drop_grow_ have no packed_momenta");
   Checks check(device, a.params);
   auto layers = read_layers(check, device, a.params, a.grads, a.momenta, a.mask_bits, a.counts, a.drop_scores, a.grow_signal);
   if (layers.empty()) return layers;

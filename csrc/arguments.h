@@ -25,6 +25,7 @@ struct StepArguments {
   const Tensors &params, &grads, &momenta, &mask_bits;
   const std::vector<double>& sgd;
   const std::optional<Tensor>&lr, &grad_scale, &found_inf;
+  bool packed_momenta;
 };
 struct UpdateArguments {
   const Tensors &params, &grads, &momenta, &mask_bits, &counts;
@@ -39,6 +40,7 @@ struct UpdateArguments {
   bool regrow, reset_regrown;
   const std::vector<double>& sgd;
   const std::optional<Tensor>&lr, &found_inf;
+  bool packed_momenta;
 };
 
 struct HistogramArguments {
@@ -71,8 +73,8 @@ struct ScaleArguments {
 template <void (*run)(const StepArguments&)>
 void masked_sgd_entry(const Tensors& params, const Tensors& grads, const Tensors& momenta, const Tensors& mask_bits,
                       const std::vector<double>& sgd, const std::optional<Tensor>& lr, const std::optional<Tensor>& grad_scale,
-                      const std::optional<Tensor>& found_inf) {
-  run({params, grads, momenta, mask_bits, sgd, lr, grad_scale, found_inf});
+                      const std::optional<Tensor>& found_inf, bool packed_momenta) {
+  run({params, grads, momenta, mask_bits, sgd, lr, grad_scale, found_inf, packed_momenta});
 }
 
 template <void (*run)(const UpdateArguments&)>
@@ -82,10 +84,11 @@ void drop_grow_entry(const Tensors& params, const Tensors& grads, const Tensors&
                      const std::optional<Tensor>& bonus, const std::optional<Tensor>& bonus_scale, int64_t round,
                      const std::optional<Tensor>& round_tensor, const Tensors& drop_scores, const Tensors& grow_signal,
                      const std::vector<int64_t>& grow_seeds, const std::vector<int64_t>& where, bool regrow, bool reset_regrown,
-                     const std::vector<double>& sgd, const std::optional<Tensor>& lr, const std::optional<Tensor>& found_inf) {
-  run({params,        grads,  momenta,       mask_bits, counts,       k,           k_tensor,    k_grow,
-       k_grow_tensor, bonus,  bonus_scale,   round,     round_tensor, drop_scores, grow_signal, grow_seeds,
-       where,         regrow, reset_regrown, sgd,       lr,           found_inf});
+                     const std::vector<double>& sgd, const std::optional<Tensor>& lr, const std::optional<Tensor>& found_inf,
+                     bool packed_momenta) {
+  run({params,        grads,  momenta,       mask_bits, counts,       k,           k_tensor,      k_grow,
+       k_grow_tensor, bonus,  bonus_scale,   round,     round_tensor, drop_scores, grow_signal,   grow_seeds,
+       where,         regrow, reset_regrown, sgd,       lr,           found_inf,   packed_momenta});
 }
 
 template <Tensor (*run)(const HistogramArguments&)>

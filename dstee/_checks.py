@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dstee import _dispatch
-from dstee.encoding import MAX_ROUNDS, mask_bytes
+from dstee.encoding import MAX_ROUNDS, mask_bytes, unpack_bits
 from dstee.sgd_rule import SGDRule
 
 PARAM_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -82,6 +82,19 @@ def check_flat(name: str, i: int, t: Tensor, dtype: torch.dtype, numel: int, dev
         raise ValueError(f"{name}[{i}] must be contiguous, got stride {t.stride()}: call .contiguous()")
 
 
+def check_packed(name: str, i: int, t: Tensor, p: Tensor, mask_bits: Tensor) -> None:
+    """``t`` has one entry for each active weight of params[i]; a GPU is not asked how many these are (a sync)."""
+    n, counted = p.numel(), p.device.type == "cpu" and not _dispatch.is_traced()
+    expected = int(unpack_bits(mask_bits, n).sum()) if counted else min(t.numel(), n)
+    if t.dim() != 1 or t.numel() != expected:
+        nnz = str(expected) if counted else f"at most {n}"
+        raise ValueError(
+            f"{name}[{i}] has shape {list(t.shape)}, expected [{nnz}], one entry for each active weight of params[{i}], "
+            "as packed_momenta has them"
+        )
+    check_flat(name, i, t, p.dtype, t.numel(), p.device)
+
+
 def check_layers(
     params: list[Tensor],
     mask_bits: list[Tensor],
@@ -91,6 +104,7 @@ def check_layers(
     counts: list[Tensor] = (),  # type: ignore[assignment]
     signals: dict[str, list[Tensor]] | None = None,
     of: str = "params",
+    packed_momenta: bool = False,
 ) -> None:
     """Everything the kernels rely on; absent lists are empty. ``of``: what the op calls its ``params``."""
     traced = _dispatch.is_traced()
@@ -106,7 +120,7 @@ def check_layers(
                 f"{of}[{i}] with shape {list(p.shape)} and strides {p.stride()} is not dense, non-overlapping storage: "
                 "pass a whole tensor, not a strided or expanded view"
             )
-        for name, tensors in (("grads", grads), ("momenta", momenta)):
+        for name, tensors in (("grads", grads), ("momenta", [] if packed_momenta else momenta)):
             if tensors:
                 check_like_param(name, i, tensors[i], p)
         for name, tensors in (signals or {}).items():
@@ -117,12 +131,15 @@ def check_layers(
             raise ValueError(
                 f"mask_bits[{i}] has bits set behind the last weight of {of}[{i}]: make it with dstee.ops.pack_mask"
             )
+        if packed_momenta and momenta:
+            check_packed("momenta", i, momenta[i], p, mask_bits[i])
         if counts:
             check_flat("counts", i, counts[i], torch.int16, p.numel(), p.device)
     if traced:
         return
     check_no_overlap(**{of: params}, grads=grads, momenta=momenta, mask_bits=mask_bits, counts=counts)
-    _check_signals_apart(signals or {}, params=params, momenta=momenta, mask_bits=mask_bits, counts=counts)
+    own = [params] if packed_momenta else [params, momenta]
+    _check_signals_apart(signals or {}, own, params=params, momenta=momenta, mask_bits=mask_bits, counts=counts)
 
 
 def check_no_overlap(**lists: Sequence[Tensor]) -> None:
@@ -143,12 +160,14 @@ def _span(t: Tensor) -> tuple[int, int]:
     return t.data_ptr(), t.data_ptr() + t.numel() * t.element_size()
 
 
-def _check_signals_apart(signals: dict[str, list[Tensor]], **written: Sequence[Tensor]) -> None:
-    """A signal may be the weight or momentum of its own layer; any other would be read half updated."""
+def _check_signals_apart(
+    signals: dict[str, list[Tensor]], own_lists: Sequence[Sequence[Tensor]], **written: Sequence[Tensor]
+) -> None:
+    """A signal may be the weight or momentum of its own layer (``own_lists``); any other would be read half updated."""
     for name, tensors in signals.items():
         for i, t in enumerate(tensors):
             _dispatch.refuse_no_memory(f"{name}[{i}]", t)
-            own = [x[i] for x in (written["params"], written["momenta"]) if x]
+            own = [x[i] for x in own_lists if x]
             if t.numel() == 0 or any(t.data_ptr() == o.data_ptr() and t.dtype == o.dtype for o in own):
                 continue
             begin, end = _span(t)

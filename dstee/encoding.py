@@ -11,7 +11,18 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["MAX_ROUNDS", "bonus_table", "flat", "flip_counts", "mask_bytes", "pack_bits", "unflat", "unpack_bits"]
+__all__ = [
+    "MAX_ROUNDS",
+    "bonus_table",
+    "flat",
+    "flip_counts",
+    "mask_bytes",
+    "pack_active",
+    "pack_bits",
+    "unflat",
+    "unpack_active",
+    "unpack_bits",
+]
 
 MAX_ROUNDS = 32_767
 """Mask rounds (the initial mask is the first) that an int16 counter holds exactly."""
@@ -45,6 +56,20 @@ def unpack_bits(mask_bits: Tensor, n: int) -> Tensor:
     """Inverse of :func:`pack_bits`: uint8 [ceil(n/8)] -> bool [n]."""
     shifts = torch.arange(8, dtype=torch.uint8, device=mask_bits.device)
     return ((mask_bits.unsqueeze(1) >> shifts) & 1).view(-1)[:n].bool()
+
+
+def pack_active(values: Tensor, mask: Tensor, nnz: int) -> Tensor:
+    """[n] -> [nnz]: the values where bool ``mask`` [n] is True, in their order. ``nnz`` is how many these are."""
+    place = torch.where(mask, mask.cumsum(0) - 1, nnz)  # the others meet in one place behind
+    return values.new_zeros(nnz + 1).scatter_(0, place, values)[:nnz]
+
+
+def unpack_active(packed: Tensor, mask: Tensor) -> Tensor:
+    """Inverse of :func:`pack_active`: [nnz] -> [n], 0 where ``mask`` is False."""
+    if packed.numel() == 0:
+        return packed.new_zeros(mask.numel())
+    place = (mask.cumsum(0) - 1).clamp(0, packed.numel() - 1)
+    return torch.where(mask, packed[place], 0)
 
 
 def flip_counts(counts: Tensor, mask: Tensor, round: int | Tensor) -> Tensor:

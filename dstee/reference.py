@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dstee._float_mode import with_gradual_underflow
-from dstee.encoding import flat, flip_counts, pack_bits, unpack_bits
+from dstee.encoding import flat, flip_counts, pack_active, pack_bits, unpack_active, unpack_bits
 from dstee.rules import (
     MAX_RANK,
     clip_growth,
@@ -55,6 +55,13 @@ def _step(w: Tensor, g: Tensor, m: Tensor | None, active: Tensor, rule: SGDRule,
         m.copy_(torch.where(active, m_new.to(m.dtype), m))
 
 
+def _momentum(momenta: list[Tensor], i: int, mask: Tensor, packed: bool) -> Tensor | None:
+    """The flat momentum of a layer: itself, or, where the active weights' alone are stored, a copy at all positions."""
+    if not momenta:
+        return None
+    return unpack_active(momenta[i], mask) if packed else flat(momenta[i])
+
+
 @with_gradual_underflow
 def masked_sgd_(
     params: list[Tensor],
@@ -65,14 +72,18 @@ def masked_sgd_(
     lr: Tensor | None,
     grad_scale: Tensor | None,
     found_inf: Tensor | None,
+    packed_momenta: bool = False,
 ) -> None:
     rule = unpack(sgd, lr)
     assert rule is not None
     for i, p in enumerate(params):
-        active = unpack_bits(mask_bits[i], p.numel())
+        mask = active = unpack_bits(mask_bits[i], p.numel())
         if found_inf is not None:
             active = active & (found_inf == 0).view(())
-        _step(flat(p), flat(grads[i]), flat(momenta[i]) if momenta else None, active, rule, grad_scale)
+        m = _momentum(momenta, i, mask, packed_momenta)
+        _step(flat(p), flat(grads[i]), m, active, rule, grad_scale)
+        if m is not None and packed_momenta:
+            momenta[i].copy_(pack_active(m, mask, momenta[i].numel()))
 
 
 @with_gradual_underflow
@@ -99,14 +110,15 @@ def drop_grow_(
     sgd: list[float],
     lr: Tensor | None,
     found_inf: Tensor | None,
+    packed_momenta: bool = False,
 ) -> None:
     rule = unpack(sgd, lr)
     q = round if round_tensor is None else round_tensor.view(())
     for i, p in enumerate(params):
         n, device = p.numel(), p.device
         w = flat(p)
-        m = flat(momenta[i]) if momenta else None
         mask = unpack_bits(mask_bits[i], n)
+        m = _momentum(momenta, i, mask, packed_momenta)
         go = torch.ones((), dtype=torch.bool, device=device) if found_inf is None else (found_inf == 0).view(())
         if rule is not None:  # order "after": the step first, then drop by the new weights
             _step(w, flat(grads[i]), m if rule.momentum != 0 else None, mask & go, rule)
@@ -144,6 +156,8 @@ def drop_grow_(
         w.masked_fill_(gone, 0)
         if m is not None:
             m.masked_fill_(gone, 0)
+            if packed_momenta:
+                momenta[i].copy_(pack_active(m, mask ^ changed, momenta[i].numel()))
 
 
 def _reaches(words: list[Tensor], threshold: Tensor) -> Tensor:

@@ -67,8 +67,15 @@ def drop_grow_(
     sgd: Sequence[float],
     lr: Tensor | None,
     found_inf: Tensor | None,
+    packed_momenta: bool = False,
 ) -> None:
-    """As dstee.reference.drop_grow_."""
+    """As dstee.reference.drop_grow_, but without ``packed_momenta``.
+
+    Raises:
+        RuntimeError: it was asked for.
+    """
+    if packed_momenta:
+        raise RuntimeError("the Triton kernel of drop_grow_ has no packed_momenta")
     device = params[0].device
     if _all_same(drop_scores, params):
         drop_scores = ()

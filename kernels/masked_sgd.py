@@ -68,8 +68,15 @@ def masked_sgd_(
     lr: Tensor | None,
     grad_scale: Tensor | None,
     found_inf: Tensor | None,
+    packed_momenta: bool = False,
 ) -> None:
-    """As dstee.reference.masked_sgd_."""
+    """As dstee.reference.masked_sgd_, but without ``packed_momenta``.
+
+    Raises:
+        RuntimeError: it was asked for.
+    """
+    if packed_momenta:
+        raise RuntimeError("the Triton kernel of masked_sgd_ has no packed_momenta")
     numbers, operations = read_sgd(sgd, grad_scale is not None)
     with launching(params[0].device):
         for group in group_by_dtype(params, grads, momenta if numbers.momentum != 0 else (), mask_bits):

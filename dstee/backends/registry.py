@@ -48,7 +48,7 @@ BACKENDS: dict[str, Backend] = {
     b.name: b
     for b in (
         Backend("native", native.why_not, native.function, guards_itself=True, why_not_option=native.why_not_option),
-        Backend("triton", triton_backend.why_not, triton_backend.function),
+        Backend("triton", triton_backend.why_not, triton_backend.function, why_not_option=triton_backend.why_not_option),
         Backend("reference", lambda op, device: None, lambda op: getattr(reference, op)),
     )
 }

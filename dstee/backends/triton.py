@@ -17,7 +17,7 @@ import torch
 from dstee._float_mode import with_gradual_underflow
 from dstee.backends import version_counters
 
-__all__ = ["DEVICES", "MODULES", "function", "interpreted", "missing", "module", "why_not"]
+__all__ = ["DEVICES", "MODULES", "NO_OPTION", "function", "interpreted", "missing", "module", "why_not", "why_not_option"]
 
 MODULES = {
     "masked_sgd_": "masked_sgd", "drop_grow_": "drop_grow", "pack_mask": "pack_mask", "unpack_mask": "pack_mask",
@@ -25,6 +25,11 @@ MODULES = {
     "count_outside": "count_outside", "count_below": "count_below", "growth_scale": "growth_scale",
     "hashed_noise_": "hashed_noise", "global_keep_": "global_keep", "key_histogram": "key_histogram",
 }  # fmt: skip
+NO_OPTION: dict[str, frozenset[str]] = {
+    "masked_sgd_": frozenset({"packed_momenta"}),
+    "drop_grow_": frozenset({"packed_momenta"}),
+}
+"""Arguments of an op that its kernels have not got. They refuse them when called directly, too."""
 _COMPUTE = ("masked_sgd_", "drop_grow_", "count_below", "key_histogram")
 DEVICES = ("cuda", "xpu")  # torch calls ROCm cuda
 
@@ -45,6 +50,10 @@ def why_not(op: str, device: torch.device) -> str | None:
     if device.type not in (*DEVICES, "cpu"):
         return f"the Triton kernels are written for {' and '.join(DEVICES)} devices, not for {device.type}"
     return missing()
+
+
+def why_not_option(op: str, device: torch.device, option: str) -> str | None:
+    return f"the Triton kernel of {op} has no {option}" if option in NO_OPTION.get(op, ()) else None
 
 
 @functools.cache

@@ -14,7 +14,7 @@ declare(
     "drop_grow_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] momenta, Tensor(c!)[] mask_bits, Tensor(d!)[] counts, "
     "int[] k, Tensor? k_tensor, int[] k_grow, Tensor? k_grow_tensor, Tensor? bonus, Tensor? bonus_scale, int round, "
     "Tensor? round_tensor, Tensor[] drop_scores, Tensor[] grow_signal, int[] grow_seeds, int[] where, bool regrow, "
-    "bool reset_regrown, float[] sgd, Tensor? lr, Tensor? found_inf) -> ()",
+    "bool reset_regrown, float[] sgd, Tensor? lr, Tensor? found_inf, bool packed_momenta=False) -> ()",
     lambda *args: None,
 )
 
@@ -39,6 +39,7 @@ def drop_grow_(
     reset_regrown: bool = False,
     sgd: SGDRule | None = None,
     found_inf: Tensor | None = None,
+    packed_momenta: bool = False,
 ) -> None:
     """One mask update of all layers, in place: drop the k weakest active weights, grow the k (or k_grow) best candidates.
 
@@ -75,6 +76,8 @@ def drop_grow_(
             local index i is the global ``base + i // run * pitch + i % run``, by which ``grow_seeds`` hash. It grows with i, so
             that the order of ties is that of the whole. None: parts are wholes.
         found_inf: one-element tensor; where it is not 0, nothing changes: no step, no mask, no counter.
+        packed_momenta: the momenta are those of the active weights alone, as in :func:`masked_sgd_`; afterwards they are in the
+            order of the new mask. Not together with ``k_grow``, which would change how many there are.
 
     Raises:
         TypeError, ValueError: an argument does not fit; the text names it and its list index. Nothing has changed then.
@@ -106,10 +109,18 @@ def drop_grow_(
     k_list, k_tensor = _checks.split_k(k, L, device)
     grow_list, grow_tensor = ([], None) if k_grow is None else _checks.split_k(k_grow, L, device, "k_grow")
     places = _budget_checks.read_places(where, params)
+    packed = packed_momenta and bool(momenta)
+    if packed and k_grow is not None:
+        raise ValueError(
+            "packed_momenta and k_grow both given: k_grow changes the number of active weights, and packed momenta have one "
+            "entry for each; unpack them before such an update"
+        )
 
     def check() -> None:
         signals = {"drop_scores": drop_scores, "grow_signal": grow_signal}
-        _checks.check_layers(params, mask_bits, grads=grads, momenta=momenta, counts=counts, signals=signals)
+        _checks.check_layers(
+            params, mask_bits, grads=grads, momenta=momenta, counts=counts, signals=signals, packed_momenta=packed
+        )
         active = active_where_free(mask_bits)
         _checks.check_k(k_list, params, active)
         _budget_checks.check_k_grow(grow_list, k_list, k_tensor, params, active, regrow)
@@ -117,6 +128,6 @@ def drop_grow_(
     call(
         "drop_grow_", device, check,
         params, grads, momenta, mask_bits, counts, k_list, k_tensor, grow_list, grow_tensor, bonus, bonus_scale, round,
-        round_tensor, drop_scores, grow_signal, seeds, places, regrow, reset_regrown, *sgd_rule.pack(sgd), found_inf,
-        options=options_in_use(k_grow=k_grow, where=where, bonus_scale=bonus_scale),
+        round_tensor, drop_scores, grow_signal, seeds, places, regrow, reset_regrown, *sgd_rule.pack(sgd), found_inf, packed,
+        options=options_in_use(k_grow=k_grow, where=where, bonus_scale=bonus_scale, packed_momenta=packed or None),
     )  # fmt: skip

@@ -199,6 +199,7 @@ class Case:
         ops.masked_sgd_(
             self.params, self.grads, self.momenta, self.mask_bits,
             sgd=self.sgd, grad_scale=self.grad_scale, found_inf=self.options.get("found_inf"),
+            packed_momenta=self.options.get("packed_momenta", False),
         )  # fmt: skip
 
     def masks(self) -> list[Tensor]:

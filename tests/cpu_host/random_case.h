@@ -196,11 +196,11 @@ struct Case {
   // Copies that share no memory would take more code than making the case anew.
   Case(const Case&) = delete;
 
-  dstee::StepArguments step() const { return {params, grads, momenta, mask_bits, sgd, lr, grad_scale, found_inf}; }
+  dstee::StepArguments step() const { return {params, grads, momenta, mask_bits, sgd, lr, grad_scale, found_inf, false}; }
   dstee::UpdateArguments update() const {
     return {params,        grads,  momenta,       mask_bits, counts,       k,           k_tensor,    k_grow,
             k_grow_tensor, bonus,  bonus_scale,   round,     round_tensor, drop_scores, grow_signal, grow_seeds,
-            where,         regrow, reset_regrown, sgd,       lr,           found_inf};
+            where,         regrow, reset_regrown, sgd,       lr,           found_inf,   false};
   }
   dstee::ScaleArguments scale() const { return {grads, mask_bits, k, none, round, round_tensor}; }
   dstee::HistogramArguments histogram(bool growth, int64_t word, int64_t shift, const Tensor& prefix) const {

@@ -15,5 +15,5 @@ def lacks(configuration: Configuration, op: str, *options: str) -> bool:
         device = _NATIVE[configuration.backend]
         return op in native.NO_KERNEL[device] or not native.NO_OPTION[device].get(op, frozenset()).isdisjoint(options)
     if configuration.backend.startswith("triton"):
-        return op not in triton_backend.MODULES
+        return op not in triton_backend.MODULES or not triton_backend.NO_OPTION.get(op, frozenset()).isdisjoint(options)
     return False
