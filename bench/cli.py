@@ -207,7 +207,8 @@ def _measure(args: argparse.Namespace) -> int:
     with bar:
         sweep.run(tasks, document, path, limit=args.limit, say=lambda text: complain("note", text), show=show, kept=kept,
                   advance=bar.advance)  # fmt: skip
-    _print(scaling_report.text(document))
+    words = table.roof_words(document["rows"])
+    _print(f"\nof roof: {words}" if words else "", scaling_report.text(document))
     if args.html:
         report.write(args.html, document)
         _print(f"\nreport   {args.html}")

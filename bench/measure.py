@@ -2,8 +2,8 @@
 
 Order for each contender: open, one call for its first time and memory, a check, then in turns (forwards, backwards, forwards:
 ABBA) restore, cold cache, the timed call, a digest of its result at some repeats; the result of the last timed call is compared
-with what the rule demands. On a GPU each is then replayed as a CUDA graph. The copy and read of :mod:`bandwidth` take part in
-the turns.
+with what the rule demands. On a GPU each is then replayed as a CUDA graph. The copy and the reads of :mod:`bandwidth` take part
+in the turns.
 """
 
 from __future__ import annotations
@@ -123,8 +123,9 @@ def _first_call(contender: Contender, setting: Setting, clock: Clock) -> tuple[R
 
 
 def _take_turns(entries: list[Entry], plan: Plan, clock: Clock, emit: Emit, bandwidth: Bandwidth) -> Roof:
-    """Fills the samples of all entries, forwards and backwards; the copy and the read have their turns too."""
-    calls = bandwidth.calls()
+    """Fills the samples of all entries, forwards and backwards; the copy and the reads have their turns too."""
+    reads = bandwidth.reads()
+    calls = {"copy": bandwidth.copy(), **reads}
     samples: dict[str, list[float]] = {name: [] for name in calls}
     for call, _ in calls.values():
         call()
@@ -148,7 +149,7 @@ def _take_turns(entries: list[Entry], plan: Plan, clock: Clock, emit: Emit, band
         gc.enable()
     rate = {name: moved / statistics.median(samples[name]) * 1e-9 for name, (_, moved) in calls.items()}
     return {
-        "copy_gb_s": rate["copy"], "read_gb_s": rate["read"],
+        "copy_gb_s": rate["copy"], "read_gb_s": max(rate[name] for name in reads), "reads_gb_s": {n: rate[n] for n in reads},
         "samples_ms": {name: [s * 1e3 for s in found] for name, found in samples.items()},
     }  # fmt: skip
 

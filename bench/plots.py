@@ -133,9 +133,15 @@ def over_size(document: Document, op: str) -> str | None:
 
 
 def bandwidth(document: Document, op: str) -> str | None:
-    """Bytes that had to move over the time, against the roof."""
-    roofs = [r["roof"]["copy_gb_s"] for r in find(document, op=op) if "roof" in r]
-    top = {"roof (copy)": sorted(roofs)[len(roofs) // 2]} if roofs else {}
+    """The roof's bytes over the time, against the roof."""
+    found: dict[str, list[float]] = {}
+    for r in find(document, op=op):
+        if "roof" in r:
+            by_read = r.get("roof_by") == "pairs"
+            found.setdefault("roof (read)" if by_read else "roof (copy)", []).append(
+                r["roof"]["read_gb_s" if by_read else "copy_gb_s"]
+            )
+    top = {name: sorted(rates)[len(rates) // 2] for name, rates in found.items()}
     return lines(_by_size(document, op, "gb_s"), "weights", "GB/s", top)
 
 

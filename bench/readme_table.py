@@ -6,7 +6,7 @@ from pathlib import Path
 
 from . import results_file
 from .results_file import Document, Result, best_of_ours, find
-from .table import milliseconds, ratio
+from .table import milliseconds, ratio, roof_words
 
 __all__ = ["step_table", "table", "update_table", "with_table"]
 
@@ -52,7 +52,7 @@ def step_table(document: Document) -> list[str]:
 
 def table(results: Path = RESULTS) -> str:
     ops = results_file.read(results / "cpu.json")
-    parts = [update_table(ops, "drop_grow"), update_table(ops, "masked_sgd")]
+    parts = [update_table(ops, "drop_grow"), update_table(ops, "masked_sgd"), [f"The roof: {roof_words(ops['rows'])}."]]
     if (results / "cpu-steps.json").exists():
         parts.append(step_table(results_file.read(results / "cpu-steps.json")))
     return "\n\n".join("\n".join(lines) for lines in parts) + "\n"

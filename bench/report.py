@@ -17,7 +17,7 @@ from dstee._files import write_atomic
 
 from . import plots, scaling_report
 from .results_file import Document, Environment, Result, Row
-from .table import caption, cells, kernel_line
+from .table import caption, cells, kernel_line, roof_words
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -96,6 +96,7 @@ def render(document: Document) -> str:
         document=document,
         stamp=document["stamp"],
         complete=document.get("complete"),
+        roof=roof_words(document["rows"]),
         rows=map(_table, document["rows"]),
         growth=scaling_report.lines(document),
         pictures=[(name, Markup(picture)) for name, picture in plots.pictures(document)],

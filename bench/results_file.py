@@ -93,12 +93,17 @@ class Result(TypedDict, total=False):
     sparse_share: float
 
 
-class Roof(TypedDict):
-    """The bandwidth of a copy and of a read, which bounds every contender from above."""
-
+class _Bandwidth(TypedDict):
     copy_gb_s: float
     read_gb_s: float
     samples_ms: dict[str, list[float]]
+
+
+class Roof(_Bandwidth, total=False):
+    """The bandwidth of a copy and of a read, which bounds every contender from above. ``reads_gb_s``: of each way to read that
+    was tried, of which ``read_gb_s`` is the best; where it is not there, torch's sum was the only one."""
+
+    reads_gb_s: dict[str, float]
 
 
 class Traffic(TypedDict):
@@ -113,6 +118,10 @@ class Traffic(TypedDict):
 
 class Row(TypedDict, total=False):
     """``bytes``: the least that any implementation moves; ``kernel_bytes``: what the CUDA kernels move by their own plan.
+    ``read_bytes``: the least that is read on a CPU, in ``lines`` and in ``pairs`` of them, and in ``lines_again`` and
+    ``pairs_again`` what a commit reads a second time. ``roofs_ms``: how long that takes (``lines``, ``pairs``) at the read
+    bandwidth, and ``bytes`` at that of a ``copy``. ``roof_ms`` is the one that shares are of, which ``roof_by`` names: "pairs",
+    or "copy" on a GPU and in files that have no ``roof_by``.
     ``traffic``: of ranks, whose layers' dimensions were divided by ``divisor``."""
 
     key: Key
@@ -126,6 +135,9 @@ class Row(TypedDict, total=False):
     swapped: int
     round: int
     bytes: int
+    read_bytes: dict[str, int]
+    roofs_ms: dict[str, float]
+    roof_by: str
     roof_ms: float
     gate: str
     flushed_bytes: int
@@ -193,10 +205,25 @@ def fault(document: Any) -> str | None:
             return f"row {i}: {bad}"
         if not isinstance(row.get("contenders", {}), dict):
             return f"row {i}: contenders is no object"
+        if "roof" in row and (bad := _roof_fault(row)):
+            return f"row {i}: {bad}"
         for name, one in row.get("contenders", {}).items():
             bad = _contender_fault(one)
             if bad:
                 return f"row {i}, {name}: {bad}"
+    return None
+
+
+def _roof_fault(row: dict[str, Any]) -> str | None:
+    roof, by = row["roof"], row.get("roof_by", "copy")
+    if not isinstance(roof, dict) or not (_is_time(roof.get("copy_gb_s")) and _is_time(roof.get("read_gb_s"))):
+        return "roof has no copy_gb_s or no read_gb_s"
+    if by not in ("copy", "pairs"):
+        return f"roof_by is {by!r}, expected copy or pairs"
+    for name in ("roofs_ms", "read_bytes") if by == "pairs" else ():
+        one = row.get(name)
+        if not isinstance(one, dict) or not all(_is_time(one.get(unit)) for unit in ("lines", "pairs")):
+            return f"{name} has no lines or no pairs"
     return None
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from .results_file import Document, Result, Row, best_of_ours, title
 
 __all__ = [
@@ -14,6 +16,7 @@ __all__ = [
     "milliseconds",
     "notes",
     "ratio",
+    "roof_words",
     "row_text",
 ]
 
@@ -97,10 +100,33 @@ def caption(row: Row) -> str:
     if "roof" not in row:
         return title(row)
     layers = f"{row['layers']} layer{'s' if row['layers'] > 1 else ''}"
+    return f"{title(row)}: {row['n']:,} weights in {layers}, {roof_text(row)}"
+
+
+def roof_text(row: Row) -> str:
+    """The bytes of a row and what they take at the machine's limits."""
+    roof = row["roof"]
+    if row.get("roof_by") != "pairs":
+        return (
+            f"{megabytes(row['bytes'])} to move; roof {milliseconds(row['roof_ms'])} at {roof['copy_gb_s']:.1f} GB/s copy "
+            f"({roof['read_gb_s']:.1f} read)"
+        )
+    read = row["read_bytes"]["pairs"] + row["read_bytes"].get("pairs_again", 0)
     return (
-        f"{title(row)}: {row['n']:,} weights in {layers}, {megabytes(row['bytes'])} to move; roof "
-        f"{milliseconds(row['roof_ms'])} at {row['roof']['copy_gb_s']:.1f} GB/s copy ({row['roof']['read_gb_s']:.1f} read)"
+        f"{megabytes(read)} to read; roof {milliseconds(row['roof_ms'])} at {roof['read_gb_s']:.1f} GB/s read "
+        f"({milliseconds(row['roofs_ms']['lines'])} by single lines; {milliseconds(row['roofs_ms']['copy'])} at "
+        f"{roof['copy_gb_s']:.1f} GB/s copy)"
     )
+
+
+def roof_words(rows: Sequence[Row]) -> str:
+    """What "of roof" means in these rows, in one line."""
+    by = {row.get("roof_by", "copy") for row in rows if "roof" in row}
+    texts = {
+        "pairs": "the bytes that must be read, in pairs of 64-byte lines, over the best read bandwidth of the same turns",
+        "copy": "the bytes that must be read and written over the bandwidth of a parallel copy of the same turns",
+    }
+    return "; or, in other rows, ".join(text for name, text in texts.items() if name in by)
 
 
 def kernel_line(row: Row) -> str:
@@ -140,4 +166,5 @@ def aligned(head: tuple[str, ...], lines: list[tuple[str, ...]]) -> list[str]:
 
 
 def document_text(document: Document) -> str:
-    return "\n".join(map(row_text, document["rows"]))
+    words = roof_words(document["rows"])
+    return "\n".join([*map(row_text, document["rows"]), *([f"\nof roof: {words}"] if words else [])])

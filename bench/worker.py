@@ -58,23 +58,39 @@ def run_row(task: Task, emit: Emit) -> Row:
     found = contenders(task["plugins"]) + _before.contenders(task.get("before", []))
     chosen = [c for c in found if c.op == task["op"] and c.name in task["contenders"]]
     row.update(measure(setting, chosen, Plan(**task["plan"]), clock, emit, task.get("roof_bytes")))
-    roof, moved = row["roof"]["copy_gb_s"], row["bytes"]
-    row["roof_ms"] = moved / roof * 1e-6
-    for result in row["contenders"].values():
-        if result["status"] == "ok":
-            result["gb_s"] = moved / result["median_ms"] * 1e-6
-            result["share_of_roof"] = result["gb_s"] / roof
+    _put_below_roofs(row)
     return row
 
 
+def _put_below_roofs(row: Row) -> None:
+    """How long the bytes take at the machine's limits, and what share of the roof each contender reaches."""
+    roof, reads = row["roof"], row.get("read_bytes")
+    row["roofs_ms"] = {"copy": row["bytes"] / roof["copy_gb_s"] * 1e-6}
+    if reads is not None:
+        for unit in ("lines", "pairs"):
+            row["roofs_ms"][unit] = (reads[unit] + reads.get(f"{unit}_again", 0)) / roof["read_gb_s"] * 1e-6
+    row["roof_by"] = "copy" if reads is None else "pairs"
+    row["roof_ms"] = row["roofs_ms"][row["roof_by"]]
+    for result in row["contenders"].values():
+        if result["status"] == "ok":
+            result["share_of_roof"] = row["roof_ms"] / result["median_ms"]
+            result["gb_s"] = result["share_of_roof"] * roof["copy_gb_s" if reads is None else "read_gb_s"]
+
+
 def _bytes(task: Task, setting: Setting, clock: Clock) -> Row:
-    """What the op has to move and, on a GPU, what dstee's kernels move for it."""
-    masks_after = [m.to(setting.device) for m in masks_of(setting.expected.mask_bits, setting.before.shapes)]
-    line = cost.LINE[task["device"]]
+    """What the op has to move; what it has to read on a CPU, what dstee's kernels move for it on a GPU."""
+    before, line = setting.before, cost.LINE[task["device"]]
+    masks_after = [m.to(setting.device) for m in masks_of(setting.expected.mask_bits, before.shapes)]
+    units = {"lines": line, "pairs": cost.PAIR}
     if task["op"] == "drop_grow":
-        found: Row = {"bytes": cost.drop_grow_bytes(setting.before, masks_after, line)}
+        found: Row = {"bytes": cost.drop_grow_bytes(before, masks_after, line)}
+        reads = {unit: cost.drop_grow_reads(before, size) for unit, size in units.items()}
+        reads |= {f"{unit}_again": cost.swapped_bytes(before, masks_after, size) for unit, size in units.items()}
     else:
-        found = {"bytes": cost.masked_sgd_bytes(setting.before, line)}
+        found = {"bytes": cost.masked_sgd_bytes(before, line)}
+        reads = {unit: cost.masked_sgd_reads(before, size) for unit, size in units.items()}
+    if task["device"] == "cpu":
+        found["read_bytes"] = reads
     if isinstance(clock, CudaClock):
         found["kernel_bytes"] = cuda_traffic.by_kernel(task["op"], setting.before, masks_after, clock.processors)
     return found

@@ -36,7 +36,7 @@ def test_a_row_on_a_gpu_has_the_bytes_of_the_kernels(op: str, on_cpu: None) -> N
     assert n == 64 * 33 + 600 and row["roof"]["copy_gb_s"] == pytest.approx(2 * (1 << 22) / 2e-3 * 1e-9)
     one = row["contenders"]["reference"]
     assert one["graph"]["status"] == "ok" and one["gb_s"] == pytest.approx(row["bytes"] / 2e6)
-    assert one["share_of_roof"] == pytest.approx(row["roof_ms"] / 2)
+    assert one["share_of_roof"] == pytest.approx(row["roof_ms"] / 2) and row["roof_by"] == "copy" and "read_bytes" not in row
     dense_step, dense_update = n * (20 + 1 / 8), n * (6 + 4 + 4 + 4 + 2 + 1 / 4)
     assert row["bytes"] <= sum(row["kernel_bytes"].values()) < (dense_step if op == "masked_sgd" else dense_update)
 

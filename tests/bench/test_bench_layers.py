@@ -100,3 +100,19 @@ def test_bytes_of_a_case_counted_by_hand() -> None:
     after[1], after[200] = False, True
     # read 6 n + n/8 + 2 lines of weights; written: counters of 1 and 200 (2 lines), the line of weight 1, all of the mask
     assert cost.drop_grow_bytes(made, [after]) == 6 * 256 + 32 + 128 + 128 + 64 + 32
+    # reads of a step: the mask, and three arrays of 2 lines, or of 2 pairs; of an update: until the end, then what is written
+    assert cost.masked_sgd_reads(made, 64) == 32 + 3 * 128 and cost.masked_sgd_reads(made, cost.PAIR) == 32 + 3 * 256
+    assert cost.drop_grow_reads(made, 64) == 6 * 256 + 32 + 128 and cost.drop_grow_reads(made, cost.PAIR) == 6 * 256 + 32 + 256
+    assert cost.swapped_bytes(made, [after], 64) == 128 + 64 + 32
+    assert cost.swapped_bytes(made, [after], cost.PAIR) == 2 * 128 + 128 + 32
+
+
+def test_lines_of_the_mask_are_lines_of_bits() -> None:
+    n = 1 << 14
+    mask = torch.zeros(n, dtype=torch.bool)
+    mask[:8] = True
+    zeros = torch.zeros(n)
+    made = layers.Layers([zeros], [zeros], [zeros], [mask], [ops.pack_mask(mask)], [zeros.short()], [1])
+    after = mask.clone()
+    after[0], after[9_000] = False, True  # two lines of counters, one of weights, two of 512 bits
+    assert cost.swapped_bytes(made, [after], 64) == 2 * 64 + 64 + 2 * 64

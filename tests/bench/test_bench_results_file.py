@@ -46,6 +46,10 @@ def test_a_document_comes_back_as_it_went(tmp_path: Path) -> None:
         (lambda d: d["rows"][0]["contenders"]["native"].update(p80_ms="1"), "p80_ms is '1'"),
         (lambda d: d["rows"][0]["contenders"]["native"].update(ours=1), "ours is 1"),
         (lambda d: d["rows"].append({}), "row 1 has no key"),
+        (lambda d: d["rows"][0].update(roof={"copy_gb_s": 1.0}), "row 0: roof has no copy_gb_s or no read_gb_s"),
+        (lambda d: d["rows"][0].update(roof_by="guess"), "roof_by is 'guess', expected copy or pairs"),
+        (lambda d: d["rows"][0].update(roof_by="pairs"), "roofs_ms has no lines or no pairs"),
+        (lambda d: d["rows"][0].update(roof_by="pairs", roofs_ms={"lines": 1, "pairs": 2}), "read_bytes has no lines"),
         (lambda d: d["rows"][0]["contenders"]["native"].pop("samples_ms"), "samples_ms"),
         (lambda d: d["rows"][0]["contenders"]["native"].update(status="great"), "no status"),
         (lambda d: d["rows"][0]["contenders"].update(x={"status": "wrong"}), "no reason"),
@@ -93,6 +97,32 @@ def test_the_readme_table_is_made_of_the_document(tmp_path: Path) -> None:
     results_file.write(tmp_path / "cpu.json", made)
     text = readme_table.table(tmp_path)
     assert "| 10% | 10.0 ms | 50% | 30x |" in text and "torch.topk" in text
+
+
+READ_ROOF = {
+    "roof_by": "pairs", "roofs_ms": {"lines": 0.4, "pairs": 0.6, "copy": 0.9},
+    "read_bytes": {"lines": 8000, "pairs": 9_000_000, "lines_again": 500, "pairs_again": 3_000_000},
+}  # fmt: skip
+
+
+def test_what_a_roof_is_stands_beside_the_figures(tmp_path: Path) -> None:
+    """Files from before the roof was one of reads have a copy for it; both can be shown, and compared with each other."""
+    pytest.importorskip("matplotlib")
+    old = document({"native": result([10.0])})
+    new = document({"native": result([10.0])})
+    new["rows"][0].update(READ_ROOF)
+    for made, has, has_not in ((old, "of a parallel copy", "in pairs of"), (new, "in pairs of 64-byte lines", "parallel copy")):
+        results_file.write(tmp_path / "cpu.json", made)
+        held = results_file.read(tmp_path / "cpu.json")
+        for text in (table.document_text(held), report.render(held), readme_table.table(tmp_path)):
+            assert has in text and has_not not in text
+    assert "12 MB to read; roof 0.50 ms at 20.0 GB/s read (0.40 ms by single lines; 0.90 ms at 20.0 GB/s copy)" in (
+        table.document_text(new)
+    )
+    assert "9.0 kB to move; roof 0.50 ms at 20.0 GB/s copy (20.0 read)" in table.document_text(old)
+    both = document({"native": result([10.0])}) | {"rows": [old["rows"][0], new["rows"][0]]}
+    assert "; or, in other rows, " in table.document_text(both)
+    assert len(compare.compare(old, new)) == 1
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "bench" / "results").glob("*.json")), ids=lambda path: path.name)

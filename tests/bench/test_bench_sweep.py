@@ -49,7 +49,13 @@ def test_a_row_has_what_the_report_needs(row: dict[str, Any]) -> None:
     one = row["contenders"]["reference"]
     assert len(one["samples_ms"]) == one["repeats"] == 6 and one["p20_ms"] <= one["median_ms"] <= one["p80_ms"]
     assert one["digests_equal"] and one["first_call_ms"] > 0 and (one["peak_extra_bytes"] or 0) >= 0
-    assert row["roof"]["copy_gb_s"] > 0.1 and math.isclose(one["share_of_roof"], one["gb_s"] / row["roof"]["copy_gb_s"])
+    roof, reads = row["roof"], row["read_bytes"]
+    assert roof["copy_gb_s"] > 0.1 and roof["reads_gb_s"].keys() == {"sum", "dot", "max"}
+    assert roof["read_gb_s"] == max(roof["reads_gb_s"].values())
+    assert row["roof_by"] == "pairs" and math.isclose(one["share_of_roof"], one["gb_s"] / roof["read_gb_s"])
+    assert math.isclose(row["roof_ms"] * roof["read_gb_s"], 1e-6 * (reads["pairs"] + reads["pairs_again"]))
+    assert math.isclose(row["roofs_ms"]["lines"] * roof["read_gb_s"], 1e-6 * (reads["lines"] + reads["lines_again"]))
+    assert math.isclose(row["roofs_ms"]["copy"] * roof["copy_gb_s"], 1e-6 * row["bytes"])
     assert row["n"] == 621 and row["layers"] == 2 and row["gate"] == "reference"
 
 
