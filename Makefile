@@ -61,16 +61,19 @@ triton-check: .venv/ready
 
 BENCH := --shapes resnet50 --density 0.1 0.05 0.02
 STEPS := --op step --shapes mlp gnn vgg19 resnet50 --density 0.1 --repeats 12
+HOST := --op host --density 0.1
 RESULTS := bench/results
 
 bench: .venv/built
 	$(BIN)/python -m bench $(BENCH) --json $(RESULTS)/cpu.json --html $(RESULTS)/cpu.html
 	$(BIN)/python -m bench $(STEPS) --json $(RESULTS)/cpu-steps.json --html $(RESULTS)/cpu-steps.html
+	$(BIN)/python -m bench $(HOST) --json $(RESULTS)/cpu-host.json --html $(RESULTS)/cpu-host.html
 	$(BIN)/python -m bench.readme_table
 
 bench-peers: .venv-peers/built
 	.venv-peers/bin/python -m bench $(BENCH) --json $(RESULTS)/cpu.json --html $(RESULTS)/cpu.html
 	.venv-peers/bin/python -m bench $(STEPS) --json $(RESULTS)/cpu-steps.json --html $(RESULTS)/cpu-steps.html
+	.venv-peers/bin/python -m bench $(HOST) --json $(RESULTS)/cpu-host.json --html $(RESULTS)/cpu-host.html
 	.venv-peers/bin/python -m bench.readme_table
 
 results-page: .venv/built

@@ -11,7 +11,7 @@ from .ranks import options as ranks_options
 
 __all__ = ["add_arguments", "main", "make_parser", "run"]
 
-OPS = ("drop_grow", "masked_sgd", "step", "scaling")
+OPS = ("drop_grow", "masked_sgd", "step", "host", "scaling")
 GPUS = ("a100", "h100", "h200")
 OURS = ("native", "triton", "reference")
 EPILOG = """commands:
@@ -44,7 +44,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=None,
         metavar="NAME",
         help="resnet50, vgg19, vit-b, gpt2, llama-1b, mlp, 100m, or a "
-        "number of weights such as 1e6 (default: resnet50); for --op step: vgg19, resnet50, mlp, gnn",
+        "number of weights such as 1e6 (default: resnet50); for --op step: vgg19, resnet50, mlp, gnn; "
+        "for --op host: resnet20, lenet-300-100",
     )
     what.add_argument(
         "--from-model", metavar="SOURCE", help="your own layers: module:factory, or a .pt or .safetensors state dict"

@@ -9,9 +9,9 @@ import torch
 
 from dstee._console import UsageError, complain
 
-from . import before, layers, scaling, steps
+from . import before, host, layers, scaling, steps
 from .contenders import _before
-from .contenders.registry import contenders, trainers
+from .contenders.registry import contenders, steppers, trainers
 from .session import Contender
 from .shapes import Shape
 from .tasks import Task, op_task
@@ -64,7 +64,7 @@ def tasks(args: argparse.Namespace) -> list[Task]:
     """
     check(args)
     try:
-        found, for_steps = contenders(args.plugin), trainers(args.plugin)
+        found, for_steps, for_host = contenders(args.plugin), trainers(args.plugin), steppers(args.plugin)
     except (ImportError, AttributeError, ValueError) as error:
         raise UsageError(f"--plugin: {error}") from error
     others = {c.name for c in found if not c.ours}
@@ -76,6 +76,8 @@ def tasks(args: argparse.Namespace) -> list[Task]:
     out = _op_tasks(args, found)
     if "step" in args.op:
         out += steps.tasks(args, for_steps)
+    if "host" in args.op:
+        out += host.tasks(args, for_host)
     if "scaling" in args.op:
         out += scaling.tasks(args, found)
     for task in out:

@@ -75,7 +75,7 @@ def bars(row: Row) -> str | None:
     ours = best_of_ours(row)
     if not ok or ours is None:
         return None
-    base = ok[ours]["median_ms"]
+    base, roof = ok[ours]["median_ms"], row.get("roof_ms")
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
@@ -91,16 +91,18 @@ def bars(row: Row) -> str | None:
             axes.annotate(
                 shown, (max(one["p80_ms"], one["median_ms"]), i), xytext=(8, 0), textcoords="offset points", va="center"
             )
-        axes.axvline(row["roof_ms"], color="#000000", linestyle="--", linewidth=1)
-        axes.text(row["roof_ms"], 1.01, "roof", transform=axes.get_xaxis_transform(), ha="center", va="bottom")
+        if roof is not None:
+            axes.axvline(roof, color="#000000", linestyle="--", linewidth=1)
+            axes.text(roof, 1.01, "roof", transform=axes.get_xaxis_transform(), ha="center", va="bottom")
         _log_ticks(axes, "x")
         top = max(one["p80_ms"] for one in ok.values())
-        least = min(row["roof_ms"], *(one["p20_ms"] for one in ok.values()))
+        least = min([one["p20_ms"] for one in ok.values()] + ([] if roof is None else [roof]))
         axes.set_xlim(least / 2, top * (top / least) ** 0.55 * 2)
         axes.set_ylim(-0.6, len(names) - 0.4)
         axes.set_yticks(range(len(names)), [_short(n) for n in names])
         axes.grid(False, axis="y")
-        axes.set_xlabel("milliseconds, log scale (dashed: the roof; whiskers: 20th to 80th percentile)")
+        dashed = "" if roof is None else "dashed: the roof; "
+        axes.set_xlabel(f"milliseconds, log scale ({dashed}whiskers: 20th to 80th percentile)")
 
     return svg(draw, 9, 1.1 + 0.36 * len(ok))
 
@@ -201,7 +203,7 @@ def pictures(document: Document) -> list[tuple[str, str]]:
     """(caption, svg) of everything that can be drawn."""
     found: list[tuple[str, str | None]] = []
     for row in document["rows"]:
-        if row["key"]["op"] in ("drop_grow", "masked_sgd"):
+        if row["key"]["op"] in ("drop_grow", "masked_sgd", "host"):
             found.append((title(row), bars(row)))
         elif row["key"]["op"] == "step":
             found.append((title(row), step_bars(row)))

@@ -122,7 +122,8 @@ class Row(TypedDict, total=False):
     ``pairs_again`` what a commit reads a second time. ``roofs_ms``: how long that takes (``lines``, ``pairs``) at the read
     bandwidth, and ``bytes`` at that of a ``copy``. ``roof_ms`` is the one that shares are of, which ``roof_by`` names: "pairs",
     or "copy" on a GPU and in files that have no ``roof_by``.
-    ``traffic``: of ranks, whose layers' dimensions were divided by ``divisor``."""
+    ``dense_parameters``: of host rows, how many tensors have no mask. ``traffic``: of ranks, whose layers' dimensions were
+    divided by ``divisor``."""
 
     key: Key
     made_by: dict[str, object]
@@ -142,6 +143,7 @@ class Row(TypedDict, total=False):
     gate: str
     flushed_bytes: int
     kernel_bytes: dict[str, float]
+    dense_parameters: int
     divisor: int
     traffic: Traffic
 

@@ -61,6 +61,7 @@ def printable(text: str) -> str:
 
 
 UPDATE = ("contender", "median", "p20 to p80", "ratio", "GB/s", "of roof", "first call", "extra memory", "per step", "notes")
+HOST = ("implementation", "median", "p20 to p80", "ratio", "first call", "notes")
 STEPS = ("implementation", "forward", "backward", "optimizer", "masks", "update/step", "step", "sparse share", "peak memory")
 
 
@@ -68,6 +69,8 @@ def cells(row: Row) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """Head and lines of one row's table; who has no number says why."""
     if row["key"]["op"] == "step":
         return STEPS, [_step_cells(name, one) for name, one in row["contenders"].items()]
+    if row["key"]["op"] == "host":
+        return HOST, _host_lines(row)
     ours = best_of_ours(row)
     base = row["contenders"][ours]["median_ms"] if ours else None
     lines = []
@@ -84,6 +87,21 @@ def cells(row: Row) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     return UPDATE, lines
 
 
+def _host_lines(row: Row) -> list[tuple[str, ...]]:
+    ours = best_of_ours(row)
+    lines: list[tuple[str, ...]] = []
+    for name, one in row["contenders"].items():
+        if one["status"] != "ok":
+            lines.append((name, one["status"], "", "", "", one["reason"]))
+            continue
+        times = ratio(one["median_ms"] / row["contenders"][ours]["median_ms"]) if ours else ""
+        lines.append((
+            name, milliseconds(one["median_ms"]), f"{milliseconds(one['p20_ms'])} to {milliseconds(one['p80_ms'])}", times,
+            milliseconds(one.get("first_call_ms")), notes(one),
+        ))  # fmt: skip
+    return lines
+
+
 def _step_cells(name: str, one: Result) -> tuple[str, ...]:
     if one["status"] != "ok":
         return (name, one["status"], *[""] * 6, one["reason"])
@@ -97,6 +115,8 @@ def _step_cells(name: str, one: Result) -> tuple[str, ...]:
 
 def caption(row: Row) -> str:
     """What was measured, in one line."""
+    if "dense_parameters" in row:
+        return f"{title(row)}: {row['layers']} sparse and {row['dense_parameters']} dense parameters, {row['n']:,} weights"
     if "roof" not in row:
         return title(row)
     layers = f"{row['layers']} layer{'s' if row['layers'] > 1 else ''}"

@@ -36,7 +36,8 @@ class _Common(TypedDict):
 
 
 class Task(_Common, total=False):
-    """``kind``: "row", an op on layers, which is the default, or "steps", whole training steps of a model."""
+    """``kind``: "row", an op on layers, which is the default, "steps", whole training steps of a model, or "host", what
+    follows ``backward()`` in one."""
 
     kind: str
     op: str

@@ -1,17 +1,21 @@
-"""What a whole training step is: the base of its implementations, which each train a copy of one model."""
+"""What a whole training step is, and what of it follows ``backward()``: the bases of their implementations, which each train a
+copy of one model."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, TypedDict
 
+import torch
 from torch import Tensor, nn
 
 from .models import Job
 
-__all__ = ["GAP", "PHASES", "SGD", "Mark", "Trainer", "Training", "runs_anywhere", "weights_of"]
+__all__ = [
+    "GAP", "PHASES", "SGD", "Mark", "Stepper", "Stepping", "Trainer", "Training", "runs_anywhere", "weights_of",
+]  # fmt: skip
 
 
 class SGDOptions(TypedDict):
@@ -64,6 +68,34 @@ class Trainer:
     computes: str
     open: Callable[[Job, float, float], Training]
     ours: bool = False
+    why_not: Callable[[], str | None] = runs_anywhere
+
+
+class Stepping(ABC):
+    """A model whose gradients are there. Its weights are 0 outside ``masks``, which name some of its parameters."""
+
+    optimizer: torch.optim.Optimizer
+
+    def __init__(self, model: nn.Module, masks: Mapping[str, Tensor]) -> None:
+        self.model = model
+
+    @abstractmethod
+    def step(self) -> object:
+        """What follows ``backward()`` in a step without an update."""
+
+
+@dataclass(frozen=True)
+class Stepper:
+    """A contender for what follows ``backward()``. ``masked``: its weights stay 0 outside the masks. Others as in
+    :class:`Trainer`."""
+
+    op: ClassVar[str] = "host"
+
+    name: str
+    computes: str
+    open: Callable[[nn.Module, Mapping[str, Tensor]], Stepping]
+    ours: bool = False
+    masked: bool = True
     why_not: Callable[[], str | None] = runs_anywhere
 
 

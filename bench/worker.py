@@ -15,6 +15,7 @@ from . import cost, cuda_traffic
 from .clock import Clock, CudaClock, make_clock
 from .contenders import _before
 from .contenders.registry import contenders
+from .host import run_host
 from .layers import DTYPES, ROUND, make_layers, masks_of
 from .measure import Emit, InputsChanged, Plan, measure
 from .results_file import Row
@@ -36,7 +37,7 @@ def main() -> None:
     task: Task = json.load(sys.stdin)
     torch.set_num_threads(task["threads"])
     torch.manual_seed(0)
-    run = run_steps if task.get("kind") == "steps" else run_row
+    run = {"row": run_row, "steps": run_steps, "host": run_host}[task.get("kind", "row")]
     try:
         row = run(task, lambda name, phase: tell({"running": name, "phase": phase}))
     except InputsChanged as error:

@@ -20,7 +20,7 @@ __all__ = ["Before", "adapter", "contenders"]
 
 KEYS = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
 NEUTRAL = {"regrow": True, "reset_regrown": False}
-"""What an argument that the other commit has not got must be; None or an empty list elsewhere."""
+"""What an argument that the other commit has not got must be; else its default, None or an empty list."""
 
 _libraries: list[torch.library.Library] = []  # one that is let go of takes its ops along
 
@@ -87,25 +87,36 @@ def adapter(ours: torch.FunctionSchema, theirs: torch.FunctionSchema) -> Callabl
     place = {name: i for i, (name, _) in enumerate(own)}
     takes: list[Callable[[Sequence[Any]], Any]] = []
     used: set[str] = set()
-    for name, kind in other:
+    for (name, kind), argument in zip(other, theirs.arguments, strict=True):
         if (name, kind) in own:
             used.add(name)
             takes.append(operator.itemgetter(place[name]))
         elif name in FIELDS and "sgd" in place:
             used |= {"sgd", "lr"}
             takes.append(functools.partial(FIELDS[name], place["sgd"], place["lr"]))
+        elif argument.has_default_value():
+            takes.append(functools.partial(_constant, argument.default_value))
         else:
             raise RuntimeError(f"its {theirs.name} wants {name} ({kind}), which this commit's has not got")
+    defaults = [a.default_value if a.has_default_value() else None for a in ours.arguments]
     left = [(name, i) for name, i in place.items() if name not in used]
 
     def take(args: Sequence[Any]) -> list[Any]:
+        args = [*args, *defaults[len(args) :]]
         for name, i in left:
-            value = args[i]
-            if not (value is None or value == [] if name not in NEUTRAL else value is NEUTRAL[name]):
+            if not is_neutral(args[i], NEUTRAL.get(name, defaults[i])):
                 raise RuntimeError(f"its {theirs.name} has no argument {name}")
         return [one(args) for one in takes]
 
     return take
+
+
+def is_neutral(value: Any, default: Any) -> bool:
+    return value is None or value is default or (isinstance(value, list) and not value)
+
+
+def _constant(value: Any, args: Sequence[Any]) -> Any:
+    return value
 
 
 def _field(at: int, kind: type, sgd: int, lr: int, args: Sequence[Any]) -> Any:

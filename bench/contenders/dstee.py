@@ -5,10 +5,10 @@ from __future__ import annotations
 import functools
 import importlib.util
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import dstee
 from dstee import backends, ops, reference
@@ -17,10 +17,10 @@ from dstee.testing import assert_same_bits
 from ..layers import ROUND
 from ..models import Job
 from ..session import STEP, Contender, Session, Setting, copy_into, drop_grow
-from ..training import GAP, SGD, Mark, Trainer, Training
+from ..training import GAP, SGD, Mark, Stepper, Stepping, Trainer, Training
 from .registry import register
 
-__all__ = ["Backend", "CompiledReference", "SparseTraining"]
+__all__ = ["Backend", "CompiledReference", "SparseStepping", "SparseTraining"]
 
 DST_EE = "DST-EE, ties by |g| and index"
 
@@ -109,6 +109,17 @@ class SparseTraining(Training):
         return updated
 
 
+class SparseStepping(Stepping):
+    def __init__(self, model: nn.Module, masks: Mapping[str, Tensor]) -> None:
+        super().__init__(model, masks)
+        never = dstee.UpdateSchedule(every=1_000_000_000)
+        self.sparse = dstee.sparsify(model, masks=masks, schedule=never)
+        self.optimizer = dstee.SparseSGD(model.parameters(), self.sparse, **SGD)
+
+    def step(self) -> object:
+        return self.sparse.step(self.optimizer)
+
+
 def _backend_why_not(name: str, op: str) -> Callable[[str, str], str | None]:
     def why_not(device: str, dtype: str) -> str | None:
         if name not in backends.BACKENDS:
@@ -141,4 +152,5 @@ register(
     Contender("torch.compile", "drop_grow", DST_EE + "; the reference, compiled", CompiledReference,
               step="SGD foreach + masks", slow=True, why_not=_no_compiler),
     Trainer("dstee", "DST-EE; SparseSGD, masks and updates inside the step", SparseTraining, ours=True),
+    Stepper("dstee", "sparse.step(optimizer) of a SparseSGD", SparseStepping, ours=True),
 )  # fmt: skip

@@ -18,18 +18,21 @@ from typing import cast
 
 from .. import session, training
 from ..session import Contender
-from ..training import Trainer
+from ..training import Stepper, Trainer
 
-__all__ = ["GROUP", "contenders", "register", "trainers"]
+__all__ = ["GROUP", "contenders", "register", "steppers", "trainers"]
 
 GROUP = "dstee.contenders"
 
-_registered: dict[tuple[str, str], Contender | Trainer] = {}
+Entry = Contender | Trainer | Stepper
+
+_registered: dict[tuple[str, str], Entry] = {}
 _from_outside: set[str] = set()  # modules that have been asked
 
 
-def register(*found: Contender | Trainer) -> None:
-    """Adds contenders, for one op (:class:`Contender`) or for whole training steps (:class:`Trainer`).
+def register(*found: Entry) -> None:
+    """Adds contenders, for one op (:class:`Contender`), for whole training steps (:class:`Trainer`) or for what follows
+    ``backward()`` in them (:class:`Stepper`).
 
     Raises:
         ValueError: there is one of this name for the same op.
@@ -50,7 +53,7 @@ def contenders(plugins: Sequence[str] = ()) -> list[Contender]:
         ValueError: a plugin brings none, or one of a name that is taken.
     """
     _load(plugins)
-    found = [cast(Contender, one) for one in _registered.values() if one.op != Trainer.op]
+    found = [cast(Contender, one) for one in _registered.values() if one.op not in (Trainer.op, Stepper.op)]
     return sorted(found, key=lambda one: (not one.ours, one.why_not is not session.runs_anywhere))
 
 
@@ -58,6 +61,13 @@ def trainers(plugins: Sequence[str] = ()) -> list[Trainer]:
     """All for whole training steps, in the same order; raises as :func:`contenders` does."""
     _load(plugins)
     found = [cast(Trainer, one) for one in _registered.values() if one.op == Trainer.op]
+    return sorted(found, key=lambda one: (not one.ours, one.why_not is not training.runs_anywhere))
+
+
+def steppers(plugins: Sequence[str] = ()) -> list[Stepper]:
+    """All for what follows ``backward()``, in the same order; raises as :func:`contenders` does."""
+    _load(plugins)
+    found = [cast(Stepper, one) for one in _registered.values() if one.op == Stepper.op]
     return sorted(found, key=lambda one: (not one.ours, one.why_not is not training.runs_anywhere))
 
 
@@ -75,7 +85,7 @@ def _load_from_outside(name: str) -> None:
     if name in _from_outside:
         return
     is_new, before = name not in sys.modules, len(_registered)
-    listed: Iterable[Contender | Trainer] = getattr(importlib.import_module(name), "CONTENDERS", ())
+    listed: Iterable[Entry] = getattr(importlib.import_module(name), "CONTENDERS", ())
     register(*listed)
     if is_new and len(_registered) == before:
         raise ValueError(f"{name} has no list CONTENDERS and enters nothing by {__name__}.register")

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import expected
 from ..expected import array
 from ..models import Job
 from ..session import STEP, Contender, Session, Setting, copy_into
-from ..training import SGD, Mark, Trainer, Training, weights_of
+from ..training import SGD, Mark, Stepper, Stepping, Trainer, Training, weights_of
 from .registry import register
 from .torch_updates import top_k_update
 
-__all__ = ["ApplyMask", "DenseTraining", "HandWrittenTraining", "TorchSGD"]
+__all__ = ["ApplyMask", "DenseTraining", "HandWrittenTraining", "TorchSGD", "TorchStepping"]
 
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 1.6e-2, torch.float16: 2e-3}
 
@@ -134,6 +135,32 @@ class HandWrittenTraining(Training):
         return due
 
 
+class TorchStepping(Stepping):
+    """torch.optim.SGD, then (``masked``) the weights and their momenta times float masks."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        masks: Mapping[str, Tensor],
+        masked: bool,
+        foreach: bool | None = None,
+        fused: bool | None = None,
+    ) -> None:
+        super().__init__(model, masks)
+        parameters = dict(model.named_parameters())
+        self.optimizer = torch.optim.SGD(parameters.values(), **SGD, foreach=foreach, fused=fused)
+        self.weights: list[Tensor] = [parameters[name] for name in masks] if masked else []
+        self.masks: list[Tensor] = [mask.to(parameters[name].dtype) for name, mask in masks.items()]
+
+    @torch.no_grad()
+    def step(self) -> object:
+        self.optimizer.step()
+        if self.weights:
+            torch._foreach_mul_(self.weights, self.masks)
+            torch._foreach_mul_([self.optimizer.state[w]["momentum_buffer"] for w in self.weights], self.masks)
+        return None
+
+
 register(
     Contender("SGD foreach + masks", "masked_sgd", "SGD, then products with float masks",
               functools.partial(TorchSGD, foreach=True)),
@@ -144,4 +171,10 @@ register(
               functools.partial(TorchSGD, masked=False, fused=True)),
     Trainer("dense", "no masks; torch.optim.SGD, fused", DenseTraining),
     Trainer("by hand", "DST-EE; torch.optim.SGD foreach, products with float masks, torch.topk", HandWrittenTraining),
+    Stepper("SGD fused + masks", "SGD, then products with float masks",
+            functools.partial(TorchStepping, masked=True, fused=True)),
+    Stepper("SGD foreach + masks", "SGD, then products with float masks",
+            functools.partial(TorchStepping, masked=True, foreach=True)),
+    Stepper("SGD fused, dense", "dense SGD, forgets the masks: a bound",
+            functools.partial(TorchStepping, masked=False, fused=True), masked=False),
 )  # fmt: skip

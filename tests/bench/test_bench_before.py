@@ -118,8 +118,8 @@ def parse(schema: str) -> torch.FunctionSchema:
 
 
 def values(schema: torch.FunctionSchema, **given: object) -> list[object]:
-    """A value for each argument: its name, or what is given."""
-    return [given.get(a.name, a.name) for a in schema.arguments]
+    """A value for each argument: what is given, its default, or its name."""
+    return [given.get(a.name, a.default_value if a.has_default_value() else a.name) for a in schema.arguments]
 
 
 def test_arguments_of_0_1_0_come_from_those_of_today() -> None:
@@ -132,7 +132,7 @@ def test_arguments_of_0_1_0_come_from_those_of_today() -> None:
     assert take(values(step, sgd=numbers, lr=None)) == [*head, 0.1, None, *rest, "grad_scale", "found_inf"]
     assert take(values(step, sgd=numbers, lr=lr))[5] is lr
 
-    new = {"k_grow": [], "k_grow_tensor": None, "bonus_scale": None, "where": []}
+    new: dict[str, object] = {"k_grow": [], "k_grow_tensor": None, "bonus_scale": None, "where": []}
     take = _before.adapter(update, parse(UPDATE_OF_0_1_0))
     names = [a.name for a in parse(UPDATE_OF_0_1_0).arguments]
     found = dict(zip(names, take(values(update, **new, sgd=[], lr=None)), strict=True))
@@ -152,6 +152,11 @@ def test_arguments_that_a_commit_has_not_got_must_be_neutral() -> None:
         take([1, False])
     with pytest.raises(RuntimeError, match="wants y"):
         _before.adapter(ours, parse("f(Tensor x, int y) -> ()"))
+    assert _before.adapter(ours, parse("f(Tensor x, int y=3, bool regrow=True) -> ()"))([1, False]) == [1, 3, False]
+    take = _before.adapter(parse("f(Tensor x, bool packed=False) -> ()"), parse("f(Tensor x) -> ()"))
+    assert take([1]) == take([1, False]) == [1]
+    with pytest.raises(RuntimeError, match="has no argument packed"):
+        take([1, True])
     assert _before.adapter(ours, ours)(args := [1, True]) is args
 
 
