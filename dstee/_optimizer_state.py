@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from dstee import _dispatch
 from dstee.distributed.where import as_dtensor, local_part
 from dstee.layer_batch import LayerBatch
 from dstee.sgd_rule import SGDRule
-from dstee.sparse_layer import SparseLayer
+from dstee.sparse_layer import SparseLayer, fit_each
 
 
 def held_by(optimizer: torch.optim.Optimizer) -> set[int]:
@@ -22,12 +22,12 @@ def held_by(optimizer: torch.optim.Optimizer) -> set[int]:
 
 
 def refuse_missing(
-    optimizers: Iterable[torch.optim.Optimizer],
+    optimizers: Sequence[torch.optim.Optimizer],
     layers: Mapping[int, SparseLayer],
     was_replaced: Callable[[SparseLayer], bool],
 ) -> None:
     """Raises ValueError naming the trainable layers, given by id of their parameter, that none of ``optimizers`` holds."""
-    held = set().union(*map(held_by, optimizers))
+    held = held_by(optimizers[0]) if len(optimizers) == 1 else set().union(*map(held_by, optimizers))
     if layers.keys() <= held:
         return
     missing = [layer for key, layer in layers.items() if key not in held and layer.param.requires_grad]
@@ -55,8 +55,10 @@ def state_keepers(optimizer: torch.optim.Optimizer) -> list[torch.optim.Optimize
             continue
         found.append(one)
         for value in vars(one).values():
-            values = value if isinstance(value, (list, tuple)) else [value]
-            waiting += [v for v in values if isinstance(v, torch.optim.Optimizer)]
+            if isinstance(value, torch.optim.Optimizer):
+                waiting.append(value)
+            elif isinstance(value, (list, tuple)):
+                waiting += [v for v in value if isinstance(v, torch.optim.Optimizer)]
     return found
 
 
@@ -88,10 +90,10 @@ def _fresh_value(optimizer: torch.optim.Optimizer, p: Tensor, key: str) -> float
     return float(group[name])
 
 
-def refuse_codes(optimizer: torch.optim.Optimizer, layers: Iterable[SparseLayer]) -> None:
+def refuse_codes(optimizers: Iterable[torch.optim.Optimizer], layers: Iterable[SparseLayer]) -> None:
     """Raises TypeError for state whose elements are no numbers of one weight each, so that 0 means nothing: codes of 8-bit
     optimizers, tensors that wrap others."""
-    for keeper in state_keepers(optimizer):
+    for keeper in [keeper for optimizer in optimizers for keeper in state_keepers(optimizer)]:
         for layer in layers:
             p = layer.param
             for key, value in keeper.state.get(p, {}).items():
@@ -116,7 +118,7 @@ class FirstStep:
         self.optimizer = optimizer
         self.layers = list(layers)
         keepers = state_keepers(optimizer)
-        refuse_codes(optimizer, self.layers)
+        refuse_codes([optimizer], self.layers)
         fresh = not any(keeper.state.get(layer.param) for keeper in keepers for layer in self.layers)
         params = [p for group in optimizer.param_groups for p in group["params"]] if fresh else []
         self.before = [(p, p.detach().clone()) for p in params]
@@ -127,7 +129,7 @@ class FirstStep:
         if not self.before:
             return
         try:
-            refuse_codes(self.optimizer, self.layers)
+            refuse_codes([self.optimizer], self.layers)
         except TypeError:
             with torch.no_grad():
                 for p, values in self.before:
@@ -164,27 +166,38 @@ def sgd_batches(
 
     ``layers`` by id of the parameter. After the step, :func:`keep_momenta` gives the optimizer the buffers that were made.
     """
-    found: dict[tuple[torch.device, bool], LayerBatch] = {}
-    for p in group["params"]:
-        layer = layers.get(id(p))
-        if layer is None or p.grad is None:
-            continue
-        buffer = momentum_buffer(optimizer, p, layer)
-        key = p.device, buffer is not None
-        batch = found.get(key)
-        if batch is None:
-            batch = found[key] = LayerBatch([], [], [], [], _sgd_rule(group, *key))
-        batch.layers.append(layer)
-        grad = layer.fit(p.grad) if layer.sharding is None else layer.grad
-        assert grad is not None
-        batch.params.append(p if layer.sharding is None else layer.local)
-        batch.grads.append(grad)
-        if buffer is not None:
-            batch.momenta.append(buffer)
-    for batch in found.values():
+    held = [p for p in group["params"] if p.grad is not None and id(p) in layers]
+    owners = [layers[id(p)] for p in held]
+    momenta = _momenta(optimizer, held, owners)
+    kinds = [(p.device, m is not None) for p, m in zip(held, momenta, strict=True)]
+    found = []
+    for kind in dict.fromkeys(kinds):
+        rows = [i for i, other in enumerate(kinds) if other == kind]
+        batch = LayerBatch([owners[i] for i in rows], [], [], [], _sgd_rule(group, *kind))
+        for i, layer in zip(rows, batch.layers, strict=True):
+            batch.params.append(held[i] if layer.sharding is None else layer.local)
+            batch.grads.append(held[i].grad if layer.sharding is None else layer.grad)  # type: ignore[arg-type]
+        batch.grads[:] = fit_each(batch.layers, batch.grads)
         if batch.rule is not None and batch.rule.first_step:
-            batch.momenta.extend(torch.zeros_like(p) for p in batch.params)
-    return list(found.values())
+            batch.momenta.extend([torch.zeros_like(p) for p in batch.params])
+        else:
+            batch.momenta.extend([m for i in rows if (m := momenta[i]) is not None])
+        found.append(batch)
+    return found
+
+
+def _momenta(optimizer: torch.optim.Optimizer, params: Sequence[Tensor], layers: Sequence[SparseLayer]) -> list[Tensor | None]:
+    """:func:`momentum_buffer` of each; without a Python call for those that lie as they should."""
+    if getattr(optimizer, "unstepped", None) or any([layer.sharding is not None for layer in layers]):
+        return [momentum_buffer(optimizer, p, layer) for p, layer in zip(params, layers, strict=True)]
+    states = [optimizer.state.get(p) or {} for p in params]
+    found: list[Tensor | None] = [state.get("momentum_buffer") for state in states]
+    there = [i for i, buffer in enumerate(found) if buffer is not None]
+    fitting = fit_each([layers[i] for i in there], [buffer for buffer in found if buffer is not None])
+    for i, buffer in zip(there, fitting, strict=True):
+        if buffer is not found[i]:
+            states[i]["momentum_buffer"] = found[i] = buffer
+    return found
 
 
 def _sgd_rule(group: Mapping[str, Any], device: torch.device, started: bool) -> SGDRule:

@@ -10,7 +10,7 @@ import torch
 from torch.amp.grad_scaler import OptState
 
 from dstee._optimizer_state import state_keepers
-from dstee.mask_update import FusingOptimizer
+from dstee.mask_update import FusingOptimizer, as_fusing
 from dstee.sparse_layer import SparseLayer
 
 Closure: TypeAlias = Callable[[], Any]
@@ -45,19 +45,20 @@ class Owner:
 def owner(optimizer: Stepper | FusingOptimizer) -> Owner:
     """Raises TypeError for what is no optimizer and wraps none, or has one inside that would mask its step unasked."""
     core = core_optimizer(optimizer)
-    if type(core).__name__ == "ZeroRedundancyOptimizer" and isinstance(getattr(core, "optim", None), FusingOptimizer):
+    if type(core).__name__ == "ZeroRedundancyOptimizer" and as_fusing(getattr(core, "optim", None)):
         raise TypeError(
             "ZeroRedundancyOptimizer steps a part of the weights on each rank, which SparseSGD inside it cannot: use "
             "torch.optim.SGD inside"
         )
-    inside = [one for one in state_keepers(core)[1:] if isinstance(one, FusingOptimizer)]
-    if inside and not isinstance(core, FusingOptimizer):
+    fusing = as_fusing(core)
+    inside = [] if fusing is not None else [one for one in state_keepers(core)[1:] if as_fusing(one) is not None]
+    if inside:
         name = type(inside[0]).__name__
         raise TypeError(
             f"{type(core).__name__} has {name} inside, which must carry the mask update in its own step: pass the optimizers "
             f"that it holds, as in sparse.step(*container.optimizers), or use torch.optim.SGD inside instead of {name}"
         )
-    return Owner(cast(Stepper, optimizer), core, core if isinstance(core, FusingOptimizer) else None)
+    return Owner(cast(Stepper, optimizer), core, fusing)
 
 
 def owners_of(layers: Iterable[SparseLayer], owners: Sequence[Owner]) -> dict[str, Owner]:
@@ -83,10 +84,20 @@ def before_step(closure: Closure | None, check: Callable[[], None]) -> Closure |
     return checked
 
 
+def call_step(optimizer: Stepper, closure: Closure | None, scaler: torch.amp.GradScaler | None) -> None:
+    """The optimizer's step as its owner would call it."""
+    if scaler is not None:
+        scaler.step(optimizer)  # type: ignore[arg-type]  # a wrapper will do
+    elif closure is not None:
+        optimizer.step(closure)
+    else:
+        optimizer.step()
+
+
 def run_step(
     optimizer: Stepper, core: torch.optim.Optimizer, closure: Closure | None, scaler: torch.amp.GradScaler | None
 ) -> bool:
-    """The optimizer's step as its owner would call it. False when it was skipped: overflow, accumulation in a wrapper."""
+    """:func:`call_step`. False when the step was skipped: overflow, accumulation in a wrapper."""
     performed = False
 
     def note(stepped: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None:
@@ -96,12 +107,7 @@ def run_step(
 
     handle = core.register_step_post_hook(note)
     try:
-        if scaler is not None:
-            scaler.step(optimizer)  # type: ignore[arg-type]  # a wrapper will do
-        elif closure is not None:
-            optimizer.step(closure)
-        else:
-            optimizer.step()
+        call_step(optimizer, closure, scaler)
     finally:
         handle.remove()
     return performed

@@ -60,10 +60,10 @@ class LayerBatch:
     rule: SGDRule | None = None
 
     @property
-    def parameters(self) -> list[Tensor]:
-        """The model's own: ``params`` but for weights that are cut among ranks."""
-        rows = zip(self.layers, self.params, strict=True)
-        return [p if layer.sharding is None else layer.param for layer, p in rows]
+    def sgd(self) -> SGDRule:
+        """The step that the call makes, where it makes one."""
+        assert self.rule is not None
+        return self.rule
 
     @property
     def device(self) -> torch.device:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from dstee.layer_shares import agree_on_shares, is_cut, refuse_parts
 from dstee.methods import Action, KeepGlobal, Method, Project, Random, SetDensity, Swap, Update, growth_seeds
 from dstee.sparse_layer import SparseLayer
 
-__all__ = ["FusingOptimizer", "Journal", "MaskKeeper", "MaskUpdate"]
+__all__ = ["FusingOptimizer", "Journal", "MaskKeeper", "MaskUpdate", "as_fusing"]
 
 
 @dataclass(frozen=True)
@@ -218,7 +218,6 @@ class MaskKeeper(Protocol):
         """State was loaded: weights, masks and optimizer state are held against each other before the next step."""
 
 
-@runtime_checkable
 class FusingOptimizer(Protocol):
     """An optimizer whose step leaves inactive weights alone and carries the update that is due (``SparseSGD``)."""
 
@@ -226,3 +225,9 @@ class FusingOptimizer(Protocol):
 
     def momentum_buffer(self, layer: SparseLayer) -> Tensor | None:
         """The momentum of the layer's weight, laid out like the weight; None before its first step with momentum."""
+
+
+def as_fusing(optimizer: object) -> FusingOptimizer | None:
+    """``optimizer`` where it masks its own step. (Every step asks, and ``isinstance`` of a protocol is slow.)"""
+    fusing = hasattr(optimizer, "sparse") and hasattr(optimizer, "momentum_buffer")
+    return cast(FusingOptimizer, optimizer) if fusing else None

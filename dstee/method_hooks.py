@@ -8,7 +8,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from dstee.mask_update import FusingOptimizer
+from dstee.mask_update import as_fusing
 from dstee.methods import Method, Step
 from dstee.schedule import UpdateSchedule
 from dstee.sparse_layer import SparseLayer
@@ -68,7 +68,7 @@ def run_before_step(method: Method, context: Step, optimizer: torch.optim.Optimi
     Raises:
         RuntimeError: their gradients are scaled, because the optimizer itself unscales them.
     """
-    unscaled = isinstance(optimizer, FusingOptimizer)  # asks for this when they are
+    unscaled = as_fusing(optimizer) is not None  # asks for this when they are
     if not unscaled and getattr(optimizer, "grad_scale", None) is not None:
         raise RuntimeError(
             f"{method.name} adds to the gradients, but {type(optimizer).__name__} gets them scaled and unscales them itself: "

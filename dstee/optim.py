@@ -8,15 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
-from torch.optim.sgd import sgd as dense_sgd
 
-from dstee import _checks, _optimizer_state, ops
+from dstee import _checks, _optimizer_state
+from dstee._dense_step import DenseStep
 from dstee._optimizer_step import Closure
 from dstee.distributed.ranks import anywhere
 from dstee.distributed.sharding import everyone_of
 from dstee.distributed.where import local_part
 from dstee.layer_batch import LayerBatch
 from dstee.mask_update import MaskKeeper
+from dstee.ops import _masked_sgd
 from dstee.sparse_layer import SparseLayer
 
 __all__ = ["SparseSGD"]
@@ -28,13 +29,15 @@ class SparseSGD(torch.optim.SGD):
     ``step()`` never changes a mask, a counter or the schedule, so whoever calls it may: :meth:`SparseModel.step` and
     :meth:`SparseModel.update` own the topology. Inactive weights and their momenta stay 0. With all masks True it trains as
     ``torch.optim.SGD`` does, to within 1 ulp a step for weights larger than their step (torch fuses multiply and add, this
-    does not: that is what makes all backends agree). With lr 0 and gradients 0 no weight moves; momenta decay as torch's do.
+    does not: that is what makes all backends agree). Other parameters get the bits of torch's default step, those in float32 on
+    the CPU from few calls of its fused and foreach kernels. With lr 0 and gradients 0 no weight moves; momenta decay as torch's
+    do.
 
     Args:
         params: as in ``torch.optim.SGD``; must hold every trainable sparse weight of the model.
         sparse: what :func:`dstee.sparsify` returned.
-        others: as in ``torch.optim.SGD``. ``foreach`` concerns the parameters that are not sparse; ``fused=True`` also lets a
-            ``GradScaler`` hand over its scale (gradients are then unscaled in place, as torch's fused optimizers do).
+        others: as in ``torch.optim.SGD``. ``foreach`` and ``fused`` concern the parameters that are not sparse; ``fused=True``
+            also lets a ``GradScaler`` hand over its scale (gradients are then unscaled in place, as torch's fused ones do).
 
     Raises:
         TypeError, ValueError, RuntimeError: as ``torch.optim.SGD``; ValueError for ``differentiable=True``.
@@ -101,23 +104,23 @@ class SparseSGD(torch.optim.SGD):
             layers, update = self.sparse.begin_step(self)
             # What can be wrong with any group is found before a sparse weight moves: by us here, by torch in its own step.
             batches: list[LayerBatch] = []
-            dense: list[tuple[dict[str, Any], list[Tensor]]] = []
+            dense: list[DenseStep] = []
             for group in self.param_groups:
                 found = _optimizer_state.sgd_batches(self, group, layers)
-                dense.append((group, [p for p in group["params"] if p.grad is not None and id(p) not in layers]))
                 for batch in found:
-                    if batch.rule is not None:
-                        _checks.check_rule(batch.rule, batch.momenta, batch.device)
-                if group["momentum"] != 0:
-                    for p in [*(p for batch in found for p in batch.parameters), *dense[-1][1]]:
+                    _checks.check_rule(batch.sgd, batch.momenta, batch.device)
+                others = DenseStep.make(self, group, layers)
+                if others.first_step or any([batch.sgd.first_step for batch in found]):
+                    for p in [*(layer.param for batch in found for layer in batch.layers), *others.params]:
                         self.state[p]  # the order of entries, which saved states show, is not that of the steps below
+                dense.append(others)
                 batches += found
-            for group, params in dense:
-                self._dense_step(group, params)
+            for others in dense:
+                others.apply(self)
             updated: list[SparseLayer] = []
             for batch in batches:
                 if update is None:
-                    ops.masked_sgd_(batch.params, batch.grads, batch.momenta or None, batch.mask_bits, sgd=batch.rule)
+                    _masked_sgd.checked(batch.params, batch.grads, batch.momenta, batch.mask_bits, batch.sgd)
                 else:
                     update.apply(batch)
                     updated += batch.layers
@@ -156,30 +159,6 @@ class SparseSGD(torch.optim.SGD):
             for device, tensors in grads.items():
                 torch._foreach_div_(tensors, scale.to(device))
         return False
-
-    def _dense_step(self, group: dict[str, Any], params: list[Tensor]) -> None:
-        """torch's own step on the parameters that are not sparse."""
-        if not params:
-            return
-        grads: list[Tensor] = [p.grad for p in params]  # type: ignore[misc]
-        states = [self.state[p] for p in params] if group["momentum"] != 0 else []
-        buffers = [None if id(p) in self.unstepped else self.state[p].get("momentum_buffer") for p in params if states]
-        dense_sgd(
-            params,
-            grads,
-            buffers,
-            has_sparse_grad=any(grad.is_sparse for grad in grads),
-            foreach=group["foreach"],
-            fused=group["fused"],
-            weight_decay=group["weight_decay"],
-            momentum=group["momentum"],
-            lr=group["lr"],
-            dampening=group["dampening"],
-            nesterov=group["nesterov"],
-            maximize=group["maximize"],
-        )
-        for state, buffer in zip(states, buffers, strict=True):
-            state["momentum_buffer"] = buffer
 
     def momentum_buffer(self, layer: SparseLayer) -> Tensor | None:
         """The momentum of the layer's weight, laid out like the weight; None before its first step with momentum."""

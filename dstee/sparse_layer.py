@@ -13,7 +13,7 @@ from dstee.distributed.ranks import Ranks
 from dstee.distributed.sharding import Sharding, sharding_of
 from dstee.distributed.where import Where, as_dtensor, local_part, whole
 from dstee.encoding import flat
-from dstee.parameter_names import ParameterPlace
+from dstee.parameter_names import ParameterPlace, get_each
 from dstee.selection import Candidate
 from dstee.weight_kinds import is_lazy
 
@@ -23,9 +23,12 @@ __all__ = [
     "Strides",
     "check_cut",
     "check_parameter",
+    "fit_each",
+    "follow_each",
     "like",
     "make_layer",
     "pack_like",
+    "params_of",
     "reorder",
     "reorder_bits",
     "row_major",
@@ -307,16 +310,7 @@ class SparseLayer:
 
     def fit(self, t: Tensor) -> Tensor:
         """A gradient or momentum with the dtype, device and memory order of the weight: itself if it has them, else a copy."""
-        if t.is_neg():
-            t = t.resolve_neg()  # a kernel reads the memory, not the sign that the tensor means
-        if (
-            t.layout is torch.strided
-            and t.stride() == self.strides
-            and t.dtype is self.dtype
-            and t.device == self.mask_bits.device
-        ):
-            return t
-        return like(t, self.local)
+        return fit_each([self], [t])[0]
 
     def fitted_state(self, key: str) -> Tensor:
         """The method's tensor ``key``, laid out like the weight: 0 at first."""
@@ -357,6 +351,41 @@ class SparseLayer:
     def inactive(self) -> Tensor:
         """The weights outside the mask: bool, shape and strides of the weight."""
         return self.active().logical_not_()
+
+
+def fit_each(layers: Sequence[SparseLayer], tensors: Sequence[Tensor]) -> list[Tensor]:
+    """:meth:`SparseLayer.fit` of one tensor for each layer, without a Python call for those that lie as they should."""
+    return [
+        t
+        if t.layout is torch.strided
+        and t.stride() == layer.strides
+        and t.dtype is layer.dtype
+        and t.device == layer.mask_bits.device
+        and not t.is_neg()  # a kernel reads the memory, not the sign that the tensor means
+        else like(t, layer.local)
+        for layer, t in zip(layers, tensors, strict=True)
+    ]
+
+
+def params_of(layers: Sequence[SparseLayer]) -> list[nn.Parameter]:
+    """:attr:`SparseLayer.param` of each, without a Python call for those that are where they were."""
+    found = get_each([layer.place for layer in layers])
+    return [layer.param if p is None else p for layer, p in zip(layers, found, strict=True)]
+
+
+def follow_each(layers: Sequence[SparseLayer]) -> list[nn.Parameter]:
+    """:meth:`SparseLayer.follow` of each, without a Python call for plain parameters that lie where they were."""
+    return [
+        p
+        if type(p) is nn.Parameter
+        and layer.sharding is None
+        and p.stride() == layer.strides
+        and p.shape == layer.shape
+        and p.device == layer.mask_bits.device
+        and p.dtype is layer.dtype
+        else layer.follow()
+        for layer, p in zip(layers, params_of(layers), strict=True)
+    ]
 
 
 def make_layer(

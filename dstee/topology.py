@@ -51,7 +51,7 @@ class Topology(CheckedWeights):
         self._busy: OneAtATime | None = None  # the step or update under way
         self._optimizer: weakref.ref[FusingOptimizer] | None = None
         self._pending: MaskUpdate | None = None  # for the optimizer's next step alone
-        self._stepped = False  # a fusing optimizer made a step that is not counted yet
+        self._stepped = self._ended = False  # a fusing optimizer made a step: one not counted yet; one since it was called
         self._updated: set[str] = set()  # layers whose update that step carried
         self._together: list[torch.optim.Optimizer] = []  # who steps now
         self._known: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()  # whose state can be reset
@@ -178,7 +178,7 @@ class Topology(CheckedWeights):
             try:
                 for core in hooked:  # runs when the optimizer really steps, with gradients that a GradScaler has unscaled
                     hooks.append(core.register_step_pre_hook(lambda one, *_: self._change_gradients(one)))
-                performed = [_optimizer_step.run_step(one.optimizer, one.core, closure, scaler) for one in steppers]
+                performed = [self._run(one, closure, scaler) for one in steppers]
                 for one in first:
                     one.check()
                 self._known.update(others)
@@ -222,8 +222,8 @@ class Topology(CheckedWeights):
             if self._watch.nothing_happened(self.layers.values()) if foreign else not self._stepped:
                 return False
             cores = [one.core for one in steppers]
-            for core in [core for core in cores if core not in self._known]:
-                _optimizer_state.refuse_codes(core, self.layers.values())
+            _optimizer_state.refuse_codes([core for core in cores if core not in self._known], self.layers.values())
+            self._known.update(cores)
             self._torn = foreign  # it has written everywhere
             update = self._due(cores)
             self._layers_of(cores, full=update is not None, foreign=foreign)
@@ -265,7 +265,7 @@ class Topology(CheckedWeights):
         self._watch.note_again()
         self.attach(optimizer)
         self._updated = {layer.name for layer in updated} | (self._updated if self._together else set())  # of several: all
-        self._stepped = True
+        self._stepped = self._ended = True
         self._uncounted += 1
         if self._uncounted == UNCOUNTED and self.method.updates:
             warnings.warn(
@@ -276,8 +276,16 @@ class Topology(CheckedWeights):
 
     # --- inside a step ---------------------------------------------------------------------------------------------------
 
+    def _run(self, one: _optimizer_step.Owner, closure: Closure | None, scaler: torch.amp.GradScaler | None) -> bool:
+        """The optimizer's step. False when it was skipped; a fusing optimizer itself says when not."""
+        if one.fusing is None:
+            return _optimizer_step.run_step(one.optimizer, one.core, closure, scaler)
+        self._ended = False
+        _optimizer_step.call_step(one.optimizer, closure, scaler)
+        return self._ended
+
     def _due(self, optimizers: Sequence[torch.optim.Optimizer]) -> MaskUpdate | None:
-        if not (self.method.updates and self.method.due(self._t + 1, self.schedule)):
+        if not (self._method.updates and self._method.due(self._t + 1, self._schedule)):
             return None
         context = Update(**vars(self._context(optimizers)), budget=self.budget, model=self.model, batches=self.batches)
         update = MaskUpdate.make(context, self.method, self.allow_missing_gradients)
@@ -303,29 +311,13 @@ class Topology(CheckedWeights):
             raise ValueError("this SparseSGD belongs to another SparseModel: make it with the one that steps")
         return owners
 
-    def _layers_of(
-        self, optimizers: Sequence[torch.optim.Optimizer], *, full: bool = False, foreign: bool = False
-    ) -> dict[int, SparseLayer]:
-        """The layers by id of their parameter, which ``optimizers`` must hold, their weights 0 outside the masks.
-
-        ``full``: all weights are looked at, not only those that were written to. ``foreign``: an optimizer that knows nothing
-        of masks has just stepped, and writes everywhere.
-        """
-        layers = self.follow_all()
-        _optimizer_state.refuse_missing(optimizers, layers, self._watch.was_another)
+    def _compare_ranks(self) -> None:
         if self._agreed > self._alike:  # the model was sharded since
             check_parts(self)
             self._alike = self._agreed
         if self._unchecked or not self._compared:
             check_copies(self)
             self._compared = True
-        if self._unchecked:
-            self._check_loaded(optimizers, stepped=foreign)
-        elif foreign:
-            self._watch.note(self.layers.values())
-        else:
-            self._check(full)
-        return layers
 
     def _begin(self, update: MaskUpdate, numbers: dict[str, torch.Tensor]) -> Journal:
         """From here on the masks may change."""
@@ -363,15 +355,29 @@ class Topology(CheckedWeights):
             return False
         return self._finish(steppers, update)
 
-    @torch.no_grad()
     def _finish(self, steppers: Sequence[_optimizer_step.Owner], update: MaskUpdate | None) -> bool:
         """After the optimizers' step: masks what they do not mask, updates what they have not updated, counts."""
+        fusing = [one.fusing is not None for one in steppers]
+        hooked = method_hooks.overrides(self.method, "after_step") and (update is None or self.method.order != "replace")
+        round, numbers = self._round, self._numbers
+        if update is not None or hooked or not all(fusing):  # else the step has seen to all of it
+            with torch.no_grad():
+                round, numbers = self._change(steppers, update, any(fusing), hooked)
+        counted = {"_stepped": False, "_updated": set(), "_uncounted": 0} if any(fusing) else {}
+        self.__dict__.update(counted, _t=self._t + 1, _round=round, _numbers=numbers, _journal=None, _torn=False)
+        if update is not None:
+            check_update(self)
+        return update is not None
+
+    def _change(
+        self, steppers: Sequence[_optimizer_step.Owner], update: MaskUpdate | None, fused: bool, hooked: bool
+    ) -> tuple[int, dict[str, torch.Tensor]]:
+        """What :meth:`_finish` does to weights and masks; ``round`` and the method's numbers afterwards."""
         owners = _optimizer_step.owners_of(self.layers.values(), steppers)
-        fused = any(one.fusing is not None for one in steppers)
         self._torn = True
         after_step.mask(owners, self.layers.values())
         round, numbers = self._round, self._numbers
-        if method_hooks.overrides(self.method, "after_step") and not (update is not None and self.method.order == "replace"):
+        if hooked:
             context = self._context([one.core for one in steppers]) if update is None else update.context
             self.method.after_step(context)
             for layer in self.layers.values():
@@ -391,8 +397,4 @@ class Topology(CheckedWeights):
                 layer.previous_bits = journal.before[name] if name in swapped else None
             round += 1
         self._watch.note_again()
-        counted = {"_stepped": False, "_updated": set(), "_uncounted": 0} if fused else {}
-        self.__dict__.update(counted, _t=self._t + 1, _round=round, _numbers=numbers, _journal=None, _torn=False)
-        if update is not None:
-            check_update(self)
-        return update is not None
+        return round, numbers

@@ -16,7 +16,7 @@ from dstee.distributed.ranks import agree_on, sum_each
 from dstee.distributed.sharding import check_sizes, everyone_of, reshard
 from dstee.distributed.where import as_dtensor, local_part
 from dstee.layer_batch import count_each
-from dstee.sparse_layer import SparseLayer
+from dstee.sparse_layer import SparseLayer, follow_each, params_of
 
 __all__ = ["CheckedWeights", "WeightWatch", "find_outside", "refuse_other_masks"]
 
@@ -31,14 +31,17 @@ class WeightWatch:
 
     def note(self, layers: Iterable[SparseLayer]) -> None:
         """What there is now is as it should be."""
-        self._params = [layer.param for layer in layers]
+        self._params = params_of(list(layers))
         self.note_again()
 
     def note_again(self) -> None:
         """As :meth:`note`, for the parameters of the last one."""
         self._stamps = _stamps(self._params)
-        gradients = (p.grad for p in self._params if p.grad is not None)
-        self._gradient = next(((weakref.ref(_memory(g)), g._version) for g in gradients), None)
+        self._gradient = None
+        for p in self._params:
+            if p.grad is not None:
+                self._gradient = weakref.ref(_memory(p.grad)), p.grad._version
+                break
 
     def changed(self, layers: Iterable[SparseLayer], alike: bool = False) -> list[SparseLayer]:
         """The layers whose parameter is another one, or was written to; all of them before the first :meth:`note`.
@@ -47,18 +50,25 @@ class WeightWatch:
         write to its own part alone, and an empty part is never written to.
         """
         layers = list(layers)
-        params = [layer.param for layer in layers]
+        if self.unchanged(layers) is not None:
+            return []
+        params = params_of(layers)
         if len(params) != len(self._params):
             return layers
         stamps = _stamps(params)
-        if stamps == self._stamps and all(map(operator.is_, params, self._params)):
-            return []
         seen = zip(layers, params, stamps, self._params, self._stamps, strict=True)
         return [
             layer
             for layer, p, stamp, q, noted in seen
             if p is not q or (stamp[0] != noted[0] if alike and layer.sharding is not None else stamp != noted)
         ]
+
+    def unchanged(self, layers: Sequence[SparseLayer]) -> list[nn.Parameter] | None:
+        """The parameters of ``layers`` where these are the layers of the last :meth:`note` and :meth:`changed` finds none."""
+        params = params_of(layers)
+        if len(params) != len(self._params) or _stamps(params) != self._stamps:
+            return None
+        return params if all(map(operator.is_, params, self._params)) else None
 
     def was_another(self, layer: SparseLayer) -> bool:
         """True when there was another parameter in the layer's place."""
@@ -85,17 +95,18 @@ def _memory(t: Tensor) -> Any:
     return part.untyped_storage() if part.layout is torch.strided else part
 
 
-Stamp: TypeAlias = tuple[int, int, int]
-"""Version of a parameter, version and address of its memory: a DTensor has a version of its own, and its shard another."""
+Stamp: TypeAlias = tuple[int, int, int, tuple[int, ...]]
+"""Version of a parameter; version, address and strides of its memory: a DTensor has a version of its own, and its shard
+another."""
 
 
 def _stamps(params: Sequence[nn.Parameter]) -> list[Stamp]:
-    return [(p._version, 0, p.data_ptr()) if type(p) is nn.Parameter else _stamp_of_part(p) for p in params]
+    return [(p._version, 0, p.data_ptr(), p.stride()) if type(p) is nn.Parameter else _stamp_of_part(p) for p in params]
 
 
 def _stamp_of_part(p: nn.Parameter) -> Stamp:
     part = local_part(p)
-    return p._version, part._version, part.data_ptr()
+    return p._version, part._version, part.data_ptr(), part.stride()
 
 
 def find_outside(layers: Sequence[SparseLayer], here: bool = False) -> dict[SparseLayer, int]:
@@ -143,6 +154,9 @@ class CheckedWeights:
     def _settle(self) -> None:
         """Before anything else: what an exception has left is put in order."""
 
+    def _compare_ranks(self) -> None:
+        """Before a step, where it is due: ranks that should hold the same are held against each other."""
+
     def follow_all(self) -> dict[int, SparseLayer]:
         """The layers by id of their parameter, each after it has gone where that went (:meth:`SparseLayer.follow`).
 
@@ -153,10 +167,12 @@ class CheckedWeights:
         problem: Exception | None = None
         found = {}
         try:
-            found = {id(layer.follow()): layer for layer in layers}
+            found = {id(p): layer for p, layer in zip(follow_each(layers), layers, strict=True)}
         except (TypeError, ValueError, RuntimeError) as error:
             problem = error
         cut = [layer for layer in layers if layer.sharding is not None]
+        if problem is None and len(cut) == self._agreed:
+            return found
         uncut = any(layer.sharding is None and as_dtensor(layer.param) is not None for layer in layers if problem)
         everyone = [everyone_of(layer.param) for layer in layers] if uncut or len(cut) != self._agreed else []
         if any(everyone):
@@ -189,6 +205,9 @@ class CheckedWeights:
     def _check(self, full: bool) -> None:
         self._settle()
         suspects = list(self.layers.values()) if full else self._watch.changed(self.layers.values())
+        if not suspects and not self._agreed:
+            self._torn = False  # what comes next is somebody else's
+            return
         told = suspects
         if self._agreed:  # ranks talk about weights that all of them have written to; what one does to its part, it sees alone
             alike = self._watch.changed(self.layers.values(), alike=True)
@@ -206,6 +225,34 @@ class CheckedWeights:
             found = ", ".join(f"{layer.name} ({n:,})" for layer, n in outside.items())
             warnings.warn(f"weights outside the masks were written and are 0 again: {found}", stacklevel=4)
         self._torn = False  # what comes next is somebody else's
+
+    def _layers_of(
+        self, optimizers: Sequence[torch.optim.Optimizer], *, full: bool = False, foreign: bool = False
+    ) -> dict[int, SparseLayer]:
+        """The layers by id of their parameter, which ``optimizers`` must hold, their weights 0 outside the masks.
+
+        ``full``: all weights are looked at, not only those that were written to. ``foreign``: an optimizer that knows nothing
+        of masks has just stepped, and writes everywhere.
+        """
+        if not (full or foreign or self._unchecked or self._agreed) and self._compared:
+            every = list(self.layers.values())
+            params = self._watch.unchanged(every)
+            if params is not None:  # as after the last step: what follows would find nothing
+                self._settle()
+                layers = {id(p): layer for p, layer in zip(params, every, strict=True)}
+                _optimizer_state.refuse_missing(optimizers, layers, self._watch.was_another)
+                self._torn = False
+                return layers
+        layers = self.follow_all()
+        _optimizer_state.refuse_missing(optimizers, layers, self._watch.was_another)
+        self._compare_ranks()
+        if self._unchecked:
+            self._check_loaded(optimizers, stepped=foreign)
+        elif foreign:
+            self._watch.note(self.layers.values())
+        else:
+            self._check(full)
+        return layers
 
     def _check_loaded(self, optimizers: Sequence[torch.optim.Optimizer], stepped: bool) -> None:
         """After a load: the weights must fit the masks; the optimizer's state is made to. Where an optimizer that knows nothing

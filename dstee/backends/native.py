@@ -140,8 +140,8 @@ def function(op: str, device_type: str | None = None) -> Callable:
         if device == "cpu" and _forks.unsure:
             _forks.ask()
         result = kernel.redispatch(_KEYS[device], *args)
-        for i in written:  # else autograd could use a saved weight that has changed since, without a word
-            version_counters.bump(args[i])
+        if written:  # else autograd could use a saved weight that has changed since, without a word
+            version_counters.bump([t for i in written for t in args[i]])
         return result
 
     return call

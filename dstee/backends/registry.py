@@ -69,9 +69,11 @@ def resolve(op: str, device: torch.device, options: Sequence[str] = ()) -> Backe
     """
     name = forced()
     if name is None:
-        # The interpreter is there to be asked for: on the CPU Triton is never the automatic choice.
-        names = [name for name in BACKENDS if name != "triton" or device.type != "cpu"]
-        return next(BACKENDS[name] for name in names if BACKENDS[name].refusal(op, device, options) is None)
+        for backend in BACKENDS.values():
+            # The interpreter is there to be asked for: on the CPU Triton is never the automatic choice.
+            if (backend.name != "triton" or device.type != "cpu") and backend.refusal(op, device, options) is None:
+                return backend
+        raise AssertionError("the reference runs everywhere")
     if name not in BACKENDS:
         raise ValueError(f"unknown backend {name!r} (DSTEE_BACKEND or use_backend), expected one of {', '.join(BACKENDS)}")
     reason = BACKENDS[name].refusal(op, device, options)

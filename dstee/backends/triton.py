@@ -77,8 +77,8 @@ def function(op: str) -> Callable[..., Any]:
 
     def call(*args: Any) -> Any:
         result = kernel(*args)
-        for i in written:  # as for native kernels
-            version_counters.bump(args[i])
+        if written:  # as for native kernels
+            version_counters.bump([t for i in written for t in args[i]])
         return result
 
     return call

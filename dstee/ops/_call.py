@@ -53,10 +53,16 @@ def call(name: str, device: torch.device, check: Callable[[], None], *args: Any,
     backend = backends.resolve(name, device, options)
     if not backend.guards_itself:
         check()
-    with torch.no_grad():
-        try:
-            return timed(backend.function(name))(*args)
-        except RuntimeError:
-            if backend.guards_itself:
-                check()
-            raise
+    if torch.is_grad_enabled():
+        with torch.no_grad():
+            return _run(name, backend, check, args)
+    return _run(name, backend, check, args)
+
+
+def _run(name: str, backend: backends.Backend, check: Callable[[], None], args: Sequence[Any]) -> Any:
+    try:
+        return timed(backend.function(name))(*args)
+    except RuntimeError:
+        if backend.guards_itself:
+            check()
+        raise

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from dstee import _checks, sgd_rule
-from dstee.ops._call import call, declare, options_in_use
+from dstee.ops._call import call, declare
 from dstee.sgd_rule import SGDRule
 
 declare(
@@ -69,13 +69,27 @@ def masked_sgd_(
     _checks.check_rule(rule, momenta, device)
     _checks.check_scalar_tensor("grad_scale", grad_scale, device)
     _checks.check_scalar_tensor("found_inf", found_inf, device)
+    checked(params, grads, momenta, mask_bits, rule, grad_scale, found_inf, packed_momenta)
+
+
+def checked(
+    params: list[Tensor],
+    grads: list[Tensor],
+    momenta: list[Tensor],
+    mask_bits: list[Tensor],
+    rule: SGDRule,
+    grad_scale: Tensor | None = None,
+    found_inf: Tensor | None = None,
+    packed_momenta: bool = False,
+) -> None:
+    """:func:`masked_sgd_` for an optimizer, which has made the lists itself and checked the rule."""
     used = momenta if rule.momentum != 0 else []
     packed = packed_momenta and bool(used)
     call(
-        "masked_sgd_", device,
+        "masked_sgd_", params[0].device,
         lambda: _checks.check_layers(params, mask_bits, grads=grads, momenta=used, packed_momenta=packed),
         params, grads, used, mask_bits, *sgd_rule.pack(rule), grad_scale, found_inf, packed,
-        options=options_in_use(packed_momenta=packed or None),
+        options=("packed_momenta",) if packed else (),
     )  # fmt: skip
 
 
