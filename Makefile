@@ -5,6 +5,7 @@
 # make check  formatting, lint, types, who imports whom, warnings of every C++ compiler that is installed
 # make bench  time the kernels against PyTorch's own: figures, tables and an HTML report, about ten minutes
 # make bench-peers  the same with other libraries for sparse training, in an environment of its own (.venv-peers)
+# make bench-scaling  how time grows with weights, layers, density, swaps and odd data: a quarter of an hour; go on with RESUME=1
 # make results-page  make docs/results.md and its pictures again, of the committed results
 # make sanitize  run the CPU kernels under sanitizers, with every compiler and many flags: about ten minutes a compiler
 # make cuda-check  compile the CUDA kernels with nvcc, without a GPU; fails on warnings, spills and more instructions than before
@@ -21,7 +22,7 @@ BIN := .venv/bin
 OUT ?= bench/results
 SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh') setup.py pyproject.toml
 
-.PHONY: demo test test-ranks test-slow check sanitize cuda-check cuda-ptx cuda-ptx-full triton-check bench bench-peers results-page gpu format clean
+.PHONY: demo test test-ranks test-slow check sanitize cuda-check cuda-ptx cuda-ptx-full triton-check bench bench-peers bench-scaling results-page gpu format clean
 
 demo: .venv/built
 	$(BIN)/dstee train --data digits --compare --out runs/demo --overwrite
@@ -75,6 +76,9 @@ bench-peers: .venv-peers/built
 	.venv-peers/bin/python -m bench $(STEPS) --json $(RESULTS)/cpu-steps.json --html $(RESULTS)/cpu-steps.html
 	.venv-peers/bin/python -m bench $(HOST) --json $(RESULTS)/cpu-host.json --html $(RESULTS)/cpu-host.html
 	.venv-peers/bin/python -m bench.readme_table
+
+bench-scaling: .venv/built
+	$(BIN)/python -m bench --op scaling $(if $(RESUME),--resume,--json) $(RESULTS)/cpu-scaling.json --html $(RESULTS)/cpu-scaling.html
 
 results-page: .venv/built
 	$(BIN)/python -m bench.results_page

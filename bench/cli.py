@@ -53,7 +53,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument(
         "--density", type=float, nargs="+", default=[0.1], metavar="D", help="share of active weights (default: 0.1)"
     )
-    what.add_argument("--dtype", nargs="+", choices=("float32", "bfloat16", "float16"), default=["float32"])
+    what.add_argument(
+        "--dtype", nargs="+", choices=("float32", "bfloat16", "float16"),
+        help="default: float32; for --op scaling float32 and bfloat16",
+    )  # fmt: skip
     what.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     what.add_argument("--swap", type=float, default=0.3, help="share of the active weights that an update swaps (default: 0.3)")
     what.add_argument("--every", type=int, default=100, help="steps between updates, for the cost per step (default: 100)")

@@ -25,12 +25,24 @@ def digest(tensors: Iterable[Tensor]) -> str:
     return whole.hexdigest()
 
 
-def _chunks(tensors: Iterable[Tensor]) -> Iterator[Tensor]:
+def _chunks(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
+    """Bytes that one thread hashes at a time: parts of large tensors, several small ones."""
+    chunk: list[Tensor] = []
+    size = 0
     for t in tensors:
         data = t.detach().contiguous().view(-1).view(torch.uint8)
-        yield torch.tensor([data.numel()])  # where one tensor ends and the next begins counts too
-        yield from data.split(CHUNK)
+        chunk.append(torch.tensor([data.numel()]).view(torch.uint8))  # where one tensor ends and the next begins counts too
+        for part in data.split(CHUNK):
+            chunk.append(part)
+            size += part.numel()
+            if size >= CHUNK:
+                yield chunk
+                chunk, size = [], 0
+    yield chunk
 
 
-def _hash(data: Tensor) -> bytes:
-    return hashlib.blake2b(data.cpu().numpy().data, digest_size=16).digest()
+def _hash(chunk: list[Tensor]) -> bytes:
+    found = hashlib.blake2b(digest_size=16)
+    for data in chunk:
+        found.update(data.cpu().numpy().data)
+    return found.digest()

@@ -26,6 +26,7 @@ ROOF_REPEATS = 15
 DIGESTS = 4  # of the first repeats, and of the last
 
 Emit = Callable[[str | None, str], None]
+Calls = dict[str, tuple[Callable[[], object], int]]  # and the bytes that they move
 
 
 class InputsChanged(RuntimeError):
@@ -34,14 +35,16 @@ class InputsChanged(RuntimeError):
 
 @dataclass(frozen=True)
 class Plan:
-    """``repeats`` of each contender; one that has used up ``budget`` seconds stops, but not before ``least`` repeats."""
+    """``repeats`` of each contender; one that has used up ``budget`` seconds stops, but not before ``least`` repeats. ``roof``:
+    the machine's limit takes part."""
 
     repeats: int = 31
     budget: float = 10.0
     least: int = 3
+    roof: bool = True
 
 
-class Measured(TypedDict):
+class Measured(TypedDict, total=False):
     contenders: dict[str, Result]
     roof: Roof
 
@@ -74,7 +77,8 @@ def summary(samples: Sequence[float]) -> Result:
 def measure(
     setting: Setting, contenders: Sequence[Contender], plan: Plan, clock: Clock, emit: Emit, roof_bytes: int | None = None
 ) -> Measured:
-    """Contenders' results by name, and the roof's. ``emit(name, phase)`` is told before anything that may crash or hang.
+    """Contenders' results by name, and the roof's if the plan has one. ``emit(name, phase)`` is told before anything that may
+    crash or hang.
 
     Raises:
         InputsChanged: the contender that was told last wrote to the inputs that all share.
@@ -91,8 +95,12 @@ def measure(
         results[contender.name] = result
         if session is not None:
             entries.append(Entry(contender, session, result))
-    emit(None, "roof")
-    roof = _take_turns(entries, plan, clock, emit, Bandwidth(setting.device.type, roof_bytes))
+    calls: Calls = {}
+    if plan.roof:
+        emit(None, "roof")
+        bandwidth = Bandwidth(setting.device.type, roof_bytes)
+        calls = {"copy": bandwidth.copy(), **bandwidth.reads()}
+    taken = _take_turns(entries, plan, clock, emit, calls)
     for entry in entries:
         if entry.result["status"] != "ok":
             continue
@@ -101,7 +109,7 @@ def measure(
         if isinstance(clock, CudaClock):
             emit(entry.contender.name, "CUDA graph")
             entry.result["graph"] = _graph(entry, plan, clock)
-    return {"contenders": results, "roof": roof}
+    return {"contenders": results, "roof": _roof(calls, taken)} if calls else {"contenders": results}
 
 
 def _first_call(contender: Contender, setting: Setting, clock: Clock) -> tuple[Result, Session | None]:
@@ -122,10 +130,8 @@ def _first_call(contender: Contender, setting: Setting, clock: Clock) -> tuple[R
     return result, session
 
 
-def _take_turns(entries: list[Entry], plan: Plan, clock: Clock, emit: Emit, bandwidth: Bandwidth) -> Roof:
-    """Fills the samples of all entries, forwards and backwards; the copy and the reads have their turns too."""
-    reads = bandwidth.reads()
-    calls = {"copy": bandwidth.copy(), **reads}
+def _take_turns(entries: list[Entry], plan: Plan, clock: Clock, emit: Emit, calls: Calls) -> dict[str, list[float]]:
+    """Fills the samples of all entries, forwards and backwards; returns those of the copy and the reads, which take part."""
     samples: dict[str, list[float]] = {name: [] for name in calls}
     for call, _ in calls.values():
         call()
@@ -135,7 +141,7 @@ def _take_turns(entries: list[Entry], plan: Plan, clock: Clock, emit: Emit, band
         turn, left = 0, entries
         while any(not e.finished(plan) for e in left) or turn < plan.least:
             direction = 1 if turn % 2 == 0 else -1
-            if turn < ROOF_REPEATS:
+            if calls and turn < ROOF_REPEATS:
                 emit(None, "roof")
                 for name, (call, _) in list(calls.items())[::direction]:
                     samples[name].append(clock.seconds(call))
@@ -147,9 +153,14 @@ def _take_turns(entries: list[Entry], plan: Plan, clock: Clock, emit: Emit, band
             turn += 1
     finally:
         gc.enable()
+    return samples
+
+
+def _roof(calls: Calls, samples: dict[str, list[float]]) -> Roof:
     rate = {name: moved / statistics.median(samples[name]) * 1e-9 for name, (_, moved) in calls.items()}
+    copy = rate.pop("copy")
     return {
-        "copy_gb_s": rate["copy"], "read_gb_s": max(rate[name] for name in reads), "reads_gb_s": {n: rate[n] for n in reads},
+        "copy_gb_s": copy, "read_gb_s": max(rate.values()), "reads_gb_s": rate,
         "samples_ms": {name: [s * 1e3 for s in found] for name, found in samples.items()},
     }  # fmt: skip
 

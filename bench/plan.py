@@ -90,7 +90,7 @@ def _op_tasks(args: argparse.Namespace, found: list[Contender]) -> list[Task]:
     return [
         op_task(args, found, op, name, shapes, density, dtype, first=i == 0)
         for name, shapes in (cases(args) if ops else {}).items()
-        for dtype in args.dtype
+        for dtype in args.dtype or ["float32"]
         for i, density in enumerate(args.density)
         for op in ops
     ]

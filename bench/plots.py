@@ -163,9 +163,9 @@ def _by_size(document: Document, op: str, field: Literal["median_ms", "gb_s"]) -
 def growth(document: Document, op: str, sweep: str) -> str | None:
     """Time over what a scaling sweep varies."""
     found = {
-        name: [(x, one["median_ms"]) for x, _, one in points]
-        for (o, s, name), points in curves(document).items()
-        if (o, s) == (op, sweep)
+        curve.short: [(x, one["median_ms"]) for x, _, one in points]
+        for curve, points in curves(document).items()
+        if (curve.op, curve.sweep) == (op, sweep)
     }
     return lines(found, SWEEPS[sweep], "milliseconds")
 
@@ -211,5 +211,6 @@ def pictures(document: Document) -> list[tuple[str, str]]:
         found.append((f"{op}: time over size", over_size(document, op)))
         found.append((f"{op}: GB/s over size, against the roof", bandwidth(document, op)))
         for sweep, name in SWEEPS.items():
-            found.append((f"scaling, {op}: time over {name}", growth(document, op, sweep)))
+            if sweep != "data":
+                found.append((f"scaling, {op}: time over {name}", growth(document, op, sweep)))
     return [(caption, picture) for caption, picture in found if picture is not None]

@@ -15,6 +15,7 @@ __all__ = [
     "megabytes",
     "milliseconds",
     "notes",
+    "printable",
     "ratio",
     "roof_words",
     "row_text",
@@ -115,6 +116,8 @@ def _step_cells(name: str, one: Result) -> tuple[str, ...]:
 
 def caption(row: Row) -> str:
     """What was measured, in one line."""
+    if row["key"]["op"] == "scaling":
+        return f"{title(row)}  {row['key'].get('of', '')}"
     if "dense_parameters" in row:
         return f"{title(row)}: {row['layers']} sparse and {row['dense_parameters']} dense parameters, {row['n']:,} weights"
     if "roof" not in row:
@@ -167,11 +170,19 @@ def row_text(row: Row) -> str:
     """One row: its caption, a line for each contender, and below them those without a number."""
     if "error" in row:
         return f"\n{printable(caption(row))}\nno figures: {printable(row['error'])}"
+    if row["key"]["op"] == "scaling":
+        return printable(f"{caption(row)}: {', '.join(_point(row, name, one) for name, one in row['contenders'].items())}")
     head, lines = cells(row)
     measured = [line for line in lines if row["contenders"][line[0]]["status"] == "ok"]
     lost = [f"{line[0]}: {line[1]}: {line[-1]}" for line in lines if line not in measured]
     below = [line for line in (*lost, kernel_line(row)) if line]
     return "\n".join(["", printable(caption(row)), *aligned(head, measured), *map(printable, below)])
+
+
+def _point(row: Row, name: str, one: Result) -> str:
+    if one["status"] != "ok":
+        return f"{name} {one['status']}: {one['reason']}"
+    return f"{name} {milliseconds(one['median_ms'])} ({1e6 * one['median_ms'] / row['n']:.2f} ns each)"
 
 
 def aligned(head: tuple[str, ...], lines: list[tuple[str, ...]]) -> list[str]:

@@ -22,6 +22,7 @@ class PlanOptions(TypedDict, total=False):
     repeats: int
     budget: float
     least: int
+    roof: bool
 
 
 class _Common(TypedDict):
@@ -37,13 +38,15 @@ class _Common(TypedDict):
 
 class Task(_Common, total=False):
     """``kind``: "row", an op on layers, which is the default, "steps", whole training steps of a model, or "host", what
-    follows ``backward()`` in one."""
+    follows ``backward()`` in one. ``data``: of :data:`adversarial.KINDS`. ``keep``: the worker makes the next row, too."""
 
     kind: str
     op: str
     shapes: list[list[int]]
     dtype: str
     device: str
+    data: str
+    keep: bool
     before: list[Build]
     flush_bytes: int
     roof_bytes: int

@@ -1,6 +1,8 @@
-"""One row in a process of its own: ``python -m bench.worker`` reads a task as JSON from stdin, writes a line per event.
+"""Rows in a process of their own: ``python -m bench.worker`` reads a task in JSON from each line of stdin, and writes a line an
+event.
 
-What it is about to do is told before it does it, so that the parent knows whom to blame for a crash or a hang.
+What it is about to do is told before it does it, so that the parent knows whom to blame for a crash or a hang. What tasks with
+``keep`` make of their layers stays for the next one.
 """
 
 from __future__ import annotations
@@ -12,11 +14,12 @@ import sys
 import torch
 
 from . import cost, cuda_traffic
+from .adversarial import KINDS, ORDINARY
 from .clock import Clock, CudaClock, make_clock
 from .contenders import _before
 from .contenders.registry import contenders
 from .host import run_host
-from .layers import DTYPES, ROUND, make_layers, masks_of
+from .layers import DTYPES, ROUND, Layers, make_layers, masks_of
 from .measure import Emit, InputsChanged, Plan, measure
 from .results_file import Row
 from .session import Setting
@@ -34,32 +37,73 @@ def main() -> None:
         out.write(json.dumps(event, allow_nan=False) + "\n")
         out.flush()
 
-    task: Task = json.load(sys.stdin)
-    torch.set_num_threads(task["threads"])
-    torch.manual_seed(0)
-    run = {"row": run_row, "steps": run_steps, "host": run_host}[task.get("kind", "row")]
-    try:
-        row = run(task, lambda name, phase: tell({"running": name, "phase": phase}))
-    except InputsChanged as error:
-        sys.exit(str(error))
-    tell({"row": row})
+    cache = Cache()
+    for line in sys.stdin:
+        task: Task = json.loads(line)
+        torch.set_num_threads(task["threads"])
+        torch.manual_seed(0)
+
+        def emit(name: str | None, phase: str) -> None:
+            tell({"running": name, "phase": phase})
+
+        kind = task.get("kind", "row")
+        try:
+            row = run_row(task, emit, cache) if kind == "row" else {"steps": run_steps, "host": run_host}[kind](task, emit)
+        except InputsChanged as error:
+            sys.exit(str(error))
+        tell({"row": row})
 
 
-def run_row(task: Task, emit: Emit) -> Row:
-    emit(None, "layers")
+class Cache:
+    """The last setting and its clock, for tasks that follow each other: those of the same layers share them, and those of the
+    same op what was expected."""
+
+    def __init__(self) -> None:
+        self._made_of: dict[str, object] = {}
+        self._setting: Setting | None = None
+        self._clock: tuple[object, Clock] | None = None
+
+    def setting(self, task: Task, emit: Emit) -> Setting:
+        parts = ("shapes", "density", "swap", "dtype", "device", "data")
+        made_of = {name: task.get(name) for name in parts}
+        old = self._setting if made_of == self._made_of else None
+        self._setting = None  # one at a time: large cases fill the memory
+        if old is None or old.op != task["op"]:
+            emit(None, "layers")
+            old = Setting(task["op"], make(task) if old is None else old.before, task["density"], task["swap"])
+        self._setting, self._made_of = old, made_of
+        return old
+
+    def clock(self, task: Task) -> Clock:
+        which = (task["device"], task.get("flush_bytes"))
+        if self._clock is None or self._clock[0] != which:
+            self._clock = (which, make_clock(task["device"], task.get("flush_bytes")))
+        return self._clock[1]
+
+
+def make(task: Task) -> Layers:
     shapes = [tuple(shape) for shape in task["shapes"]]
     layers = make_layers(shapes, task["density"], task["swap"], dtype=DTYPES[task["dtype"]], device=task["device"])
-    setting = Setting(task["op"], layers, task["density"], task["swap"])
-    clock = make_clock(task["device"], task.get("flush_bytes"))
+    KINDS[task.get("data", ORDINARY)](layers)
+    return layers
+
+
+def run_row(task: Task, emit: Emit, cache: Cache | None = None) -> Row:
+    cache = cache or Cache()
+    setting, clock = cache.setting(task, emit), cache.clock(task)
+    layers, plan = setting.before, Plan(**task["plan"])
     emit(None, setting.gate)
     row: Row = {
-        "n": layers.n, "layers": len(shapes), "active": sum(int(m.sum()) for m in layers.masks), "swapped": sum(layers.k),
-        "round": ROUND, "gate": setting.gate, "flushed_bytes": clock.flushed, **_bytes(task, setting, clock),
+        "n": layers.n, "layers": len(layers.params), "active": sum(int(m.sum()) for m in layers.masks),
+        "swapped": sum(layers.k), "round": ROUND, "gate": setting.gate, "flushed_bytes": clock.flushed,
     }  # fmt: skip
+    if plan.roof:
+        row.update(_bytes(task, setting, clock))
     found = contenders(task["plugins"]) + _before.contenders(task.get("before", []))
     chosen = [c for c in found if c.op == task["op"] and c.name in task["contenders"]]
-    row.update(measure(setting, chosen, Plan(**task["plan"]), clock, emit, task.get("roof_bytes")))
-    _put_below_roofs(row)
+    row.update(measure(setting, chosen, plan, clock, emit, task.get("roof_bytes")))
+    if plan.roof:
+        _put_below_roofs(row)
     return row
 
 

@@ -48,6 +48,7 @@ def check(args: argparse.Namespace) -> None:
 def run(args: argparse.Namespace) -> int:
     """Returns the exit status: 1 where ranks failed, or what they did depends on their number."""
     check(args)
+    args.dtype = args.dtype or ["float32"]
     if args.model_only:
         print(model_report.text(args))
         return 0

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import cli, compare, plan, results_file, scaling_report, sweep
-from bench.environment import all_cores
+from bench import cli, compare, plan, results_file, sweep
 from dstee import cli as dstee_cli
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -43,21 +42,13 @@ def test_slow_contenders_run_once(capsys: pytest.CaptureFixture[str]) -> None:
     assert "reference" in updates[0]["contenders"] and updates[1]["skipped"]["reference"].startswith("slow")
 
 
-def test_scaling_varies_one_thing_at_a_time() -> None:
-    args = cli.make_parser().parse_args(["--op", "scaling", "--largest", "1e6"])
-    rows = [t for t in plan.tasks(args) if t["op"] == "drop_grow"]
-    by = {sweep_: [t["key"]["x"] for t in rows if t["key"]["sweep"] == sweep_] for sweep_ in scaling_report.SWEEPS}
-    assert by["n"][0] == 1000 and by["n"][-1] == 1_000_000 and by["layers"][-1] == 500 and by["density"][-1] == 0.5
-    assert by["threads"][-1] == all_cores() and len({json.dumps(t["key"]) for t in rows}) == len(rows)
-
-
 def test_the_command_makes_tables_json_and_html(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("matplotlib")
     real = sweep.run_row
     small = {"flush_bytes": 1 << 16, "roof_bytes": 1 << 22}
-    monkeypatch.setattr(sweep, "run_row", lambda task, limit, advance: real({**task, **small}, limit, advance))
+    monkeypatch.setattr(sweep, "run_row", lambda task, *rest: real({**task, **small}, *rest))
     words = ["bench", "--shapes", "3000", "--backends", "reference", "--against", "torch.topk", "SGD foreach + masks",
              "--repeats", "7", "--threads", "1", "--json", str(tmp_path / "a.json")]  # fmt: skip
     assert dstee_cli.main([*words, "--html", str(tmp_path / "a.html")]) == 0

@@ -73,13 +73,34 @@ def test_a_worker_that_cannot_start_is_an_error_of_the_row() -> None:
     assert "No module named" in row["error"]
 
 
+def test_a_worker_is_kept_for_tasks_that_say_so_until_it_dies() -> None:
+    keep = {"keep": True, "plan": {"repeats": 3, "budget": 5.0, "least": 3, "roof": False}}
+    with sweep.Workers() as workers:
+
+        def row(names: list[str], **more: Any) -> tuple[dict[str, Any], int | None]:
+            found = sweep.run_row(task("drop_grow", names, **{**keep, **more}), 60, lambda text: None, workers)
+            return found, workers._kept and workers._kept._process.pid
+
+        first, process = row(["reference"])
+        again, same = row(["reference"], dtype="bfloat16")
+        assert process is not None and same == process and "roof" not in first and "bytes" not in first
+        assert first["contenders"]["reference"]["digest"] != again["contenders"]["reference"]["digest"]
+        back, same = row(["reference"], threads=2)
+        assert same == process and back["contenders"]["reference"]["digest"] == first["contenders"]["reference"]["digest"]
+        lost, other = row(["crash", "reference"])
+        assert other not in (None, process), "the worker that died is followed by another"
+        assert [one["status"] for one in lost["contenders"].values()] == ["crashed", "ok"]
+        _, none = row(["reference"], keep=False)
+        assert none is None
+
+
 # --- resume ----------------------------------------------------------------------------------------------------------------
 
 
 STAMP = {"commit": "abc", "dirty": False, "torch": "2", "dstee": "0", "cpu": "x", "peers": {}}
 
 
-def fake_row(task: dict[str, Any], limit: float, advance: Any) -> dict[str, Any]:
+def fake_row(task: dict[str, Any], limit: float, advance: Any, workers: Any) -> dict[str, Any]:
     if task["key"]["case"] == "b" and limit == 1:
         raise KeyboardInterrupt
     times = {"status": "ok", "samples_ms": [1.0], "median_ms": 1.0, "p20_ms": 1.0, "p80_ms": 1.0, "repeats": 1}
