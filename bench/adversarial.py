@@ -1,4 +1,4 @@
-"""Weights and gradients that an update may find slow: ties, crowds, orders, numbers that are none."""
+"""Weights and gradients that may make an update slow: ties, orders, values that are not finite, dead units."""
 
 from __future__ import annotations
 
