@@ -7,11 +7,16 @@ namespace dstee::cpu {
 namespace {
 
 constexpr uint32_t kAllLanes = (1u << W) - 1;
-constexpr int kLookAhead = 1 << 14;  // weights whose active groups are found at a time
+constexpr int kLookAhead = 1 << 16;  // weights whose active groups are found at a time
 constexpr int kAheadGroups = 64;     // active groups, and bytes of a stream, to prefetch ahead: hardware stops at each page
 constexpr int kAheadBytes = 4096;
 
-DSTEE_INLINE void prefetch(const void* p) { __builtin_prefetch(p, 0, 2); }
+// The empty statement is for gcc, to which a function that only prefetches has no effect: it leaves out calls of those around
+// it.
+DSTEE_INLINE void prefetch(const void* p) {
+  __builtin_prefetch(p, 0, 2);
+  asm volatile("");
+}
 
 // The n < W weights behind the last whole group, padded with zeros so that the loops need no second form.
 template <class T>

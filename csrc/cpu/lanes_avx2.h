@@ -9,6 +9,7 @@ namespace dstee::cpu {
 namespace {
 
 constexpr int W = 8;
+constexpr bool kVectors = true;
 typedef __m256 V;  // its operators +, -, *, / come with the compiler
 typedef uint32_t U __attribute__((vector_size(32)));
 

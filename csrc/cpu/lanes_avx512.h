@@ -9,6 +9,7 @@ namespace dstee::cpu {
 namespace {
 
 constexpr int W = 16;
+constexpr bool kVectors = true;
 typedef __m512 V;  // its operators +, -, *, / come with the compiler
 typedef uint32_t U __attribute__((vector_size(64)));
 

@@ -8,6 +8,7 @@ namespace dstee::cpu {
 namespace {
 
 constexpr int W = 8;
+constexpr bool kVectors = false;  // arithmetic costs more here than reading a cache line
 
 template <class E>
 struct Lanes {
