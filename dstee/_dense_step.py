@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.optim.sgd import sgd
 
 from dstee import _dispatch
+from dstee._packed_momentum import PackedMomentum
 
 __all__ = ["DenseStep"]
 
@@ -38,6 +39,9 @@ class DenseStep:
         if group["momentum"] != 0:
             states = [optimizer.state.get(p) for p in params]
             momenta = [state.get("momentum_buffer") if state else None for state in states]
+            for i, m in enumerate(momenta) if getattr(optimizer, "packed_momentum", False) else ():
+                if isinstance(m, PackedMomentum):  # of a weight that was sparse
+                    optimizer.state[params[i]]["momentum_buffer"] = momenta[i] = m.unpack()
             if unstepped := getattr(optimizer, "unstepped", None):
                 momenta = [None if id(p) in unstepped else m for p, m in zip(params, momenta, strict=True)]
         return cls(group, params, [p.grad for p in params], momenta)

@@ -9,7 +9,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from dstee import _dispatch
+from dstee import _dispatch, _packed_momentum
+from dstee._packed_momentum import PackedMomentum, refuse_layer
 from dstee.distributed.where import as_dtensor, local_part
 from dstee.layer_batch import LayerBatch
 from dstee.sgd_rule import SGDRule
@@ -72,6 +73,8 @@ def zero_state(optimizer: torch.optim.Optimizer, p: Tensor, where: Tensor) -> No
     """
     for keeper in state_keepers(optimizer):
         for key, value in keeper.state.get(p, {}).items():
+            if isinstance(value, PackedMomentum):
+                keeper.state[p][key] = value = value.unpack()
             if isinstance(value, Tensor) and value.shape == p.shape:
                 if as_dtensor(p) is not None and as_dtensor(value) is None:
                     raise ValueError(
@@ -146,6 +149,8 @@ def momentum_buffer(optimizer: torch.optim.Optimizer, p: Tensor, layer: SparseLa
     buffer = state.get("momentum_buffer") if state and id(p) not in getattr(optimizer, "unstepped", ()) else None
     if state is None or buffer is None:
         return None
+    if isinstance(buffer, PackedMomentum):
+        state["momentum_buffer"] = buffer = buffer.unpack()
     if layer.sharding is not None:
         part = layer.sharding.part_of(buffer, f"momentum_buffer of {layer.name}")
         fitting = layer.fit(part)
@@ -160,26 +165,28 @@ def momentum_buffer(optimizer: torch.optim.Optimizer, p: Tensor, layer: SparseLa
 
 
 def sgd_batches(
-    optimizer: torch.optim.Optimizer, group: Mapping[str, Any], layers: Mapping[int, SparseLayer]
+    optimizer: torch.optim.Optimizer, group: Mapping[str, Any], layers: Mapping[int, SparseLayer], *, packed: bool = False
 ) -> list[LayerBatch]:
     """The sparse weights of a parameter group that have a gradient, and the step that SGD makes on them.
 
     ``layers`` by id of the parameter. After the step, :func:`keep_momenta` gives the optimizer the buffers that were made.
+    ``packed``: the optimizer's buffers become :class:`PackedMomentum`, and the batches have their values.
     """
     held = [p for p in group["params"] if p.grad is not None and id(p) in layers]
     owners = [layers[id(p)] for p in held]
-    momenta = _momenta(optimizer, held, owners)
+    momenta = (_packed_momenta if packed else _momenta)(optimizer, held, owners)
     kinds = [(p.device, m is not None) for p, m in zip(held, momenta, strict=True)]
     found = []
     for kind in dict.fromkeys(kinds):
         rows = [i for i, other in enumerate(kinds) if other == kind]
-        batch = LayerBatch([owners[i] for i in rows], [], [], [], _sgd_rule(group, *kind))
+        batch = LayerBatch([owners[i] for i in rows], [], [], [], _sgd_rule(group, *kind), packed)
         for i, layer in zip(rows, batch.layers, strict=True):
             batch.params.append(held[i] if layer.sharding is None else layer.local)
             batch.grads.append(held[i].grad if layer.sharding is None else layer.grad)  # type: ignore[arg-type]
         batch.grads[:] = fit_each(batch.layers, batch.grads)
         if batch.rule is not None and batch.rule.first_step:
-            batch.momenta.extend([torch.zeros_like(p) for p in batch.params])
+            made = zip(batch.params, batch.layers, strict=True)
+            batch.momenta.extend([p.new_zeros(layer.nnz) if packed else torch.zeros_like(p) for p, layer in made])
         else:
             batch.momenta.extend([m for i in rows if (m := momenta[i]) is not None])
         found.append(batch)
@@ -188,7 +195,8 @@ def sgd_batches(
 
 def _momenta(optimizer: torch.optim.Optimizer, params: Sequence[Tensor], layers: Sequence[SparseLayer]) -> list[Tensor | None]:
     """:func:`momentum_buffer` of each; without a Python call for those that lie as they should."""
-    if getattr(optimizer, "unstepped", None) or any([layer.sharding is not None for layer in layers]):
+    odd = getattr(optimizer, "unstepped", None) or getattr(optimizer, "packed_momentum", False)
+    if odd or any([layer.sharding is not None for layer in layers]):
         return [momentum_buffer(optimizer, p, layer) for p, layer in zip(params, layers, strict=True)]
     states = [optimizer.state.get(p) or {} for p in params]
     found: list[Tensor | None] = [state.get("momentum_buffer") for state in states]
@@ -198,6 +206,28 @@ def _momenta(optimizer: torch.optim.Optimizer, params: Sequence[Tensor], layers:
         if buffer is not found[i]:
             states[i]["momentum_buffer"] = found[i] = buffer
     return found
+
+
+def _packed_momenta(
+    optimizer: torch.optim.Optimizer, params: Sequence[Tensor], layers: Sequence[SparseLayer]
+) -> list[Tensor | None]:
+    """As :func:`_momenta`: the values of packed buffers; what is not packed yet, or in another order, is packed."""
+    for layer in [layer for layer in layers if layer.sharding is not None or layer.mask_bits.device.type != "cpu"]:
+        refuse_layer(layer)
+    found = [(optimizer.state.get(p) or {}).get("momentum_buffer") for p in params]
+    for i, fits in enumerate(_packed_momentum.fit_each(found, layers)):
+        if not fits and found[i] is not None:
+            momentum = momentum_buffer(optimizer, params[i], layers[i])
+            found[i] = None if momentum is None else PackedMomentum.pack(layers[i], momentum)
+            if momentum is not None:
+                optimizer.state[params[i]]["momentum_buffer"] = found[i]
+    return [None if packed is None else packed.values for packed in found]
+
+
+def pack_momenta(optimizer: torch.optim.Optimizer, layers: Iterable[SparseLayer]) -> None:
+    """Buffers that something has taken out are packed again."""
+    held = [(layer.param, layer) for layer in layers if layer.param in optimizer.state]
+    _packed_momenta(optimizer, [p for p, _ in held], [layer for _, layer in held])
 
 
 def _sgd_rule(group: Mapping[str, Any], device: torch.device, started: bool) -> SGDRule:
@@ -220,4 +250,5 @@ def keep_momenta(optimizer: torch.optim.Optimizer, batch: LayerBatch) -> None:
     """After a first step: the new buffers become the optimizer's state."""
     if batch.rule is not None and batch.rule.first_step:
         for layer, buffer in zip(batch.layers, batch.momenta, strict=True):
-            optimizer.state[layer.param]["momentum_buffer"] = layer.placed(buffer)
+            kept = PackedMomentum.of(layer, buffer) if batch.packed else layer.placed(buffer)
+            optimizer.state[layer.param]["momentum_buffer"] = kept

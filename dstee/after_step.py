@@ -46,6 +46,7 @@ def swap(owners: Mapping[str, Owner], update: MaskUpdate, layers: Sequence[Spars
             if owners[layer.name].fusing is None:
                 cleared = layer.bools(before[layer.name] & ~layer.mask_bits) if marker is None else marker == 0
                 _optimizer_state.zero_state(owners[layer.name].core, layer.param, cleared)
+    _pack(owners, layers)
 
 
 def execute(owners: Mapping[str, Owner], update: MaskUpdate, layers: list[SparseLayer]) -> None:
@@ -62,3 +63,11 @@ def execute(owners: Mapping[str, Owner], update: MaskUpdate, layers: list[Sparse
     for layer, marker in zip(layers, momenta, strict=True):
         if owners[layer.name].fusing is None:
             _optimizer_state.zero_state(owners[layer.name].core, layer.param, marker == 0)
+    _pack(owners, layers)
+
+
+def _pack(owners: Mapping[str, Owner], layers: Iterable[SparseLayer]) -> None:
+    for layer in layers:
+        fusing = owners[layer.name].fusing
+        if fusing is not None:
+            fusing.pack_momenta([layer])

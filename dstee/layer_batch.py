@@ -50,7 +50,8 @@ class LayerBatch:
     """Sparse layers for one call of an op: on one device, all with a momentum buffer or all without.
 
     ``params``, ``grads`` and ``momenta`` have one tensor per layer, laid out like the weight; absent lists are empty.
-    ``rule`` is the step that the call makes, None for a mask update alone.
+    ``rule`` is the step that the call makes, None for a mask update alone. ``packed``: the momenta are those of the active
+    weights alone, 1-D.
     """
 
     layers: list[SparseLayer]
@@ -58,6 +59,7 @@ class LayerBatch:
     grads: list[Tensor]
     momenta: list[Tensor]
     rule: SGDRule | None = None
+    packed: bool = False
 
     @property
     def sgd(self) -> SGDRule:

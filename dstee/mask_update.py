@@ -226,6 +226,9 @@ class FusingOptimizer(Protocol):
     def momentum_buffer(self, layer: SparseLayer) -> Tensor | None:
         """The momentum of the layer's weight, laid out like the weight; None before its first step with momentum."""
 
+    def pack_momenta(self, layers: Iterable[SparseLayer]) -> None:
+        """Of ``layers`` that had an update after the step: what :meth:`momentum_buffer` gave out may be stored as ever."""
+
 
 def as_fusing(optimizer: object) -> FusingOptimizer | None:
     """``optimizer`` where it masks its own step. (Every step asks, and ``isinstance`` of a protocol is slow.)"""
