@@ -42,6 +42,14 @@ def model_of(layers: Layers, *, flat: bool = False, first: nn.Module | None = No
     return nn.Sequential(*modules)
 
 
+class Holder(nn.Module):
+    """A module that only has a weight, this one."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.weight = weight
+
+
 def parametrized_weights(model: nn.Sequential) -> tuple[list[Tensor], list[nn.Module]]:
     """The weights behind the parametrizations of each module, and the first parametrization, which holds the mask."""
     lists = [cast(ParametrizationList, cast(nn.ModuleDict, module.parametrizations)["weight"]) for module in model]

@@ -22,7 +22,7 @@ from ..expected import Expected, array
 from ..models import Job
 from ..session import STEP, Contender, Session, Setting, check_update, copy_into
 from ..training import GAP, SGD, Mark, Trainer, Training
-from ._model import backward, installed, model_of
+from ._model import Holder, backward, installed, model_of
 from .registry import register
 from .torch_steps import TorchSGD
 
@@ -136,18 +136,12 @@ class Step(TorchSGD):
 
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)
-        holder = nn.Sequential(nn.Linear(1, 1, bias=False, device=setting.device), *(_Holder(p) for p in self.params))
+        holder = nn.Sequential(nn.Linear(1, 1, bias=False, device=setting.device), *(Holder(p) for p in self.params))
         self.scheduler = attach(holder, self.optimizer, setting.density, setting.swap, DELTA)
         copy_into(self.scheduler.backward_masks[1:], setting.before.masks)
 
     def call(self) -> None:
         self.optimizer.step()
-
-
-class _Holder(nn.Module):
-    def __init__(self, weight: Tensor) -> None:
-        super().__init__()
-        self.weight = weight
 
 
 class RigLTraining(Training):

@@ -104,6 +104,6 @@ class KthValue(TorchUpdate):
 register(
     Contender("torch.topk", "drop_grow", "DST-EE, ties to chance", TopK, step="SGD foreach + masks"),
     Contender("kthvalue", "drop_grow", "DST-EE, all that tie at a threshold", KthValue, step="SGD foreach + masks"),
-    Contender("full sort", "drop_grow", "RigL as ITOP and GraNet code it: thresholds, float masks", FullSort,
+    Contender("ITOP sorts", "drop_grow", "RigL as ITOP and GraNet code it: two sorts, float masks; the masks alone", FullSort,
               step="ITOP apply_mask"),
 )  # fmt: skip

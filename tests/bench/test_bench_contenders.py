@@ -76,12 +76,14 @@ def test_names_are_unique(fresh: None) -> None:
 
 def test_every_module_of_the_package_has_entered_its_own() -> None:
     names = {c.name for c in contenders()}
-    assert {"native", "triton", "reference", "torch.compile", "torch.topk", "kthvalue", "full sort", "rigl-torch",
-            "sparsimony", "torch.ao.pruning", "SGD fused, dense"} <= names  # fmt: skip
+    assert {"native", "triton", "reference", "torch.compile", "torch.topk", "kthvalue", "ITOP sorts", "rigl-torch",
+            "sparsimony", "torch.ao.pruning", "SGD fused, dense", "ITOP Masking", "ITOP Masking, dstee's"} <= names  # fmt: skip
     order = [c.name for c in contenders() if c.op == "drop_grow"]
-    own = ["native", "triton", "reference", "torch.topk", "kthvalue", "full sort", "torch.compile", "rigl-torch"]
+    own = ["native", "triton", "reference", "torch.topk", "kthvalue", "ITOP sorts", "torch.compile", "rigl-torch"]
     assert [name for name in order if name in own] == own, "dstee's, then what torch has, then what may be missing"
-    assert {"dstee", "dense", "by hand", "rigl-torch", "sparsimony"} <= {t.name for t in trainers()}
+    assert {"dstee", "dense", "by hand", "rigl-torch", "sparsimony", "ITOP Masking", "ITOP Masking, dstee's"} <= {
+        t.name for t in trainers()
+    }
 
 
 PLUGINS = {

@@ -32,7 +32,7 @@ def test_whole_steps_train_and_are_added_up(monkeypatch: pytest.MonkeyPatch) -> 
         assert ("sparse_share" in one) == (name != "dense")
 
 
-@pytest.mark.parametrize("name", ["dstee", "by hand"])
+@pytest.mark.parametrize("name", ["dstee", "by hand", "ITOP Masking", "ITOP Masking, dstee's"])
 def test_an_implementation_keeps_the_density(name: str) -> None:
     one = next(t for t in trainers() if t.name == name).open(small_job("", 0), 0.3, 0.3)
     counts = []

@@ -17,7 +17,7 @@ from dstee.backends import native
 def row() -> dict[str, Any]:
     """One row with every kind of trouble in it."""
     ours = ["native"] if native.load()[0] else []
-    names = [*ours, "reference", "torch.topk", "kthvalue", "full sort", "torch.ao.pruning"]
+    names = [*ours, "reference", "torch.topk", "kthvalue", "ITOP sorts", "torch.ao.pruning"]
     names += ["wrong", "lazy", "crash", "hang", "raise", "meddler"]
     return sweep.run_row(task("drop_grow", names), limit=4)
 
@@ -27,7 +27,7 @@ def test_a_wrong_or_broken_contender_gets_no_number(row: dict[str, Any]) -> None
     statuses = {name: one["status"] for name, one in found.items()}
     assert statuses.pop("native", "ok") == "ok"
     assert statuses == {
-        "reference": "ok", "torch.topk": "ok", "kthvalue": "ok", "full sort": "ok", "torch.ao.pruning": "ok",
+        "reference": "ok", "torch.topk": "ok", "kthvalue": "ok", "ITOP sorts": "ok", "torch.ao.pruning": "ok",
         "wrong": "wrong", "lazy": "wrong", "crash": "crashed", "hang": "timed out", "raise": "failed",
         "meddler": "crashed",
     }  # fmt: skip
