@@ -34,7 +34,8 @@ def run(names: list[str], **more: Any) -> dict[str, Any]:
 
 
 def test_every_stepper_is_right_and_timed(small: None) -> None:
-    assert [one.name for one in registry.steppers()] == NAMES
+    first, *others = [one.name for one in registry.steppers()]
+    assert first == NAMES[0] and set(others) == set(NAMES[1:])
     row = run(NAMES)
     assert (row["layers"], row["dense_parameters"], row["n"]) == (2, 4, 700) and 100 < row["active"] < 320
     for one in row["contenders"].values():
