@@ -12,6 +12,7 @@ from torch import Tensor
 from dstee import _dispatch, _packed_momentum
 from dstee._packed_momentum import PackedMomentum, refuse_layer
 from dstee.distributed.where import as_dtensor, local_part
+from dstee.encoding import zero_where
 from dstee.layer_batch import LayerBatch
 from dstee.sgd_rule import SGDRule
 from dstee.sparse_layer import SparseLayer, fit_each
@@ -81,7 +82,11 @@ def zero_state(optimizer: torch.optim.Optimizer, p: Tensor, where: Tensor) -> No
                         f"{type(keeper).__name__} has {key} {list(value.shape)} whole for a weight that is cut among ranks: "
                         "load it with torch.distributed.checkpoint.state_dict.set_optimizer_state_dict"
                     )
-                local_part(value).masked_fill_(where, _fresh_value(keeper, p, key))
+                fresh = _fresh_value(keeper, p, key)
+                if fresh == 0:
+                    zero_where(local_part(value), where)
+                else:
+                    local_part(value).masked_fill_(where, fresh)
 
 
 def _fresh_value(optimizer: torch.optim.Optimizer, p: Tensor, key: str) -> float:

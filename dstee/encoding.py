@@ -22,6 +22,7 @@ __all__ = [
     "unflat",
     "unpack_active",
     "unpack_bits",
+    "zero_where",
 ]
 
 MAX_ROUNDS = 32_767
@@ -70,6 +71,17 @@ def unpack_active(packed: Tensor, mask: Tensor) -> Tensor:
         return packed.new_zeros(mask.numel())
     place = (mask.cumsum(0) - 1).clamp(0, packed.numel() - 1)
     return torch.where(mask, packed[place], 0)
+
+
+def zero_where(t: Tensor, where: Tensor) -> None:
+    """``t.masked_fill_(where, 0)``, which on the CPU takes one weight at a time; whole numbers can be multiplied instead."""
+    if t.is_cpu and t.dtype in _SAME_SIZE and type(t) in (Tensor, torch.nn.Parameter):
+        t.view(_SAME_SIZE[t.dtype]).mul_(where.logical_not())
+    else:
+        t.masked_fill_(where, 0)
+
+
+_SAME_SIZE = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16, torch.float64: torch.int64}
 
 
 def flip_counts(counts: Tensor, mask: Tensor, round: int | Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from dstee import _checks, ops
 from dstee.distributed.ranks import Ranks
 from dstee.distributed.sharding import Sharding, sharding_of
 from dstee.distributed.where import Where, as_dtensor, local_part, whole
-from dstee.encoding import flat
+from dstee.encoding import flat, zero_where
 from dstee.parameter_names import ParameterPlace, get_each
 from dstee.selection import Candidate
 from dstee.weight_kinds import is_lazy
@@ -346,7 +346,7 @@ class SparseLayer:
     def clear_outside(self) -> None:
         """Zeroes the weights outside the mask."""
         self.follow()
-        self.local.masked_fill_(self.inactive(), 0)
+        zero_where(self.local, self.inactive())
 
     def inactive(self) -> Tensor:
         """The weights outside the mask: bool, shape and strides of the weight."""
