@@ -18,7 +18,8 @@ __all__ = ["DenseStep"]
 
 _WHOLE = 16
 """Torch's fused kernel computes vectors of this many weights, or of half as many, as its default step does; what is left at the
-end of a tensor it rounds otherwise."""
+end of a tensor it rounds otherwise. Its bfloat16 momenta on the CPU are wrong."""
+_OPTIONS = ("lr", "momentum", "dampening", "weight_decay", "nesterov", "maximize")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,68 +56,69 @@ class DenseStep:
         """The step, in place; the momenta that it makes become the optimizer's state."""
         if not self.params:
             return
-        if self._is_simple():
-            self._apply_at_once()
+        if not self._is_left_to_torch():
+            self._apply_default(optimizer)
             return
+        whole = self._whole()
+        if not all(whole):  # these first: torch may refuse them
+            rest = self._those([not yes for yes in whole])
+            if rest._is_simple():
+                rest._apply_foreach()
+            else:
+                rest._apply_default(optimizer)
+        if any(whole):
+            part = self._those(whole)
+            options = {name: self.group[name] for name in _OPTIONS}
+            torch._fused_sgd_(part.params, part.grads, part.momenta, is_first_step=False, **options)  # type: ignore[arg-type]
+
+    def _those(self, chosen: list[bool]) -> DenseStep:
+        return DenseStep(
+            self.group,
+            list(itertools.compress(self.params, chosen)),
+            list(itertools.compress(self.grads, chosen)),
+            list(itertools.compress(self.momenta, chosen)),
+        )
+
+    def _is_left_to_torch(self) -> bool:
+        """Whether nobody has chosen how the step is made, and torch's default would make it of plain numbers."""
         group = self.group
-        sgd(
-            self.params,
-            self.grads,
-            self.momenta,
-            has_sparse_grad=any(grad.is_sparse for grad in self.grads),
-            foreach=group["foreach"],
-            fused=group["fused"],
-            weight_decay=group["weight_decay"],
-            momentum=group["momentum"],
-            lr=group["lr"],
-            dampening=group["dampening"],
-            nesterov=group["nesterov"],
-            maximize=group["maximize"],
-        )
-        for p, m in zip(self.params, self.momenta, strict=bool(self.momenta)):
-            optimizer.state[p]["momentum_buffer"] = m
+        numbers = not isinstance(group["lr"], Tensor) and not isinstance(group["weight_decay"], Tensor)
+        return group["foreach"] is None and group["fused"] is None and numbers and not _dispatch.is_traced()
 
-    def _is_simple(self) -> bool:
-        """Whether :meth:`_apply_at_once` can do it: float32 on the CPU, momenta there, and no choice made by the user."""
-        group, float32, strided = self.group, torch.float32, torch.strided
-        if group["foreach"] is not None or group["fused"] is not None:
-            return False
-        if isinstance(group["lr"], Tensor) or isinstance(group["weight_decay"], Tensor) or _dispatch.is_traced():
-            return False
-        tensors = [*self.params, *self.grads, *self.momenta]
-        return _dispatch.PLAIN.issuperset(map(type, tensors)) and all(
-            [t.dtype is float32 and t.is_cpu and t.layout is strided for t in tensors]  # type: ignore[union-attr]
-        )
-
-    def _apply_at_once(self) -> None:
-        """What torch does for one parameter after the other, to the bit."""
-        group, params, grads = self.group, self.params, self.grads
-        momenta: list[Tensor] = self.momenta  # type: ignore[assignment]
-        whole = [
-            p.numel() % _WHOLE == 0
+    def _whole(self) -> list[bool]:
+        """Which parameters the fused kernel, which reads memory as it lies, steps as torch's default does."""
+        plain, float32, strided = _dispatch.PLAIN, torch.float32, torch.strided
+        return [
+            p.dtype is float32
+            and g.layout is strided
+            and m is not None
+            and p.numel() % _WHOLE == 0
             and p.numel() == g.numel() == m.numel()
+            and m.dtype is g.dtype is float32
+            and p.is_cpu
+            and g.is_cpu
+            and m.is_cpu
+            and type(p) in plain
+            and type(g) in plain
+            and type(m) in plain
             and p.is_contiguous()
             and g.is_contiguous()
             and m.is_contiguous()
             and not g.is_neg()
-            for p, g, m in zip(params, grads, momenta or params, strict=True)
+            for p, g, m in zip(self.params, self.grads, self.momenta or self.params, strict=True)
         ]
-        if any(whole):
-            fused = [list(itertools.compress(tensors, whole)) for tensors in (params, grads, momenta)]
-            torch._fused_sgd_(
-                *fused,
-                weight_decay=group["weight_decay"],
-                momentum=group["momentum"],
-                lr=group["lr"],
-                dampening=group["dampening"],
-                nesterov=group["nesterov"],
-                maximize=group["maximize"],
-                is_first_step=False,
-            )
-        if all(whole):
-            return
-        rest = [not yes for yes in whole]
-        params, grads, momenta = (list(itertools.compress(tensors, rest)) for tensors in (params, grads, momenta))
+
+    def _is_simple(self) -> bool:
+        """Whether :meth:`_apply_foreach` takes the parameters."""
+        tensors = [*self.params, *self.grads, *self.momenta]
+        return _dispatch.PLAIN.issuperset(map(type, tensors)) and all(
+            [t.dtype is torch.float32 and t.is_cpu and t.layout is torch.strided for t in tensors]  # type: ignore[union-attr]
+        )
+
+    def _apply_foreach(self) -> None:
+        """What torch's default does for one parameter after the other, in its order of operations."""
+        group, params, grads = self.group, self.params, self.grads
+        momenta: list[Tensor] = self.momenta  # type: ignore[assignment]
         if group["maximize"]:
             grads = list(torch._foreach_neg(grads))
         if group["weight_decay"] != 0:
@@ -127,3 +129,12 @@ class DenseStep:
             nesterov = group["nesterov"]
             grads = list(torch._foreach_add(grads, momenta, alpha=group["momentum"])) if nesterov else momenta
         torch._foreach_add_(params, grads, alpha=-group["lr"])
+
+    def _apply_default(self, optimizer: torch.optim.SGD) -> None:
+        group = self.group
+        sgd(
+            self.params, self.grads, self.momenta, has_sparse_grad=any(grad.is_sparse for grad in self.grads),
+            foreach=group["foreach"], fused=group["fused"], **{name: group[name] for name in _OPTIONS},
+        )  # fmt: skip
+        for p, m in zip(self.params, self.momenta, strict=bool(self.momenta)):
+            optimizer.state[p]["momentum_buffer"] = m

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias, cast
+from typing import Any, Protocol, TypeAlias
 
 import torch
 from torch.amp.grad_scaler import OptState
@@ -58,7 +58,7 @@ def owner(optimizer: Stepper | FusingOptimizer) -> Owner:
             f"{type(core).__name__} has {name} inside, which must carry the mask update in its own step: pass the optimizers "
             f"that it holds, as in sparse.step(*container.optimizers), or use torch.optim.SGD inside instead of {name}"
         )
-    return Owner(cast(Stepper, optimizer), core, fusing)
+    return Owner(optimizer, core, fusing)  # type: ignore[arg-type]  # a FusingOptimizer steps, too
 
 
 def owners_of(layers: Iterable[SparseLayer], owners: Sequence[Owner]) -> dict[str, Owner]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, cast
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -233,4 +233,4 @@ class FusingOptimizer(Protocol):
 def as_fusing(optimizer: object) -> FusingOptimizer | None:
     """``optimizer`` where it masks its own step. (Every step asks, and ``isinstance`` of a protocol is slow.)"""
     fusing = hasattr(optimizer, "sparse") and hasattr(optimizer, "momentum_buffer")
-    return cast(FusingOptimizer, optimizer) if fusing else None
+    return optimizer if fusing else None  # type: ignore[return-value]

@@ -307,7 +307,7 @@ class Topology(CheckedWeights):
         if not optimizers:
             raise TypeError("step() needs the optimizer that holds the sparse weights: sparse.step(optimizer)")
         owners = [_optimizer_step.owner(optimizer) for optimizer in optimizers]
-        if any(one.fusing is not None and one.fusing.sparse is not self for one in owners):
+        if any([one.fusing is not None and one.fusing.sparse is not self for one in owners]):
             raise ValueError("this SparseSGD belongs to another SparseModel: make it with the one that steps")
         return owners
 
