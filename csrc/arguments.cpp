@@ -7,7 +7,7 @@ namespace {
 
 std::vector<Layer> read_layers(Checks& check, DeviceType device, const Tensors& params, const Tensors& grads,
                                const Tensors& momenta, const Tensors& mask_bits, const Tensors& counts,
-                               const Tensors& drop_scores, const Tensors& grow_signal) {
+                               const Tensors& drop_scores, const Tensors& grow_signal, bool packed_momenta = false) {
   STD_TORCH_CHECK(mask_bits.size() == params.size(), "dstee: mask_bits has another length than params");
   check.tensor_list(grads, "grads");
   check.tensor_list(momenta, "momenta");
@@ -34,9 +34,13 @@ std::vector<Layer> read_layers(Checks& check, DeviceType device, const Tensors& 
     }
     if (!momenta.empty()) {
       STD_TORCH_CHECK(dtype_of(momenta[i], "momenta") == l.dtype, "dstee: momenta have another dtype than params");
-      check.like_param(momenta[i], layout, "momenta");
+      const int64_t entries = packed_momenta ? momenta[i].numel() : l.n;
+      if (packed_momenta)
+        check.flat(momenta[i], params[i].scalar_type(), entries, "momenta");
+      else
+        check.like_param(momenta[i], layout, "momenta");
       l.m = momenta[i].mutable_data_ptr();
-      check.note(l.m, bytes, true);
+      check.note(l.m, entries * element_size(l.dtype), true);
     }
     check.flat(mask_bits[i], ScalarType::Byte, (l.n + 7) / 8, "mask_bits");
     l.bits = static_cast<uint8_t*>(mask_bits[i].mutable_data_ptr());
@@ -74,9 +78,9 @@ std::vector<Layer> read_layers(Checks& check, DeviceType device, const Tensors& 
 }  // namespace
 
 std::vector<Layer> read_step(DeviceType device, const StepArguments& a) {
-  STD_TORCH_CHECK(!a.packed_momenta, "dstee: the kernels of masked_sgd_ have no packed_momenta");
+  STD_TORCH_CHECK(!a.packed_momenta || device == DeviceType::CPU, "dstee: this kernel of masked_sgd_ has no packed_momenta");
   Checks check(device, a.params);
-  auto layers = read_layers(check, device, a.params, a.grads, a.momenta, a.mask_bits, {}, {}, {});
+  auto layers = read_layers(check, device, a.params, a.grads, a.momenta, a.mask_bits, {}, {}, {}, a.packed_momenta);
   check.rule(a.sgd, a.grads, a.momenta);
   check.scalar_tensor(a.lr, "lr");
   check.scalar_tensor(a.grad_scale, "grad_scale");

@@ -137,7 +137,8 @@ HEADERS = (
     "rules.h", "threshold.h", "test_limits.h", "bind_test_limits.h", "layers.h", "arguments.h", "checks.h",
     "cpu/loops.h", "cpu/lanes_scalar.h", "cpu/lanes_avx2.h", "cpu/lanes_avx512.h",
     "cpu/active_groups.h", "cpu/step_over_lanes.h", "cpu/loops_over_lanes.h",
-    "cpu/pieces.h", "cpu/radix_select.h", "cpu/parallel.h", "cpu/workspace.h", "cpu/update.h", "cpu/update_stats.h",
+    "cpu/pieces.h", "cpu/radix_select.h", "cpu/parallel.h", "cpu/packed_rows.h", "cpu/workspace.h", "cpu/update.h",
+    "cpu/update_stats.h",
     "cpu/lists.h", "cpu/kth_largest.h", "cpu/stages.h",
 )  # fmt: skip
 

@@ -97,21 +97,32 @@ struct Bonus {
   }
 };
 
-// For each lane mask the lanes to take, in order, one byte each.
+// For each lane mask the lanes to take, in order, and the place of each lane among them, one byte each.
 struct CompressTable {
-  uint64_t lanes[256];
-  constexpr CompressTable() : lanes() {
+  uint64_t lanes[256], places[256];
+  constexpr CompressTable() : lanes(), places() {
     for (int mask = 0; mask < 256; ++mask)
       for (int lane = 0, taken = 0; lane < 8; ++lane)
-        if (mask >> lane & 1) lanes[mask] |= static_cast<uint64_t>(lane) << (8 * taken++);
+        if (mask >> lane & 1) {
+          lanes[mask] |= static_cast<uint64_t>(lane) << (8 * taken);
+          places[mask] |= static_cast<uint64_t>(taken++) << (8 * lane);
+        }
   }
 };
 constexpr CompressTable kCompress;
 
-DSTEE_INLINE void compress(uint32_t* out, U x, uint32_t lanes) {
-  const __m256i order = _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(static_cast<long long>(kCompress.lanes[lanes])));
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), _mm256_permutevar8x32_epi32(i(x), order));
+DSTEE_INLINE __m256i bytes_to_lanes(uint64_t bytes) {
+  return _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(static_cast<long long>(bytes)));
 }
+
+DSTEE_INLINE void compress(uint32_t* out, U x, uint32_t lanes) {
+  const __m256i packed = _mm256_permutevar8x32_epi32(i(x), bytes_to_lanes(kCompress.lanes[lanes]));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), packed);
+}
+
+// The chosen lanes of x at the front, and the inverse: the front of x in the chosen lanes. The others may be anything.
+DSTEE_INLINE V compress(V x, uint32_t lanes) { return _mm256_permutevar8x32_ps(x, bytes_to_lanes(kCompress.lanes[lanes])); }
+DSTEE_INLINE V expand(V x, uint32_t lanes) { return _mm256_permutevar8x32_ps(x, bytes_to_lanes(kCompress.places[lanes])); }
 
 }  // namespace
 }  // namespace dstee::cpu

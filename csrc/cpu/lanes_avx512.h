@@ -108,5 +108,9 @@ DSTEE_INLINE void compress(uint32_t* out, U x, Mask lanes) {
   _mm512_storeu_si512(out, _mm512_maskz_compress_epi32(lanes, i(x)));
 }
 
+// The chosen lanes of x at the front, and the inverse: the front of x in the chosen lanes. The others may be anything.
+DSTEE_INLINE V compress(V x, uint32_t lanes) { return _mm512_maskz_compress_ps(static_cast<__mmask16>(lanes), x); }
+DSTEE_INLINE V expand(V x, uint32_t lanes) { return _mm512_maskz_expand_ps(static_cast<__mmask16>(lanes), x); }
+
 }  // namespace
 }  // namespace dstee::cpu

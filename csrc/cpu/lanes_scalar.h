@@ -163,6 +163,26 @@ inline void compress(uint32_t* out, U x, uint32_t lanes) {
   }
 }
 
+// The chosen lanes of x at the front, and the inverse: the front of x in the chosen lanes. The others may be anything.
+inline V compress(V x, uint32_t lanes) {
+  V r = x;
+  for (int j = 0, to = 0; j < W; ++j) {
+    r.v[to] = x.v[j];
+    to += lanes >> j & 1;
+    to = to < W ? to : W - 1;
+  }
+  return r;
+}
+inline V expand(V x, uint32_t lanes) {
+  V r;
+  for (int j = 0, from = 0; j < W; ++j) {
+    r.v[j] = x.v[from];
+    from += lanes >> j & 1;
+    from = from < W ? from : W - 1;
+  }
+  return r;
+}
+
 #undef DSTEE_LANES
 
 }  // namespace

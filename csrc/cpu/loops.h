@@ -43,6 +43,8 @@ struct Loops {
   const char* name;
   // Masked SGD, by dtype of the parameters; m is null without momentum.
   void (*step[3])(void* w, const void* g, void* m, const uint8_t* bits, int64_t n, const SgdRule& rule);
+  // The same with the momenta of the n weights' active ones alone, which follow each other; the rule has a momentum.
+  void (*step_packed[3])(void* w, const void* g, void* m, int64_t active, const uint8_t* bits, int64_t n, const SgdRule& rule);
   // Appends (rank of score, index) of the candidates to the lists and returns how many; by dtype of the signal.
   size_t (*scan_grow[4])(const GrowScan& scan, const uint8_t* bits, int64_t n, uint32_t index, uint32_t* score,
                          uint32_t* where);

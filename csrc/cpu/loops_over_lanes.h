@@ -263,7 +263,8 @@ void min_max(const uint32_t* key, size_t count, uint32_t* low, uint32_t* high) {
 
 #define DSTEE_LOOPS(name)                                                             \
   {name,                                                                              \
-   {step_any<float>, step_any<bf16>, step_any<f16>},                                  \
+   {step<float>, step<bf16>, step<f16>},                                              \
+   {step_packed<float>, step_packed<bf16>, step_packed<f16>},                         \
    {scan_grow_any<float>, scan_grow_any<bf16>, scan_grow_any<f16>, scan_grow_random}, \
    {scan_drop<float>, scan_drop<bf16>, scan_drop<f16>},                               \
    {scan_keys_any<float>, scan_keys_any<bf16>, scan_keys_any<f16>},                   \

@@ -1,24 +1,34 @@
 // masked_sgd_: the SGD step on the active weights of all layers. Per weight 1/8 byte of mask is read; gradient, weight and
-// momentum are touched only in groups of 8 or 16 that hold an active weight.
+// momentum are touched only in cache lines that hold an active weight, packed momenta one after the other.
 #include "../arguments.h"
+#include "packed_rows.h"
 #include "parallel.h"
 
 namespace dstee::cpu {
 
 void masked_sgd_(const StepArguments& a) {
   const auto layers = read_step(DeviceType::CPU, a);
+  const auto pieces = cut_pieces(layers);
+  const int workers = worker_count(total_weights(layers));
   SgdRule rule = rule_of(a.sgd, a.grad_scale.has_value());
+  const bool packed = a.packed_momenta && rule.has_momentum;
+  PackedRows rows;
+  if (packed) rows = packed_rows(layers, pieces, a.momenta, workers);
   if (a.lr) rule.lr = static_cast<float>(read_scalar(*a.lr));
   if (a.grad_scale) rule.grad_scale = static_cast<float>(read_scalar(*a.grad_scale));
   if (a.found_inf && read_scalar(*a.found_inf) != 0) return;
 
-  const auto pieces = cut_pieces(layers);
   const Loops& isa = loops();
-  for_tickets(worker_count(total_weights(layers)), static_cast<int64_t>(pieces.size()), [&](int, int64_t p) {
+  for_tickets(workers, static_cast<int64_t>(pieces.size()), [&](int, int64_t p) {
     const Piece& piece = pieces[p];
     const Layer& l = layers[piece.layer];
-    isa.step[l.dtype](at(l.w, piece.begin, l.dtype), at(l.g, piece.begin, l.dtype),
-                      l.m ? at(l.m, piece.begin, l.dtype) : nullptr, l.bits + piece.begin / 8, piece.size, rule);
+    void* const w = at(l.w, piece.begin, l.dtype);
+    const void* const g = at(l.g, piece.begin, l.dtype);
+    const uint8_t* const bits = l.bits + piece.begin / 8;
+    if (packed)
+      isa.step_packed[l.dtype](w, g, at(l.m, rows.before[p], l.dtype), rows.active[p], bits, piece.size, rule);
+    else
+      isa.step[l.dtype](w, g, l.m ? at(l.m, piece.begin, l.dtype) : nullptr, bits, piece.size, rule);
   });
 }
 

@@ -39,6 +39,7 @@ class LoopChecks {
   const char* run() {
     for (int dtype = 0; dtype < 3; ++dtype) {
       if (!step(dtype)) return "step";
+      if (!step_packed(dtype)) return "step_packed";
       if (!scan_drop(dtype)) return "scan_drop";
       if (!scan_keys(dtype)) return "scan_keys";
     }
@@ -82,6 +83,35 @@ class LoopChecks {
       digests[form] = digest.value();
     }
     return digests[0] == digests[1];
+  }
+  // Against the scalar form, and against momenta at the weights' places.
+  bool step_packed(int dtype) {
+    const dstee::SgdRule rule{0.1f, 0.9f, 0.9f, 0.01f, 1.0f, true, random_.chance(50), false, random_.chance(50), false, false};
+    const uint64_t seed = random_.next();
+    const Tensor g = numbers(dtype, seed + 1);
+    Tensor w = numbers(dtype, seed), m = numbers(dtype, seed + 2);
+    const int64_t active = plain_.count_bits(bits(), bits_.numel());
+    Tensor packed({active}, m.scalar_type(), random_.chance(30));
+    const auto gather = [&](const Tensor& out) {
+      for (int64_t i = 0, to = 0; i < n_; ++i)
+        if (dstee::is_active(bits(), i)) {
+          memcpy(dstee::at(out.mutable_data_ptr(), to, static_cast<dstee::Dtype>(dtype)),
+                 dstee::at(m.mutable_data_ptr(), i, static_cast<dstee::Dtype>(dtype)),
+                 static_cast<size_t>(size_of(m.scalar_type())));
+          ++to;
+        }
+    };
+    gather(packed);
+    Tensor w2 = numbers(dtype, seed), left({active}, m.scalar_type(), random_.chance(30));
+    loops_.step_packed[dtype](w2.mutable_data_ptr(), g.const_data_ptr(), packed.mutable_data_ptr(), active, bits(), n_, rule);
+    plain_.step[dtype](w.mutable_data_ptr(), g.const_data_ptr(), m.mutable_data_ptr(), bits(), n_, rule);
+    gather(left);
+    Digest one, other;
+    one.add(w);
+    one.add(left);
+    other.add(w2);
+    other.add(packed);
+    return one.value() == other.value();
   }
   bool scan_drop(int dtype) {
     const Tensor x = numbers(dtype, random_.next());

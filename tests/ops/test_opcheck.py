@@ -23,16 +23,18 @@ def calls(name: str) -> list[Callable[[], object]]:
     rule = ops.SGDRule(lr=torch.tensor(0.1), momentum=0.9)
     case = make_case(0, [17, 64], density=0.3, round=2, sgd=rule)
     plain = make_case(1, [33], density=0.3, sgd=ops.SGDRule(0.1), counted=False, found_inf=torch.zeros(1))
-    # The dispatcher chooses by the device alone.
-    dispatched = native.load()[0] is None or not native.NO_OPTION["cpu"].get("drop_grow_")
+    packed_step = make_case(3, [33, 9], density=0.3, sgd=rule, packed_momenta=True)
+    packed_step.momenta = [torch.ones(int(mask.sum())) for mask in packed_step.masks()]
+    packed_update = packed_step.clone()
     uneven = make_case(2, [33, 9], density=0.3, round=2, k_grow=torch.tensor([5, 1]), where=[(7, 3, 9), (0, 9, 9)])
     uneven.options["bonus_scale"], uneven.bonus = torch.ones(2), ops.bonus_table(0.1, 1.0, 10, 2, dtype=torch.float64)
     assert case.counts is not None
     counts, bits = case.counts, case.mask_bits
     mask, N = case.masks()[1], case.N[1]
     table: dict[str, list[Callable[[], object]]] = {
-        "masked_sgd_": [case.masked_sgd_, plain.masked_sgd_],
-        "drop_grow_": [case.drop_grow_, plain.drop_grow_] + ([uneven.drop_grow_] if dispatched else []),
+        "masked_sgd_": [case.masked_sgd_, plain.masked_sgd_, packed_step.masked_sgd_],
+        "drop_grow_": [case.drop_grow_, plain.drop_grow_, uneven.drop_grow_]
+        + ([packed_update.drop_grow_] if dispatched("drop_grow_", "packed_momenta") else []),
         "pack_mask": [lambda: ops.pack_mask(mask)],
         "unpack_mask": [lambda: ops.unpack_mask(bits[1], [8, 8])],
         "encode_counts": [lambda: ops.encode_counts(N, mask, 2)],
@@ -54,6 +56,11 @@ def calls(name: str) -> list[Callable[[], object]]:
         "count_outside": [lambda: ops.count_outside(case.params, bits)],
     }
     return table[name]
+
+
+def dispatched(op: str, option: str) -> bool:
+    """Whether the kernel of the CPU has the option: the dispatcher chooses by the device alone."""
+    return native.load()[0] is None or native.why_not_option(op, torch.device("cpu"), option) is None
 
 
 def histogram(case: Case, **options: Any) -> torch.Tensor:
