@@ -13,10 +13,14 @@ void commit(const Update& u, Lists& lists, int64_t p) {
 
   size_t gone = l.drop_count, regrown = 0, grown = 0;
   uint32_t* const regrown_where = l.drop_key;  // whose keys have served
-  const bool ties = last.index < u.layers[static_cast<size_t>(piece.layer)].n;
-  if (!ties && !u.reset_regrown) {
-    grown = loops().keep_between(l.grow_key, l.grow_count, last.key, kMaxRank + 1, l.grow_where, nullptr);
-    if (u.regrow) gone = loops().keep_between(l.regrow_key, l.drop_count, 0, last.key - 1, l.drop_where, nullptr);
+  const bool ties_pass = last.index >= piece.begin + piece.size - 1, ties_fail = last.index < piece.begin;
+  if ((ties_pass || ties_fail) && !u.reset_regrown) {
+    const uint32_t low = last.key + ties_fail;
+    grown = loops().keep_between(l.grow_key, l.grow_count, low, UINT32_MAX, l.grow_where, nullptr);
+    if (u.regrow && low > 0)
+      gone = loops().keep_between(l.regrow_key, l.drop_count, 0, low - 1, l.drop_where, nullptr);
+    else if (u.regrow)
+      gone = 0;
   } else {
     for (size_t j = gone = 0; j < l.drop_count; ++j) {
       const uint32_t where = l.drop_where[j];
@@ -45,6 +49,28 @@ void commit(const Update& u, Lists& lists, int64_t p) {
   }
   if (u.reset_regrown)
     for (size_t j = 0; j < regrown; ++j) weight(regrown_where[j]).clear();
+}
+
+// Swapped weights are those whose bit has changed; a flipped counter flips back.
+void undo(const Update& u, Lists& lists, int64_t p) {
+  const Piece& piece = u.pieces[static_cast<size_t>(p)];
+  PieceLists& l = lists.pieces[static_cast<size_t>(p)];
+  const Layer& layer = u.layers[static_cast<size_t>(piece.layer)];
+  if (l.overflow || l.grown + l.gone == 0) return;
+  size_t restored = 0;
+  for (int64_t j = 0; j < piece.size; j += 8) {
+    uint8_t& now = layer.bits[(piece.begin + j) / 8];
+    const uint8_t before = l.before[j / 8];
+    for (int b = 0; b < 8; ++b) {
+      if (!((now ^ before) >> b & 1)) continue;
+      const Weight weight(u, piece.layer, piece.begin + j + b);
+      weight.flip();
+      if (!(before >> b & 1)) continue;
+      weight.restore(l.undo_w[restored], l.undo_m[restored]);
+      ++restored;
+    }
+    now = before;
+  }
 }
 
 }  // namespace dstee::cpu

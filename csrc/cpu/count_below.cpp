@@ -8,8 +8,6 @@
 namespace dstee::cpu {
 namespace {
 
-constexpr int64_t kBlock = 1 << 12;
-
 int64_t below(const Layer& l, const Piece& piece, float threshold) {
   if (!(threshold > 0)) return 0;
   // In keys: larger than that of the threshold, and not NaN, which has the largest.
@@ -18,9 +16,8 @@ int64_t below(const Layer& l, const Piece& piece, float threshold) {
   int64_t sum = 0;
   for (int64_t begin = piece.begin; begin < piece.begin + piece.size; begin += kBlock) {
     const int64_t n = std::min(kBlock, piece.begin + piece.size - begin);
-    const size_t listed =
-        loops().scan_drop[l.dtype](at(l.w, begin, l.dtype), l.bits + begin / 8, n, low, 0, key.data(), where.data());
-    sum += static_cast<int64_t>(loops().keep_between(key.data(), listed, low, kMaxRank - 1, where.data(), nullptr));
+    sum += static_cast<int64_t>(loops().scan_keys[l.dtype](at(l.w, begin, l.dtype), l.bits + begin / 8, n, kSmallest, low,
+                                                           kMaxRank - 1, 0, key.data(), where.data()));
   }
   return sum;
 }

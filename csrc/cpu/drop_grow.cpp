@@ -6,6 +6,7 @@
 
 #include "../arguments.h"
 #include "../test_limits.h"
+#include "layer_order.h"
 #include "parallel.h"
 #include "stages.h"
 #include "update_stats.h"
@@ -15,19 +16,25 @@ namespace {
 
 std::atomic<int64_t> fallback_layers{0}, list_entries{0};
 
-// Of each layer one bound that nothing passes, or nearly nothing: the lists cannot hold what is selected.
+// Of each layer one bound that nothing passes, or nearly nothing, so that the lists cannot hold what is selected; or one that
+// nearly everything passes, so that too much is committed.
 void tighten(std::vector<Bounds>& bounds) {
   for (size_t i = 0; i < bounds.size(); ++i) {
-    if (i % 2)
-      bounds[i].low_score = kMaxRank;
+    Bounds& b = bounds[i];
+    if (b.commits() && i % 4 == 2)
+      b.high_score = b.low_score;
+    else if (b.commits() && i % 4 == 3)
+      b.high_drop = b.low_drop;
+    else if (i % 2)
+      b.low_score = kMaxRank;
     else
-      bounds[i].low_drop = kMaxRank;
+      b.low_drop = kMaxRank;
   }
 }
 
 void run(const Update& u) {
   const TestLimits limits = test_limits();
-  const auto count = static_cast<int64_t>(u.layers.size()), pieces = static_cast<int64_t>(u.pieces.size());
+  const auto count = static_cast<int64_t>(u.layers.size());
   std::vector<Bounds> bounds(u.layers.size());
   for_tickets(u.workers, count, [&](int, int64_t i) {
     if (u.moves(static_cast<size_t>(i))) bounds[i] = sample(u, static_cast<int>(i));
@@ -36,14 +43,20 @@ void run(const Update& u) {
   Lists lists(u, std::move(bounds), limits.list_share);
   if (limits.tight_bounds) tighten(lists.bounds);
 
-  for_tickets(u.workers, pieces, [&](int worker, int64_t p) { sweep(u, lists, p, worker); });
-  for_tickets(u.workers, count, [&](int, int64_t i) {
-    const auto layer = static_cast<int>(i);
-    selected[i] = !u.moves(static_cast<size_t>(i)) || (select_drop(u, lists, layer) && select_grow(u, lists, layer));
-  });
-  for_tickets(u.workers, pieces, [&](int, int64_t p) {
-    const int layer = u.pieces[p].layer;
-    if (u.moves(static_cast<size_t>(layer)) && selected[layer]) commit(u, lists, p);
+  LayerOrder order(u, lists);
+  for_tickets(u.workers, u.workers, [&](int worker, int64_t) {
+    for (Work work = order.next(); work.kind != Work::kNone; work = order.next()) {
+      if (work.kind == Work::kCommit) {
+        (selected[u.pieces[work.piece].layer] ? commit : undo)(u, lists, work.piece);
+        continue;
+      }
+      sweep(u, lists, work.piece, worker);
+      const int layer = u.pieces[work.piece].layer;
+      if (!order.swept(layer)) continue;
+      const bool moves = u.moves(static_cast<size_t>(layer));
+      selected[layer] = !moves || (select_drop(u, lists, layer) && select_grow(u, lists, layer));
+      order.selected(layer, moves);
+    }
   });
   int64_t scanned = 0;
   for (int64_t i = 0; i < count; ++i)

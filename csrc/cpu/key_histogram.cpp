@@ -37,16 +37,6 @@ class Byte {
     const int64_t value = word_ == 1 ? signal : place(i);
     if (value >> shift_ >> 8 == prefix_[word_] >> shift_ >> 8) ++found[value >> shift_ & 255];
   }
-  // The `weights` candidates from `begin` on that have no score: their first word is 0.
-  void count_unlisted(int64_t begin, int64_t weights, Counts& found) const {
-    if (word_ == 0) found[0] += static_cast<int32_t>(weights);
-    for (int64_t i = begin; word_ != 0 && weights > 0; ++i) {
-      const Weight w(u_, layer_, i);
-      if (w.active() || w.score_rank() != 0) continue;
-      count(0, i, found);
-      --weights;
-    }
-  }
 
   // The last word of a key.
   int64_t place(int64_t i) const {
@@ -65,7 +55,6 @@ class Byte {
 
 // Growth candidates that were inactive.
 void count_inactive(const Update& u, const Piece& piece, const Byte& byte, Counts& found) {
-  constexpr int64_t kBlock = 1 << 12;
   const auto layer = static_cast<size_t>(piece.layer);
   const Layer& l = u.layers[layer];
   const bool random = !u.seeds.empty();
@@ -75,18 +64,22 @@ void count_inactive(const Update& u, const Piece& piece, const Byte& byte, Count
   scan.bonus_size = u.bonus_size;
   scan.seed = random ? u.seeds[layer] : 0;
   scan.place = u.place_of(layer);
-  scan.low_score = std::max(byte.low, 1u);
+  scan.low_score = byte.low;
+  std::array<uint8_t, kBlock / 8> plane;
+  uint8_t unchanged[kBlock / 8 + 4];
+  uint16_t none[kMostGroups];
+  scan.bits = unchanged;
   for (int64_t begin = piece.begin; begin < piece.begin + piece.size; begin += kBlock) {
     const int64_t n = std::min(kBlock, piece.begin + piece.size - begin);
-    const uint8_t* bits = l.bits + begin / 8;
+    scan.before = l.bits + begin / 8;
     scan.signal = random ? nullptr : at(l.grow, begin, l.grow_dtype);
     scan.counts = l.counts ? l.counts + begin : nullptr;
     scan.first_index = static_cast<uint64_t>(begin);
-    const size_t listed = loops().scan_grow[random ? kRandom : l.grow_dtype](scan, bits, n, 0, score.data(), where.data());
+    const size_t listed =
+        loops().scan_grow[random ? kRandom : l.grow_dtype](scan, n, {score.data(), plane.data(), none}).listed;
+    loops().places_of(plane.data(), n, 0, where.data());
     for (size_t j = 0; j < listed; ++j)
       if (score[j] <= byte.high) byte.count(score[j], begin + where[j], found);
-    if (byte.low == 0)
-      byte.count_unlisted(begin, n - loops().count_bits(bits, (n + 7) / 8) - static_cast<int64_t>(listed), found);
   }
 }
 

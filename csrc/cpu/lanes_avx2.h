@@ -55,8 +55,12 @@ DSTEE_INLINE U signed_ranks(V x) {
   const U rank = splat(kMaxRank) - drop_keys(x), minus = splat(0) - (u(_mm256_castps_si256(x)) >> 31);
   return (splat(kMaxRank) + (((rank - 1u) ^ minus) - minus)) & (U)(rank != splat(0));
 }
-// The rank of a number that is not negative; of a NaN, something above kMaxRank.
+// rank_of(x), where x has no sign; number_rank: nor is NaN.
 DSTEE_INLINE U number_rank(V x) { return u(_mm256_castps_si256(x)) + 1u; }
+DSTEE_INLINE U rank(V x) {
+  const __m256i bits = _mm256_castps_si256(x), nan = _mm256_cmpgt_epi32(bits, i(splat(kInfBits)));
+  return u(_mm256_andnot_si256(nan, i(u(bits) + 1u)));
+}
 DSTEE_INLINE V to_unit(U x) { return _mm256_cvtepi32_ps(i(x)) * kRandomUnit; }
 DSTEE_INLINE U iota(uint32_t base) { return u(_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7)) + base; }
 DSTEE_INLINE U load_keys(const uint32_t* p) { return u(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
@@ -69,9 +73,41 @@ DSTEE_INLINE Mask less_equal(Mask among, U a, U b) { return less_equal(a, b) & a
 DSTEE_INLINE Mask less(Mask among, U a, U b) { return among & ~less_equal(b, a); }
 DSTEE_INLINE Mask equal(U a, U b) { return gather_bits(_mm256_cmpeq_epi32(i(a), i(b))); }
 DSTEE_INLINE Mask without(Mask a, Mask b) { return a & ~b; }
+// Of `among` those where a > b, a >= b; where not, which holds for NaN too.
+DSTEE_INLINE Mask lanes_of(V compared) { return static_cast<Mask>(_mm256_movemask_ps(compared)); }
+DSTEE_INLINE Mask greater(Mask among, V a, V b) { return lanes_of(_mm256_cmp_ps(a, b, _CMP_GT_OQ)) & among; }
+DSTEE_INLINE Mask at_least(Mask among, V a, V b) { return lanes_of(_mm256_cmp_ps(a, b, _CMP_GE_OQ)) & among; }
+DSTEE_INLINE Mask not_greater(Mask among, V a, V b) { return lanes_of(_mm256_cmp_ps(a, b, _CMP_NGT_UQ)) & among; }
+DSTEE_INLINE Mask below(Mask among, V a, V b) { return lanes_of(_mm256_cmp_ps(a, b, _CMP_NGE_UQ)) & among; }
+DSTEE_INLINE uint32_t lanes_in(Mask mask) { return mask; }
 DSTEE_INLINE size_t count_of(Mask mask) { return static_cast<size_t>(__builtin_popcount(mask)); }
+// How many lanes there were in all.
+struct Tally {
+  size_t count = 0;
+  DSTEE_INLINE void add(Mask mask) { count += count_of(mask); }
+  DSTEE_INLINE size_t total() const { return count; }
+};
+DSTEE_INLINE void store_lanes(uint8_t* bits, uint32_t lanes) { *bits = static_cast<uint8_t>(lanes); }
 
-// The bonus of counter_of, for inactive weights. Counters below 8 are looked up in a register, larger ones gathered.
+// The bits of each value, behind zeros where it has 16.
+DSTEE_INLINE U load_raw(const float* p) { return u(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
+DSTEE_INLINE U load_raw(const bf16* p) { return u(_mm256_cvtepu16_epi32(load16(p))); }
+DSTEE_INLINE U load_raw(const f16* p) { return u(_mm256_cvtepu16_epi32(load16(p))); }
+
+DSTEE_INLINE V spread_value(float x) { return _mm256_set1_ps(x); }
+
+// Stored counters; flip_count of some of them, in place.
+DSTEE_INLINE U load_counts(const int16_t* p) { return u(_mm256_cvtepi16_epi32(load16(p))); }
+DSTEE_INLINE void flip_counts(int16_t* p, Mask lanes, int32_t round) {
+  if (lanes) store16(p, lanes, _mm_sub_epi16(_mm_set1_epi16(static_cast<int16_t>(round + 1)), load16(p)));
+}
+// The same of 32.
+DSTEE_INLINE void flip_turn(int16_t* p, uint32_t lanes, int32_t round) {
+  if (lanes)
+    for (int k = 0; k < 32; k += W) flip_counts(p + k, lanes >> k & 0xFFu, round);
+}
+
+// What counters are worth: the entry of counter_of. Those below 8 are looked up in a register, larger ones gathered.
 struct Bonus {
   static constexpr uint32_t kNear = 8;
   const float* table;
@@ -83,13 +119,11 @@ struct Bonus {
     for (uint32_t j = 0; j < kNear && j < size; ++j) head[j] = read<float>(t, j);
     low = _mm256_load_ps(head);
   }
-  // For tables of at most kNear entries; active lanes may hold any counter and get any bonus.
-  DSTEE_INLINE V near(const int16_t* counts) const {
-    return _mm256_permutevar8x32_ps(low, _mm256_min_epu32(_mm256_cvtepi16_epi32(load16(counts)), i(splat(last))));
-  }
-  DSTEE_INLINE V at(const int16_t* counts, uint32_t lanes) const {
-    const __m256i stored = _mm256_and_si256(_mm256_cvtepi16_epi32(load16(counts)), spread(lanes));
-    const __m256i N = _mm256_min_epu32(stored, i(splat(last)));
+  // For tables of at most kNear entries.
+  DSTEE_INLINE V near(U counters) const { return _mm256_permutevar8x32_ps(low, _mm256_min_epu32(i(counters), i(splat(last)))); }
+  // Only of `lanes`, elsewhere anything.
+  DSTEE_INLINE V at(U counters, Mask lanes) const {
+    const __m256i N = _mm256_min_epu32(_mm256_and_si256(i(counters), spread(lanes)), i(splat(last)));
     const __m256i large = _mm256_cmpgt_epi32(N, _mm256_set1_epi32(kNear - 1));
     const V near = _mm256_permutevar8x32_ps(low, N);
     if (_mm256_testz_si256(large, large)) return near;

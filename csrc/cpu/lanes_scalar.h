@@ -106,9 +106,14 @@ inline U signed_ranks(V x) {
   U r;
   DSTEE_LANES(r, signed_rank_of(x.v[j]));
 }
+// rank_of(x), where x has no sign; number_rank: nor is NaN.
 inline U number_rank(V x) {
   U r;
   DSTEE_LANES(r, bits_of(x.v[j]) + 1);
+}
+inline U rank(V x) {
+  U r;
+  DSTEE_LANES(r, rank_of(x.v[j]));
 }
 inline V to_unit(U x) {
   V r;
@@ -139,19 +144,70 @@ inline Mask equal(U a, U b) {
   return lanes;
 }
 inline Mask without(Mask a, Mask b) { return a & ~b; }
+// Of `among` those where a > b, a >= b; where not, which holds for NaN too.
+inline Mask greater(Mask among, V a, V b) {
+  Mask lanes = 0;
+  for (int j = 0; j < W; ++j) lanes |= static_cast<Mask>(a.v[j] > b.v[j]) << j;
+  return lanes & among;
+}
+inline Mask at_least(Mask among, V a, V b) {
+  Mask lanes = 0;
+  for (int j = 0; j < W; ++j) lanes |= static_cast<Mask>(a.v[j] >= b.v[j]) << j;
+  return lanes & among;
+}
+inline Mask not_greater(Mask among, V a, V b) { return without(among, greater(among, a, b)); }
+inline Mask below(Mask among, V a, V b) { return without(among, at_least(among, a, b)); }
+inline uint32_t lanes_in(Mask mask) { return mask; }
 inline size_t count_of(Mask mask) { return static_cast<size_t>(__builtin_popcount(mask)); }
+// How many lanes there were in all.
+struct Tally {
+  size_t count = 0;
+  void add(Mask mask) { count += count_of(mask); }
+  size_t total() const { return count; }
+};
+inline void store_lanes(uint8_t* bits, uint32_t lanes) { *bits = static_cast<uint8_t>(lanes); }
 
-// The bonus of counter_of, for inactive weights.
+// The bits of each value, behind zeros where it has 16.
+inline U load_raw(const float* p) {
+  U r;
+  DSTEE_LANES(r, read<uint32_t>(p, j));
+}
+template <class T>
+inline U load_raw(const T* p) {
+  U r;
+  DSTEE_LANES(r, read<uint16_t>(p, j));
+}
+
+inline V spread_value(float x) { return splat(x); }
+
+// Stored counters; flip_count of some of them, in place.
+inline U load_counts(const int16_t* p) {
+  U r;
+  DSTEE_LANES(r, static_cast<uint32_t>(read<int16_t>(p, j)));
+}
+inline void flip_counts(int16_t* p, Mask lanes, int32_t round) {
+  for (int j = 0; j < W; ++j) {
+    if (!(lanes >> j & 1)) continue;
+    const auto flipped = static_cast<int16_t>(flip_count<int32_t>(read<int16_t>(p, j), round));
+    memcpy(p + j, &flipped, sizeof flipped);
+  }
+}
+// The same of 32.
+inline void flip_turn(int16_t* p, uint32_t lanes, int32_t round) {
+  for (int k = 0; k < 32; k += W) flip_counts(p + k, lanes >> k & 0xFFu, round);
+}
+
+// What counters are worth: the entry of counter_of.
 struct Bonus {
   static constexpr uint32_t kNear = 0;  // no registers: every counter is looked up in the table
   const float* table;
   uint32_t last;
   Bonus(const float* t, uint32_t size) : table(t), last(size - 1) {}
-  inline V near(const int16_t* counts) const { return at(counts, 0); }
-  // table[counts] at `lanes`; elsewhere anything.
-  inline V at(const int16_t* counts, uint32_t lanes) const {
+  inline V near(U counters) const { return at(counters, 0); }
+  // Only of `lanes`, elsewhere anything.
+  inline V at(U counters, Mask lanes) const {
     V r;
-    DSTEE_LANES(r, lanes >> j & 1 ? read<float>(table, counter_of(read<int16_t>(counts, j), false, 0, last + 1)) : 0.0f);
+    DSTEE_LANES(r, lanes >> j & 1 ? read<float>(table, counters.v[j] < last ? counters.v[j] : last) : 0.0f);
   }
 };
 

@@ -24,8 +24,13 @@ std::vector<Arena> plan_arenas(const Update& u, const std::vector<Bounds>& bound
   return std::vector<Arena>(static_cast<size_t>(u.workers), arena);
 }
 
-size_t bytes_of(const std::vector<Arena>& arenas) {
-  return arenas.size() * (2 * arenas[0].grow_left + 3 * arenas[0].drop_left) * sizeof(uint32_t);
+// Of the masks as they were, a piece's in words of its own.
+size_t mask_bytes(const Piece& piece) { return static_cast<size_t>((piece.size + 63) / 64 * 8); }
+
+size_t bytes_of(const std::vector<Arena>& arenas, const std::vector<Piece>& pieces) {
+  size_t bytes = arenas.size() * (2 * arenas[0].grow_left + 5 * arenas[0].drop_left) * sizeof(uint32_t);
+  for (const Piece& piece : pieces) bytes += mask_bytes(piece);
+  return bytes;
 }
 
 }  // namespace
@@ -37,7 +42,7 @@ Lists::Lists(const Update& u, std::vector<Bounds> bounds_of_layers, double share
       grow(u.layers.size()),
       keys(2 * u.pieces.size()),
       arenas(plan_arenas(u, bounds)),
-      memory(bytes_of(arenas)) {
+      memory(bytes_of(arenas, u.pieces)) {
   auto* free = reinterpret_cast<uint32_t*>(memory.data());
   auto take = [&](size_t count) { return std::exchange(free, free + count); };
   for (Arena& a : arenas) {
@@ -46,12 +51,18 @@ Lists::Lists(const Update& u, std::vector<Bounds> bounds_of_layers, double share
     a.drop_key = take(a.drop_left);
     a.drop_where = take(a.drop_left);
     a.regrow_key = take(a.drop_left);
+    a.undo_w = take(a.drop_left);
+    a.undo_m = take(a.drop_left);
     if (share < 1) {
       a.grow_left = static_cast<size_t>(share * static_cast<double>(a.grow_left));
       a.drop_left = static_cast<size_t>(share * static_cast<double>(a.drop_left));
     }
   }
-  for (size_t p = 0; p < u.pieces.size(); ++p) ++first_piece[static_cast<size_t>(u.pieces[p].layer) + 1];
+  auto* masks = reinterpret_cast<uint8_t*>(free);
+  for (size_t p = 0; p < u.pieces.size(); ++p) {
+    pieces[p].before = std::exchange(masks, masks + mask_bytes(u.pieces[p]));
+    ++first_piece[static_cast<size_t>(u.pieces[p].layer) + 1];
+  }
   for (size_t i = 0; i < u.layers.size(); ++i) first_piece[i + 1] += first_piece[i];
 }
 

@@ -10,17 +10,22 @@
 
 namespace dstee::cpu {
 
-// Which weights of a layer are listed. A loose bound costs a little list space, a missed one a scan of the layer, never a wrong
-// answer.
+// Which weights of a layer are listed: those between bounds on both sides of what is selected. A loose bound costs a little
+// list space, a missed one a scan of the layer, never a wrong answer.
 struct Bounds {
-  uint32_t low_score = 1, low_signal = 0;  // growth candidates below this are not listed; 1: NaN (rank 0) never is
-  uint32_t low_drop = 0;                   // active weights with a smaller drop key are not listed
-  int64_t last = INT64_MAX;                // of the candidates right at the bound, often many, those beyond this index are not
-  int64_t expected_grow = 0, expected_drop = 0;  // list entries
+  uint32_t low_score = 0, low_signal = 0;  // growth candidates below this are surely not grown
+  uint32_t low_drop = 0;                   // active weights with a smaller drop key surely stay
+  int64_t last = INT64_MAX;                // of the candidates right at the low bound, often many, those beyond this index too
+  uint32_t high_score = kMaxRank;          // candidates with a larger score are surely grown,
+  uint32_t high_drop = kMaxRank;           // active weights with a larger drop key surely dropped
+  int64_t expected_grow = 0, expected_drop = 0;  // candidates, weights above the low bounds
+
+  // Whether the sweep commits what lies above the high bounds.
+  bool commits() const { return high_score < kMaxRank && high_drop < kMaxRank; }
 };
 
-// What the sweep found in one piece, in index order. The arrays lie in the memory of the worker that swept it; `where` counts
-// from `begin`.
+// What the sweep found in one piece, in index order, and what it has committed. The arrays lie in the memory of the worker that
+// swept it; `where` counts from `begin`.
 struct PieceLists {
   // Candidates that were inactive. The key is what is left to order them by: the rank of the score, or where scores tie
   // (rank_ties) that of the signal.
@@ -28,8 +33,13 @@ struct PieceLists {
   // Active weights near zero; regrow_key: their key as candidates, if they may grow again.
   uint32_t *drop_key = nullptr, *drop_where = nullptr, *regrow_key = nullptr;
   size_t grow_count = 0, drop_count = 0;
+  // Committed: candidates that were inactive, active weights that were dropped, and such as stay, grown again. Of the listed
+  // active weights `pending` are surely dropped, but perhaps grown again.
+  size_t grown = 0, gone = 0, back = 0, pending = 0;
+  uint32_t *undo_w = nullptr, *undo_m = nullptr;  // the bits of the weights and momenta that went
+  uint8_t* before = nullptr;                      // the mask as it was
   int64_t begin = 0;
-  bool overflow = false;  // not listed: there was no room
+  bool overflow = false;  // neither listed nor committed: there was no room
 };
 
 // An array of keys.
@@ -40,7 +50,7 @@ struct Keys {
 
 // Free memory of one worker.
 struct Arena {
-  uint32_t *grow_key, *grow_where, *drop_key, *drop_where, *regrow_key;
+  uint32_t *grow_key, *grow_where, *drop_key, *drop_where, *regrow_key, *undo_w, *undo_m;
   size_t grow_left, drop_left;
 };
 constexpr size_t kReserve = kPiece + 64;  // any piece fits into that

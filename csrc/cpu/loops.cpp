@@ -9,6 +9,9 @@
 #endif
 
 namespace dstee::cpu {
+
+const uint8_t kNoBits[kBlock / 8] = {};
+
 namespace {
 
 std::atomic<const Loops*> forced{nullptr};

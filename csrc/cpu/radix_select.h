@@ -24,7 +24,6 @@ Selected radix_select(const std::vector<Layer>& layers, const Piece* pieces, siz
 template <class Body>
 void for_active_keys(const std::vector<Layer>& layers, const Piece& piece, Order order, uint32_t low, uint32_t high,
                      const Body& body) {
-  constexpr int64_t kBlock = 1 << 12;
   const Layer& l = layers[static_cast<size_t>(piece.layer)];
   std::array<uint32_t, kBlock + kMaxLanes> key, where;
   for (int64_t begin = piece.begin; begin < piece.begin + piece.size; begin += kBlock) {

@@ -1,10 +1,12 @@
-// One set of 16 neighbouring weights per stratum, at a hashed place in it. Regular spacing would alias with the rows of a
-// matrix whose gradients are scaled by row or column.
+// Sets of 32 neighbouring weights, whole pairs of cache lines, one per stratum at a hashed place in it. Regular spacing would
+// alias with the rows of a matrix whose gradients are scaled by row or column.
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <functional>
 #include <utility>
 
+#include "kth_largest.h"
 #include "loops.h"
 #include "stages.h"
 
@@ -12,117 +14,197 @@ namespace dstee::cpu {
 namespace {
 
 constexpr int64_t kWholeLayer = 1 << 15;  // up to here a list of everything is cheaper than a sample
-constexpr int kNeighbours = 16;
-constexpr int kMaxSample = 1 << 13;
+constexpr int kNeighbours = 32;
+constexpr int kMostSets = 512;
+constexpr int kSetsAtOnce = static_cast<int>(kBlock) / kNeighbours;
 
-// The rank in the sample before which the k-th of `population` almost surely lies. A miss costs some scans of the layer by all
-// threads: less than on a GPU, where one block does them, so that the margin is smaller than csrc/cuda's.
-int64_t safe_rank(int64_t k, int64_t population, int64_t sampled) {
-  const double expected = static_cast<double>(k) * static_cast<double>(sampled) / static_cast<double>(population);
-  return static_cast<int64_t>(1.25 * expected + 6.0 * std::sqrt(expected) + 8.0);
-}
-
-// Keys of sampled weights and their places in the sample, with slack for whole vectors.
-struct Sample {
-  uint32_t key[kMaxSample + kMaxLanes], where[kMaxSample + kMaxLanes];
+// Keys of the sampled weights in their order, with slack for whole vectors, and of which weights they are: bits of a plane.
+struct Keyed {
+  std::array<uint32_t, kMostSets * kNeighbours + kMaxLanes> key;
+  std::array<uint8_t, kMostSets * kNeighbours / 8> plane;
   int64_t count = 0;
+
+  // How many of the keys in each set are at least `low`: the mean and variance of that are what the bounds rest on.
+  double spread(int64_t sets, uint32_t low) const {
+    int64_t sum = 0, squares = 0;
+    for (int64_t s = 0, j = 0; s < sets; ++s) {
+      const int64_t here = __builtin_popcount(read<uint32_t>(plane.data(), s));
+      int64_t passing = 0;
+      for (const int64_t end = j + here; j < end; ++j) passing += key[static_cast<size_t>(j)] >= low;
+      sum += passing;
+      squares += passing * passing;
+    }
+    const auto total = static_cast<double>(sum);
+    return std::sqrt(static_cast<double>(squares) - total * total / static_cast<double>(sets));
+  }
+  uint32_t at_rank(int64_t rank) const {  // from 1
+    const Keys all{key.data(), static_cast<size_t>(count)};
+    return kth_largest(&all, 1, rank).key;
+  }
+  int64_t passing(uint32_t low) const {
+    return std::count_if(key.begin(), key.begin() + count, [&](uint32_t x) { return x >= low; });
+  }
 };
 
-// Scores of inactive weights and drop keys of active ones (after the step, where there is one). first[s] is the first sampled
-// weight of stratum s.
-void take_sample(const Update& u, int layer, Sample& grow, Sample& drop, int64_t* first, int64_t strata) {
-  const Layer& l = u.layers[layer];
+// Scores of inactive weights and drop keys of active ones (after the step, where there is one).
+struct Sample {
+  std::array<int64_t, kMostSets> first;  // weight of each set
+  int64_t sets = 0;
+  Keyed grow, drop;
+};
+
+template <class T>
+void copy_sets(const void* from, const int64_t* first, int64_t sets, int64_t size, T* to) {
+  const auto bytes = static_cast<size_t>(kNeighbours * size);
+  for (int64_t s = 0; s < sets; ++s)
+    memcpy(reinterpret_cast<char*>(to) + s * kNeighbours * size, static_cast<const char*>(from) + first[s] * size, bytes);
+}
+
+void prefetch_sets(const Update& u, int layer, const int64_t* first, int64_t sets) {
+  constexpr int kLine = 16;  // weights; every one is a miss: let them overlap
+  for (int64_t s = 0; s < sets; ++s)
+    for (int j = 0; j < kNeighbours; j += kLine) Weight(u, layer, first[s] + j).prefetch();
+}
+
+// The sets from `begin` on, side by side.
+void take_sets(const Update& u, int layer, int64_t begin, int64_t sets, Sample& sample) {
+  const Layer& l = u.layers[static_cast<size_t>(layer)];
   const Loops& isa = loops();
   const bool random = !u.seeds.empty();
-  const int64_t stratum = l.n / strata;
-  for (int64_t s = 0; s < strata; ++s) {
-    const uint32_t hash = mix(static_cast<uint32_t>(s) ^ mix(static_cast<uint32_t>(u.round * 977 + layer)));
-    const int64_t offset = static_cast<int64_t>(hash % static_cast<uint64_t>(stratum - 2 * kNeighbours));
-    first[s] = (s * stratum + offset + kNeighbours - 1) / kNeighbours * kNeighbours;
-    Weight(u, layer, first[s]).prefetch();  // every one is a miss: let them overlap
-  }
+  const int64_t* const first = sample.first.data() + begin;
+  const int64_t n = sets * kNeighbours;
+  alignas(64) std::array<char, 4 * kBlock> signal, w, g, m;
+  std::array<uint8_t, kBlock / 8> bits;
+  std::array<int16_t, kBlock> counts;
+  uint16_t none[kMostGroups];  // there is no next block
+  for (int64_t s = 0; s < sets; ++s) memcpy(bits.data() + 4 * s, l.bits + first[s] / 8, 4);
+
   GrowScan scan;
+  scan.before = bits.data();
   scan.bonus = u.bonus_of(static_cast<size_t>(layer));
   scan.bonus_size = u.bonus_size;
-  scan.seed = random ? u.seeds[layer] : 0;
   scan.place = u.place_of(static_cast<size_t>(layer));
-  for (int64_t s = 0; s < strata; ++s) {
-    const int64_t i = first[s];
-    const uint8_t* bits = l.bits + i / 8;
-    const auto index = static_cast<uint32_t>(s * kNeighbours);
-    scan.signal = random ? nullptr : at(l.grow, i, l.grow_dtype);
-    scan.counts = l.counts ? l.counts + i : nullptr;
-    scan.first_index = static_cast<uint64_t>(i);
-    grow.count += static_cast<int64_t>(isa.scan_grow[random ? kRandom : l.grow_dtype](
-        scan, bits, kNeighbours, index, grow.key + grow.count, grow.where + grow.count));
-
-    const void* x = at(l.drop, i, l.drop_dtype);
-    alignas(64) char w[4 * kNeighbours], m[4 * kNeighbours];
-    if (u.sgd && l.drop == l.w) {
-      const size_t bytes = static_cast<size_t>(kNeighbours * element_size(l.dtype));
-      memcpy(w, x, bytes);
-      if (u.rule.has_momentum) memcpy(m, at(l.m, i, l.dtype), bytes);
-      isa.step[l.dtype](w, at(l.g, i, l.dtype), m, bits, kNeighbours, u.rule);
-      x = w;
-    }
-    drop.count += static_cast<int64_t>(
-        isa.scan_drop[l.drop_dtype](x, bits, kNeighbours, 0, index, drop.key + drop.count, drop.where + drop.count));
+  if (l.counts) {
+    copy_sets(l.counts, first, sets, 2, counts.data());
+    scan.counts = counts.data();
   }
+  scan.bits = bits.data();
+  scan.low_score = 0;
+  uint8_t* const plane = sample.grow.plane.data() + 4 * begin;
+  if (random) {  // by the place in the layer
+    scan.seed = u.seeds[static_cast<size_t>(layer)];
+    for (int64_t s = 0; s < sets; ++s) {
+      scan.before = scan.bits = bits.data() + 4 * s;
+      scan.counts = l.counts ? counts.data() + kNeighbours * s : nullptr;
+      scan.first_index = static_cast<uint64_t>(first[s]);
+      sample.grow.count += static_cast<int64_t>(
+          isa.scan_grow[kRandom](scan, kNeighbours, {sample.grow.key.data() + sample.grow.count, plane + 4 * s, none}).listed);
+    }
+  } else {
+    copy_sets(l.grow, first, sets, element_size(l.grow_dtype), signal.data());
+    scan.signal = signal.data();
+    sample.grow.count += static_cast<int64_t>(
+        isa.scan_grow[l.grow_dtype](scan, n, {sample.grow.key.data() + sample.grow.count, plane, none}).listed);
+  }
+
+  copy_sets(l.drop, first, sets, element_size(l.drop_dtype), w.data());
+  if (u.sgd && l.drop == l.w) {
+    copy_sets(l.g, first, sets, element_size(l.dtype), g.data());
+    if (u.rule.has_momentum) copy_sets(l.m, first, sets, element_size(l.dtype), m.data());
+    isa.step[l.dtype](w.data(), g.data(), m.data(), bits.data(), n, u.rule);
+  }
+  memcpy(sample.drop.plane.data() + 4 * begin, bits.data(), static_cast<size_t>(4 * sets));
+  std::array<uint32_t, kBlock + kMaxLanes> where;
+  sample.drop.count += static_cast<int64_t>(isa.scan_keys[l.drop_dtype](
+      w.data(), bits.data(), n, kSmallest, 0, UINT32_MAX, 0, sample.drop.key.data() + sample.drop.count, where.data()));
+}
+
+void take_sample(const Update& u, int layer, Sample& sample) {
+  const int64_t n = u.layers[static_cast<size_t>(layer)].n;
+  sample.sets = std::clamp<int64_t>(n / 64 / kNeighbours, 64, kMostSets);
+  const int64_t stratum = n / sample.sets;
+  for (int64_t s = 0; s < sample.sets; ++s) {
+    const uint32_t hash = mix(static_cast<uint32_t>(s) ^ mix(static_cast<uint32_t>(u.round * 977 + layer)));
+    const int64_t offset = static_cast<int64_t>(hash % static_cast<uint64_t>(stratum - 2 * kNeighbours));
+    sample.first[static_cast<size_t>(s)] = (s * stratum + offset + kNeighbours - 1) / kNeighbours * kNeighbours;
+  }
+  for (int64_t begin = 0; begin < sample.sets; begin += kSetsAtOnce) {
+    const int64_t sets = std::min<int64_t>(kSetsAtOnce, sample.sets - begin);
+    prefetch_sets(u, layer, sample.first.data() + begin, sets);
+    take_sets(u, layer, begin, sets, sample);
+  }
+}
+
+// Ranks in the sample between which the k-th of the population almost surely lies: five standard errors, as the sets differ, to
+// either side. high 0: there is none on that side.
+struct Ranks {
+  int64_t low, high;
+};
+Ranks safe_ranks(const Keyed& sample, int64_t sets, int64_t k, int64_t population) {
+  const double expected = static_cast<double>(k) * static_cast<double>(sample.count) / static_cast<double>(population);
+  const auto nearest = std::clamp<int64_t>(std::llround(expected), 1, sample.count);
+  const double margin = 5.0 * std::max(sample.spread(sets, sample.at_rank(nearest)), std::sqrt(expected)) + 8.0;
+  return {static_cast<int64_t>(expected + margin) + 1, std::max<int64_t>(0, static_cast<int64_t>(expected - margin))};
 }
 
 // How many of `population` a bound will about list that lists `listed` of `sampled`.
 int64_t expect(int64_t listed, int64_t sampled, int64_t population) { return (listed + 1) * population / sampled; }
 
+// The growth's low bound, where many scores are equal to it, as when the bonus absorbs the gradients: order them by the signal
+// and then by index. Returns how many of the sample are listed.
+int64_t bound_ties(const Update& u, int layer, const Sample& sample, int64_t rank, Bounds& b) {
+  using Candidate = std::pair<GrowKey, int64_t>;
+  std::vector<Candidate> found;
+  found.reserve(static_cast<size_t>(sample.grow.count));
+  for (int64_t s = 0; s < sample.sets; ++s)
+    for (uint32_t bits = read<uint32_t>(sample.grow.plane.data(), s); bits; bits &= bits - 1) {
+      const int64_t i = sample.first[static_cast<size_t>(s)] + __builtin_ctz(bits);
+      found.emplace_back(Weight(u, layer, i).grow_key(), -i);
+    }
+  std::nth_element(found.begin(), found.begin() + (rank - 1), found.end(), std::greater<Candidate>());
+  const auto [low, place] = found[static_cast<size_t>(rank - 1)];
+  b.low_score = static_cast<uint32_t>(low >> 32);
+  b.low_signal = static_cast<uint32_t>(low);
+  if (!u.bonus) b.low_score = std::max(b.low_score, b.low_signal);  // both keys are one number
+  const auto listed = std::count_if(found.begin(), found.end(), [low = low](const Candidate& x) { return x.first >= low; });
+  if (listed <= 2 * rank) return listed;
+  b.last = -place;
+  return rank;
+}
+
 }  // namespace
 
 Bounds sample(const Update& u, int layer) {
-  const Layer& l = u.layers[layer];
-  const int64_t nnz = u.nnz[layer], inactive = l.n - nnz;
+  const auto i = static_cast<size_t>(layer);
+  const Layer& l = u.layers[i];
+  const int64_t nnz = u.nnz[i], inactive = l.n - nnz;
   Bounds b;
   b.expected_grow = inactive;
   b.expected_drop = nnz;
   if (l.n <= kWholeLayer) return b;
 
-  Sample grow, drop;
-  const int64_t strata = std::clamp<int64_t>(l.n / 512, 2048, kMaxSample) / kNeighbours;
-  int64_t first[kMaxSample / kNeighbours];
-  take_sample(u, layer, grow, drop, first, strata);
-
-  const int64_t grow_rank = grow.count ? safe_rank(u.k_grow[layer], inactive, grow.count) : 0;
-  if (grow_rank < grow.count) {
-    uint32_t sorted[kMaxSample];
-    std::copy(grow.key, grow.key + grow.count, sorted);
-    std::nth_element(sorted, sorted + grow_rank, sorted + grow.count, std::greater<uint32_t>());
-    b.low_score = sorted[grow_rank];
-    auto listed = std::count_if(grow.key, grow.key + grow.count, [&](uint32_t x) { return x >= b.low_score; });
-    if (listed > 2 * grow_rank) {
-      // Many equal scores, as when the bonus absorbs the gradients: order them by the signal and then by index.
-      using Place = std::pair<GrowKey, int64_t>;
-      std::vector<Place> places(static_cast<size_t>(grow.count));
-      for (int64_t j = 0; j < grow.count; ++j) {
-        const int64_t i = first[grow.where[j] / kNeighbours] + grow.where[j] % kNeighbours;
-        places[j] = {Weight(u, layer, i).grow_key(), -i};
-      }
-      std::nth_element(places.begin(), places.begin() + grow_rank, places.end(), std::greater<Place>());
-      const GrowKey low = places[grow_rank].first;
-      b.low_score = static_cast<uint32_t>(low >> 32);
-      b.low_signal = static_cast<uint32_t>(low);
-      if (!u.bonus) b.low_score = std::max(b.low_score, b.low_signal);  // both keys are one number
-      listed = std::count_if(places.begin(), places.end(), [&](const Place& x) { return x.first >= low; });
-      if (listed > 2 * grow_rank) {
-        b.last = -places[grow_rank].second;
-        listed = grow_rank;
-      }
+  Sample found;
+  take_sample(u, layer, found);
+  if (found.grow.count > 0) {
+    const Ranks ranks = safe_ranks(found.grow, found.sets, u.k_grow[i], inactive);
+    if (ranks.low <= found.grow.count) {
+      b.low_score = found.grow.at_rank(ranks.low);
+      int64_t listed = found.grow.passing(b.low_score);
+      if (listed > 2 * ranks.low) listed = bound_ties(u, layer, found, ranks.low, b);
+      b.expected_grow = expect(listed, found.grow.count, inactive);
     }
-    b.expected_grow = expect(listed, grow.count, inactive);
+    if (ranks.high > 0) b.high_score = found.grow.at_rank(ranks.high);
   }
-  const int64_t drop_rank = drop.count ? safe_rank(u.k_drop[layer], nnz, drop.count) : 0;
-  if (drop_rank < drop.count) {
-    std::nth_element(drop.key, drop.key + drop_rank, drop.key + drop.count, std::greater<uint32_t>());
-    b.low_drop = drop.key[drop_rank];
-    const auto listed = std::count_if(drop.key, drop.key + drop.count, [&](uint32_t x) { return x >= b.low_drop; });
-    b.expected_drop = expect(listed, drop.count, nnz);
+  if (found.drop.count > 0) {
+    const Ranks ranks = safe_ranks(found.drop, found.sets, u.k_drop[i], nnz);
+    if (ranks.low <= found.drop.count) {
+      b.low_drop = found.drop.at_rank(ranks.low);
+      b.expected_drop = expect(found.drop.passing(b.low_drop), found.drop.count, nnz);
+    }
+    if (ranks.high > 0) b.high_drop = found.drop.at_rank(ranks.high);
   }
+  // What is to be undone after all must be able to be: no weights but those that the drop ranks, no NaN score that could grow.
+  if (u.reset_regrown || l.drop != l.w || b.low_score == 0) b.high_score = b.high_drop = kMaxRank;
   return b;
 }
 

@@ -1,18 +1,64 @@
+#include <algorithm>
+#include <array>
+
 #include "kth_largest.h"
+#include "loops.h"
 #include "stages.h"
 
 namespace dstee::cpu {
 namespace {
 
-// The k-th largest key of the candidates: those that were inactive and, with regrow, the dropped.
-KthLargest last_candidate(const Update& u, Lists& lists, int layer) {
+// The k-th largest key of the listed candidates: those that were inactive and, with regrow, the dropped.
+KthLargest last_candidate(const Update& u, Lists& lists, int layer, int64_t k) {
   Keys* const keys = lists.scratch(layer);
   size_t arrays = 0;
   for (const PieceLists& l : lists.of_layer(layer)) {
     keys[arrays++] = {l.grow_key, l.grow_count};
     if (u.regrow) keys[arrays++] = {l.regrow_key, l.drop_count};
   }
-  return kth_largest(keys, arrays, u.k_grow[static_cast<size_t>(layer)]);
+  return kth_largest(keys, arrays, k);
+}
+
+// Whether all candidates at `score` have the same signal; sets its rank.
+class OneSignal {
+ public:
+  OneSignal(const Update& u, int layer, uint32_t score) : u_(u), layer_(layer), score_(score) {}
+
+  bool among(const uint32_t* key, const uint32_t* where, size_t count, int64_t begin) {
+    constexpr size_t kAtOnce = 1 << 10;
+    std::array<uint32_t, kAtOnce + kMaxLanes> tied;
+    for (size_t start = 0; start < count; start += kAtOnce) {
+      const size_t here = std::min(kAtOnce, count - start);
+      const size_t found = loops().copy_between(key + start, here, score_, score_, where + start, tied.data());
+      for (size_t j = 0; j < found; ++j) {
+        const uint32_t signal = Weight(u_, layer_, begin + tied[j]).signal_rank();
+        if (known_ && signal != rank) return false;
+        rank = signal;
+        known_ = true;
+      }
+    }
+    return true;
+  }
+
+  uint32_t rank = 0;
+
+ private:
+  const Update& u_;
+  int layer_;
+  uint32_t score_;
+  bool known_ = false;
+};
+
+bool one_signal(const Update& u, Lists& lists, int layer, uint32_t score, uint32_t* rank) {
+  *rank = score;  // without a bonus both are one number
+  if (!u.bonus) return true;
+  OneSignal signal(u, layer, score);
+  for (const PieceLists& l : lists.of_layer(layer))
+    if (!signal.among(l.grow_key, l.grow_where, l.grow_count, l.begin) ||
+        (u.regrow && !signal.among(l.regrow_key, l.drop_where, l.drop_count, l.begin)))
+      return false;
+  *rank = signal.rank;
+  return true;
 }
 
 // Keeps the candidates at `score` and above. Their key becomes what orders them further: the rank of |signal| for those at
@@ -23,14 +69,8 @@ void rank_ties(const Update& u, Lists& lists, int layer, uint32_t score) {
       if (key != score) return key > score ? kMaxRank + 1 : 0;
       return Weight(u, layer, l.begin + where).signal_rank();
     };
-    size_t kept = 0;
-    for (size_t j = 0; j < l.grow_count; ++j) {
-      const uint32_t key = l.grow_key[j], where = l.grow_where[j];
-      if (key < score) continue;
-      l.grow_key[kept] = second(key, where);
-      l.grow_where[kept++] = where;
-    }
-    l.grow_count = kept;
+    l.grow_count = loops().keep_between(l.grow_key, l.grow_count, score, kMaxRank, l.grow_where, l.grow_key);
+    for (size_t j = 0; j < l.grow_count; ++j) l.grow_key[j] = second(l.grow_key[j], l.grow_where[j]);
     if (u.regrow)
       for (size_t j = 0; j < l.drop_count; ++j) l.regrow_key[j] = second(l.regrow_key[j], l.drop_where[j]);
   }
@@ -38,8 +78,15 @@ void rank_ties(const Update& u, Lists& lists, int layer, uint32_t score) {
 
 // The index of the `wanted`-th candidate with this key: both lists of a piece are in index order, walk them together.
 int64_t index_of_tie(const Update& u, Lists& lists, int layer, uint32_t key, int64_t wanted) {
+  const Loops& isa = loops();
   for (const PieceLists& l : lists.of_layer(layer)) {
     const size_t drops = u.regrow ? l.drop_count : 0;
+    const auto here = static_cast<int64_t>(isa.count_between(l.grow_key, l.grow_count, key, key) +
+                                           isa.count_between(l.regrow_key, drops, key, key));
+    if (here < wanted) {
+      wanted -= here;
+      continue;
+    }
     for (size_t a = 0, b = 0; a < l.grow_count || b < drops;) {
       const bool from_grow = b == drops || (a < l.grow_count && l.grow_where[a] < l.drop_where[b]);
       const uint32_t other = from_grow ? l.grow_key[a] : l.regrow_key[b];
@@ -55,23 +102,30 @@ int64_t index_of_tie(const Update& u, Lists& lists, int layer, uint32_t key, int
 bool select_grow(const Update& u, Lists& lists, int layer) {
   const auto i = static_cast<size_t>(layer);
   const Bounds& bounds = lists.bounds[i];
-  const int64_t k = u.k_grow[i];
-  int64_t listed = u.regrow ? u.k_drop[i] : 0;
-  for (const PieceLists& l : lists.of_layer(layer)) listed += static_cast<int64_t>(l.grow_count);
-  // NaN gradients are never listed, so even a list of everything can be short.
-  if (listed < k || listed > int64_t{UINT32_MAX}) return false;
+  int64_t k = u.k_grow[i], listed = 0, above_bound = 0;
+  for (const PieceLists& l : lists.of_layer(layer)) {
+    k -= static_cast<int64_t>(l.grown + l.back);
+    listed += static_cast<int64_t>(l.grow_count + (u.regrow ? l.drop_count : 0));
+    if (u.regrow && bounds.commits())  // dropped by a hair, but surely grown if candidates
+      above_bound += static_cast<int64_t>(loops().count_between(l.regrow_key, l.drop_count, bounds.high_score + 1, UINT32_MAX));
+  }
+  if (listed < k || k < above_bound || listed > int64_t{UINT32_MAX}) return false;
 
   lists.grow[i] = {kMaxRank + 1, u.layers[i].n};  // before all candidates
   if (k == 0) return true;
-  KthLargest last = last_candidate(u, lists, layer);
+  KthLargest last = last_candidate(u, lists, layer, k);
   if (last.key < bounds.low_score) return false;
   int64_t known = INT64_MAX;  // of weights as good as the last grown one those up to here are listed
-  if (last.equal > k - last.above || (last.key == bounds.low_score && bounds.low_signal > 0)) {
-    const bool at_bound = last.key == bounds.low_score;
-    rank_ties(u, lists, layer, last.key);
-    last = last_candidate(u, lists, layer);
-    if (at_bound && last.key < bounds.low_signal) return false;
-    if (at_bound && last.key == bounds.low_signal) known = bounds.last;
+  const bool at_bound = last.key == bounds.low_score && (bounds.low_signal > 0 || bounds.last < INT64_MAX);
+  if (last.equal > k - last.above || at_bound) {
+    uint32_t signal;
+    if (!one_signal(u, lists, layer, last.key, &signal)) {
+      rank_ties(u, lists, layer, last.key);
+      last = last_candidate(u, lists, layer, k);
+      signal = last.key;
+    }
+    if (at_bound && signal < bounds.low_signal) return false;
+    if (at_bound && signal == bounds.low_signal) known = bounds.last;
   }
   const int64_t wanted = k - last.above;
   lists.grow[i] = {last.key, u.layers[i].n};

@@ -8,17 +8,20 @@ namespace dstee::cpu {
 
 Bounds sample(const Update& u, int layer);
 
-// One piece: the step, where asked for, then the lists.
+// One piece: the step, where asked for; then what surely changes is committed, what may change listed.
 void sweep(const Update& u, Lists& lists, int64_t piece, int worker);
 
-// False: the lists do not hold the selected weights, only the fallback finds them. Nothing has been written then but lists.
-// Afterwards the drop lists of the layer hold the k dropped weights and no others.
+// False: the bounds or the room for lists did not hold, only the fallback finds the selected weights, after undo().
+// Afterwards the drop lists of the layer hold the dropped weights that are not committed, and no others.
 bool select_drop(const Update& u, Lists& lists, int layer);
 // Afterwards lists.grow parts the candidates of the layer, the dropped ones among them.
 bool select_grow(const Update& u, Lists& lists, int layer);
 
-// One piece of a layer whose selections succeeded.
+// One piece of a layer whose selections succeeded: the rest of it.
 void commit(const Update& u, Lists& lists, int64_t piece);
+
+// One piece of a layer whose selections did not: masks, counters, weights and momenta are as after the step.
+void undo(const Update& u, Lists& lists, int64_t piece);
 
 // Select and commit one layer without lists: any input, no memory, so that it cannot fail.
 void fallback(const Update& u, int layer);

@@ -93,18 +93,27 @@ class Weight {
     l_.bits[i_ / 8] = static_cast<uint8_t>(l_.bits[i_ / 8] | 1u << (i_ % 8));
     flip();
   }
-  void clear() const {
-    const auto bytes = static_cast<size_t>(element_size(l_.dtype));
-    memset(at(l_.w, i_, l_.dtype), 0, bytes);
-    if (l_.m) memset(at(l_.m, i_, l_.dtype), 0, bytes);
+  void clear() const { restore(0, 0); }
+  // Weight and momentum become numbers with these bits, behind zeros where they have 16.
+  void restore(uint32_t w, uint32_t m) const {
+    write(l_.w, w);
+    if (l_.m) write(l_.m, m);
   }
-
- private:
-  int16_t stored() const { return read<int16_t>(l_.counts, i_); }
+  // The counter as it is after a change of the mask.
   void flip() const {
     if (!l_.counts) return;
     const auto flipped = static_cast<int16_t>(flip_count<int32_t>(stored(), u_.round));
     memcpy(static_cast<void*>(l_.counts + i_), &flipped, sizeof flipped);
+  }
+
+ private:
+  int16_t stored() const { return read<int16_t>(l_.counts, i_); }
+  void write(void* base, uint32_t raw) const {
+    const auto half = static_cast<uint16_t>(raw);
+    if (l_.dtype == kF32)
+      memcpy(at(base, i_, l_.dtype), &raw, sizeof raw);
+    else
+      memcpy(at(base, i_, l_.dtype), &half, sizeof half);
   }
 
   const Update& u_;
