@@ -59,6 +59,7 @@ class MomentaInRow {
     if (count_ >= kCollected) copy();
   }
   void copy() {
+    if (count_ == 0) return;  // a layer without active weights has no memory for them
     T rounded[kCollected + 2 * W];
     for (int j = 0; j < count_; j += W) store(rounded + j, kAllLanes, load(collected_ + j));
     memcpy(written_, rounded, static_cast<size_t>(count_) * sizeof(T));
@@ -70,7 +71,7 @@ class MomentaInRow {
   static constexpr int kCollected = 512;
   // Fewer than a vector are left: they are read where there is room behind them.
   void read_last() {
-    memcpy(last_, read_, static_cast<size_t>(left_) * sizeof(T));
+    if (left_ > 0) memcpy(last_, read_, static_cast<size_t>(left_) * sizeof(T));
     read_ = last_;
     last_read_ = true;
   }
