@@ -1,7 +1,7 @@
 // How the loops over lanes walk a mask, and a layer's end. Included by the headers of such loops only.
 #pragma once
 
-#include "loops.h"
+#include "prefetch.h"
 
 namespace dstee::cpu {
 namespace {
@@ -10,13 +10,6 @@ constexpr uint32_t kAllLanes = (1u << W) - 1;
 constexpr int kLookAhead = 1 << 16;  // weights whose active groups are found at a time
 constexpr int kAheadGroups = 64;     // active groups, and bytes of a stream, to prefetch ahead: hardware stops at each page
 constexpr int kAheadBytes = 4096;
-
-// The empty statement is for gcc, to which a function that only prefetches has no effect: it leaves out calls of those around
-// it.
-DSTEE_INLINE void prefetch(const void* p) {
-  __builtin_prefetch(p, 0, 2);
-  asm volatile("");
-}
 
 // The n < W weights behind the last whole group, padded with zeros so that the loops need no second form.
 template <class T>

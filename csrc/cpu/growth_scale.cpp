@@ -5,6 +5,7 @@
 
 #include "../arguments.h"
 #include "parallel.h"
+#include "prefetch.h"
 
 namespace dstee::cpu {
 namespace {
@@ -18,8 +19,8 @@ float scale(const Layer& l, int64_t k, int32_t round) {
   int64_t count = 0;
   for (int64_t s = 0; s < strata; ++s) {
     if (s + kAhead < strata) {  // every one is a miss: let them overlap
-      __builtin_prefetch(at(l.w, index[s + kAhead], l.dtype));
-      __builtin_prefetch(l.bits + index[s + kAhead] / 8);
+      prefetch(at(l.w, index[s + kAhead], l.dtype));
+      prefetch(l.bits + index[s + kAhead] / 8);
     }
     rank[count] = rank_of(value_at(l.w, index[s], l.dtype));
     count += !is_active(l.bits, index[s]);

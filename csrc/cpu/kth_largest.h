@@ -10,8 +10,8 @@ struct KthLargest {
   int64_t above = 0, equal = 0;  // keys larger than it, and as large as it
 };
 
-// Of less than 2^32 keys, 1 <= k <= their number. No memory but the stack; usually three passes, of which two count nothing but
-// the smallest and largest, or copy a few; up to five.
+// Of less than 2^32 keys, 1 <= k <= their number. No memory but the stack. Usually the keys are looked at twice: to count what
+// lies in a likely bracket, and to copy it.
 KthLargest kth_largest(const Keys* arrays, size_t count, int64_t k);
 
 }  // namespace dstee::cpu

@@ -135,15 +135,15 @@ void take_sample(const Update& u, int layer, Sample& sample) {
   }
 }
 
-// Ranks in the sample between which the k-th of the population almost surely lies: five standard errors, as the sets differ, to
-// either side. high 0: there is none on that side.
+// Ranks in the sample between which the k-th of the population almost surely lies: four and a half standard errors, as the sets
+// differ, to either side. high 0: there is none on that side.
 struct Ranks {
   int64_t low, high;
 };
 Ranks safe_ranks(const Keyed& sample, int64_t sets, int64_t k, int64_t population) {
   const double expected = static_cast<double>(k) * static_cast<double>(sample.count) / static_cast<double>(population);
   const auto nearest = std::clamp<int64_t>(std::llround(expected), 1, sample.count);
-  const double margin = 5.0 * std::max(sample.spread(sets, sample.at_rank(nearest)), std::sqrt(expected)) + 8.0;
+  const double margin = 4.5 * std::max(sample.spread(sets, sample.at_rank(nearest)), std::sqrt(expected)) + 6.0;
   return {static_cast<int64_t>(expected + margin) + 1, std::max<int64_t>(0, static_cast<int64_t>(expected - margin))};
 }
 

@@ -11,8 +11,8 @@ void prefetch_active(const Layer& l, bool momenta, int64_t begin, int64_t n) {
   constexpr int kGroup = 16;
   for (int64_t j = begin; j < begin + n; j += kGroup)
     if (l.bits[j / 8] | (j + 8 < l.n ? l.bits[j / 8 + 1] : 0)) {
-      __builtin_prefetch(at(l.drop, j, l.drop_dtype));
-      if (momenta) __builtin_prefetch(at(l.m, j, l.dtype));
+      prefetch(at(l.drop, j, l.drop_dtype));
+      if (momenta) prefetch(at(l.m, j, l.dtype));
     }
 }
 

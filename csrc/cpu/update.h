@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "pieces.h"
+#include "prefetch.h"
 
 namespace dstee::cpu {
 
@@ -72,16 +73,16 @@ class Weight {
 
   void prefetch() const {
     prefetch_state();
-    if (l_.grow && u_.seeds.empty()) __builtin_prefetch(at(l_.grow, i_, l_.grow_dtype));
+    if (l_.grow && u_.seeds.empty()) cpu::prefetch(at(l_.grow, i_, l_.grow_dtype));
     prefetch_weight();
   }
   void prefetch_weight() const {
-    __builtin_prefetch(at(l_.w, i_, l_.dtype), 1);
-    if (l_.m) __builtin_prefetch(at(l_.m, i_, l_.dtype), 1);
+    cpu::prefetch(at(l_.w, i_, l_.dtype));
+    if (l_.m) cpu::prefetch(at(l_.m, i_, l_.dtype));
   }
   void prefetch_state() const {
-    __builtin_prefetch(l_.bits + i_ / 8, 1);
-    if (l_.counts) __builtin_prefetch(l_.counts + i_, 1);
+    cpu::prefetch(l_.bits + i_ / 8);
+    if (l_.counts) cpu::prefetch(l_.counts + i_);
   }
 
   void drop() const {
