@@ -1,7 +1,7 @@
 // drop_grow_: one mask update of all layers, fused with the SGD step where asked for. stages.h has its stages.
 //
 // Bytes per weight that must move: gradient 4, counter 2, mask 1/8, and the cache lines of w (and m) that hold an active
-// weight; the commit touches the lines of the swapped weights again.
+// weight. Most swapped weights change while the sweep has their lines; for the others the commit touches them again.
 #include <atomic>
 
 #include "../arguments.h"
@@ -32,14 +32,14 @@ void tighten(std::vector<Bounds>& bounds) {
   }
 }
 
-void run(const Update& u) {
-  const TestLimits limits = test_limits();
+void run(const Update& u, const TestLimits& limits) {
   const auto count = static_cast<int64_t>(u.layers.size());
   std::vector<Bounds> bounds(u.layers.size());
   for_tickets(u.workers, count, [&](int, int64_t i) {
     if (u.moves(static_cast<size_t>(i))) bounds[i] = sample(u, static_cast<int>(i));
   });
   std::vector<char> selected(u.layers.size());
+  for (size_t i = 0; i < u.layers.size(); ++i) selected[i] = !u.moves(i);
   Lists lists(u, std::move(bounds), limits.list_share);
   if (limits.tight_bounds) tighten(lists.bounds);
 
@@ -54,7 +54,7 @@ void run(const Update& u) {
       const int layer = u.pieces[work.piece].layer;
       if (!order.swept(layer)) continue;
       const bool moves = u.moves(static_cast<size_t>(layer));
-      selected[layer] = !moves || (select_drop(u, lists, layer) && select_grow(u, lists, layer));
+      if (moves) selected[layer] = select_drop(u, lists, layer) && select_grow(u, lists, layer);
       order.selected(layer, moves);
     }
   });
@@ -105,12 +105,14 @@ void drop_grow_(const UpdateArguments& a) {
   u.where = places_of(a.where);
   u.pieces = cut_pieces(u.layers);
   u.workers = worker_count(total_weights(u.layers));
+  const TestLimits limits = test_limits();
+  u.margin_share = limits.margin_share;
 
   u.nnz.resize(static_cast<size_t>(L));
   for_tickets(u.workers, L, [&](int, int64_t i) { u.nnz[i] = loops().count_bits(u.layers[i].bits, (u.layers[i].n + 7) / 8); });
   read_moves(a, u);
   if (a.found_inf && read_scalar(*a.found_inf) != 0) return;
-  run(u);
+  run(u, limits);
 }
 UpdateStats last_update_stats() { return {fallback_layers, list_entries}; }
 

@@ -33,9 +33,8 @@ struct PieceLists {
   // Active weights near zero; regrow_key: their key as candidates, if they may grow again.
   uint32_t *drop_key = nullptr, *drop_where = nullptr, *regrow_key = nullptr;
   size_t grow_count = 0, drop_count = 0;
-  // Committed: candidates that were inactive, active weights that were dropped, and such as stay, grown again. Of the listed
-  // active weights `pending` are surely dropped, but perhaps grown again.
-  size_t grown = 0, gone = 0, back = 0, pending = 0;
+  // Committed: candidates that were inactive, active weights that were dropped, and such as stay, grown again.
+  size_t grown = 0, gone = 0, back = 0;
   uint32_t *undo_w = nullptr, *undo_m = nullptr;  // the bits of the weights and momenta that went
   uint8_t* before = nullptr;                      // the mask as it was
   int64_t begin = 0;

@@ -88,7 +88,7 @@ struct DropLists {
   uint8_t* plane;
 };
 struct Dropped {
-  size_t listed = 0, sure = 0, gone = 0, back = 0;  // the sure ones: some gone at once, some back at once, the others listed
+  size_t listed = 0, gone = 0, back = 0;  // of the sure ones some are gone at once, some back at once
 };
 
 // What comes first, and the key that is largest there: the largest |x| (rank_of), the largest x (signed_rank_of), the smallest

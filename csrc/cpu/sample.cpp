@@ -140,10 +140,10 @@ void take_sample(const Update& u, int layer, Sample& sample) {
 struct Ranks {
   int64_t low, high;
 };
-Ranks safe_ranks(const Keyed& sample, int64_t sets, int64_t k, int64_t population) {
+Ranks safe_ranks(const Keyed& sample, int64_t sets, int64_t k, int64_t population, double share) {
   const double expected = static_cast<double>(k) * static_cast<double>(sample.count) / static_cast<double>(population);
   const auto nearest = std::clamp<int64_t>(std::llround(expected), 1, sample.count);
-  const double margin = 4.5 * std::max(sample.spread(sets, sample.at_rank(nearest)), std::sqrt(expected)) + 6.0;
+  const double margin = share * (4.5 * std::max(sample.spread(sets, sample.at_rank(nearest)), std::sqrt(expected)) + 6.0);
   return {static_cast<int64_t>(expected + margin) + 1, std::max<int64_t>(0, static_cast<int64_t>(expected - margin))};
 }
 
@@ -186,7 +186,7 @@ Bounds sample(const Update& u, int layer) {
   Sample found;
   take_sample(u, layer, found);
   if (found.grow.count > 0) {
-    const Ranks ranks = safe_ranks(found.grow, found.sets, u.k_grow[i], inactive);
+    const Ranks ranks = safe_ranks(found.grow, found.sets, u.k_grow[i], inactive, u.margin_share);
     if (ranks.low <= found.grow.count) {
       b.low_score = found.grow.at_rank(ranks.low);
       int64_t listed = found.grow.passing(b.low_score);
@@ -196,7 +196,7 @@ Bounds sample(const Update& u, int layer) {
     if (ranks.high > 0) b.high_score = found.grow.at_rank(ranks.high);
   }
   if (found.drop.count > 0) {
-    const Ranks ranks = safe_ranks(found.drop, found.sets, u.k_drop[i], nnz);
+    const Ranks ranks = safe_ranks(found.drop, found.sets, u.k_drop[i], nnz, u.margin_share);
     if (ranks.low <= found.drop.count) {
       b.low_drop = found.drop.at_rank(ranks.low);
       b.expected_drop = expect(found.drop.passing(b.low_drop), found.drop.count, nnz);
@@ -204,7 +204,7 @@ Bounds sample(const Update& u, int layer) {
     if (ranks.high > 0) b.high_drop = found.drop.at_rank(ranks.high);
   }
   // What is to be undone after all must be able to be: no weights but those that the drop ranks, no NaN score that could grow.
-  if (u.reset_regrown || l.drop != l.w || b.low_score == 0) b.high_score = b.high_drop = kMaxRank;
+  if (u.reset_regrown || l.drop != l.w || b.low_score == 0 || !b.commits()) b.high_score = b.high_drop = kMaxRank;
   return b;
 }
 

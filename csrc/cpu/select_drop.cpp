@@ -21,23 +21,25 @@ void keep_first(PieceLists& l, uint32_t key, int64_t ties) {
 }  // namespace
 
 bool select_drop(const Update& u, Lists& lists, int layer) {
-  int64_t k = u.k_drop[static_cast<size_t>(layer)], pending = 0, listed = 0;
+  const Loops& isa = loops();
+  const uint32_t high = lists.bounds[static_cast<size_t>(layer)].high_drop;
+  int64_t k = u.k_drop[static_cast<size_t>(layer)], beyond = 0, listed = 0;
   Keys* const keys = lists.scratch(layer);
   size_t arrays = 0;
   for (const PieceLists& l : lists.of_layer(layer)) {
     if (l.overflow) return false;
     keys[arrays++] = {l.drop_key, l.drop_count};
     k -= static_cast<int64_t>(l.gone + l.back);
-    pending += static_cast<int64_t>(l.pending);
+    beyond += static_cast<int64_t>(isa.count_between(l.drop_key, l.drop_count, high + 1, UINT32_MAX));
     listed += static_cast<int64_t>(l.drop_count);
   }
-  if (listed < k || k < pending || listed > int64_t{UINT32_MAX}) return false;
+  // What is committed was chosen by the high bound alone: that is right only if all that lie beyond it are dropped.
+  if (listed < k || k < beyond || listed > int64_t{UINT32_MAX}) return false;
   if (k == 0) {
     for (PieceLists& l : lists.of_layer(layer)) l.drop_count = 0;
     return true;
   }
 
-  const Loops& isa = loops();
   const KthLargest last = kth_largest(keys, arrays, k);
   int64_t ties = k - last.above;
   const bool all = ties == last.equal;

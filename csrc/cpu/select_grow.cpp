@@ -102,14 +102,17 @@ int64_t index_of_tie(const Update& u, Lists& lists, int layer, uint32_t key, int
 bool select_grow(const Update& u, Lists& lists, int layer) {
   const auto i = static_cast<size_t>(layer);
   const Bounds& bounds = lists.bounds[i];
-  int64_t k = u.k_grow[i], listed = 0, above_bound = 0;
+  const Loops& isa = loops();
+  int64_t k = u.k_grow[i], listed = 0, beyond = 0;
   for (const PieceLists& l : lists.of_layer(layer)) {
+    const size_t drops = u.regrow ? l.drop_count : 0;
     k -= static_cast<int64_t>(l.grown + l.back);
-    listed += static_cast<int64_t>(l.grow_count + (u.regrow ? l.drop_count : 0));
-    if (u.regrow && bounds.commits())  // dropped by a hair, but surely grown if candidates
-      above_bound += static_cast<int64_t>(loops().count_between(l.regrow_key, l.drop_count, bounds.high_score + 1, UINT32_MAX));
+    listed += static_cast<int64_t>(l.grow_count + drops);
+    beyond += static_cast<int64_t>(isa.count_between(l.grow_key, l.grow_count, bounds.high_score + 1, UINT32_MAX) +
+                                   isa.count_between(l.regrow_key, drops, bounds.high_score + 1, UINT32_MAX));
   }
-  if (listed < k || k < above_bound || listed > int64_t{UINT32_MAX}) return false;
+  // What is committed was chosen by the high bound alone: that is right only if all that lie beyond it are grown.
+  if (listed < k || k < beyond || listed > int64_t{UINT32_MAX}) return false;
 
   lists.grow[i] = {kMaxRank + 1, u.layers[i].n};  // before all candidates
   if (k == 0) return true;

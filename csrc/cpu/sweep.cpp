@@ -129,7 +129,6 @@ void sweep(const Update& u, Lists& lists, int64_t p, int worker) {
     out.drop_count += dropped.listed;
     out.gone += dropped.gone;
     out.back += dropped.back;
-    out.pending += dropped.sure - dropped.gone - dropped.back;
   }
   a.grow_key += out.grow_count;
   a.grow_where += out.grow_count;

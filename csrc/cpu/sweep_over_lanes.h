@@ -231,7 +231,7 @@ DSTEE_INLINE void scan_drop_groups(DropScan scan, Bonus bonus, const uint16_t* g
   const T* const x = static_cast<const T*>(scan.x);
   const U flipped = splat(static_cast<uint32_t>(scan.round + 1));
   Dropped found = to;
-  Tally sure_count, back_count;
+  Tally back_count;
   for (size_t f = 0; f < count; ++f) {
     const int64_t j = groups[f];
     const auto active = static_cast<Mask>(lanes_of(scan.before + j / 8));
@@ -245,7 +245,6 @@ DSTEE_INLINE void scan_drop_groups(DropScan scan, Bonus bonus, const uint16_t* g
         const Mask gone = below(sure, total, low_score);
         const uint32_t gone_lanes = lanes_in(gone);
         listed = without(without(listed, back), gone);
-        sure_count.add(sure);
         back_count.add(back);
         compress(out.undo_w + found.gone, load_raw(x + j), gone);
         store(static_cast<T*>(scan.w) + j, gone_lanes, spread_value(0.0f));
@@ -264,7 +263,6 @@ DSTEE_INLINE void scan_drop_groups(DropScan scan, Bonus bonus, const uint16_t* g
     store_lanes(out.plane + j / 8, lanes_in(listed));
     found.listed += count_of(listed);
   }
-  found.sure += sure_count.total();
   found.back += back_count.total();
   to = found;
 }

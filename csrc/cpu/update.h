@@ -25,6 +25,7 @@ struct Update {
   bool regrow = true, reset_regrown = false, sgd = false;
   SgdRule rule{};
   int workers = 1;
+  double margin_share = 1;  // see test_limits.h
 
   // One table for all layers; or, with `scales`, one of float64 units that are worth as much as they say.
   void set_bonus(const void* table, const void* scales, int64_t size) {
