@@ -41,6 +41,7 @@ struct Keyed {
     const Keys all{key.data(), static_cast<size_t>(count)};
     return kth_largest(&all, 1, rank).key;
   }
+  uint32_t key_near(double rank) const { return at_rank(std::clamp<int64_t>(std::llround(rank), 1, count)); }
   int64_t passing(uint32_t low) const {
     return std::count_if(key.begin(), key.begin() + count, [&](uint32_t x) { return x >= low; });
   }
@@ -135,16 +136,33 @@ void take_sample(const Update& u, int layer, Sample& sample) {
   }
 }
 
-// Ranks in the sample between which the k-th of the population almost surely lies: four and a half standard errors, as the sets
-// differ, to either side. high 0: there is none on that side.
-struct Ranks {
-  int64_t low, high;
+// A rank in the sample about which the k-th of the population lies, and the distance to either side that almost surely has it:
+// four and a half standard errors, as the sets differ.
+struct Rank {
+  double expected, margin;
+
+  int64_t low() const { return static_cast<int64_t>(expected + margin) + 1; }
+  int64_t high() const { return static_cast<int64_t>(expected - margin); }  // below 1: there is none on that side
 };
-Ranks safe_ranks(const Keyed& sample, int64_t sets, int64_t k, int64_t population, double share) {
+Rank rank_in(const Keyed& sample, int64_t sets, int64_t k, int64_t population, double share) {
   const double expected = static_cast<double>(k) * static_cast<double>(sample.count) / static_cast<double>(population);
-  const auto nearest = std::clamp<int64_t>(std::llround(expected), 1, sample.count);
-  const double margin = share * (4.5 * std::max(sample.spread(sets, sample.at_rank(nearest)), std::sqrt(expected)) + 6.0);
-  return {static_cast<int64_t>(expected + margin) + 1, std::max<int64_t>(0, static_cast<int64_t>(expected - margin))};
+  const double error = std::max(sample.spread(sets, sample.key_near(expected)), std::sqrt(expected));
+  return {expected, share * (4.5 * error + 6.0)};
+}
+
+// How many of the dropped weights will be grown again, rather too many than too few: so many fewer of the others are.
+int64_t likely_back(const Update& u, int layer, const Sample& sample, uint32_t low_drop, uint32_t low_score) {
+  if (!u.regrow) return 0;
+  const float* const bonus = u.bonus_of(static_cast<size_t>(layer));
+  int64_t back = 0, j = 0;
+  for (int64_t s = 0; s < sample.sets; ++s)
+    for (uint32_t bits = read<uint32_t>(sample.drop.plane.data(), s); bits; bits &= bits - 1, ++j) {
+      if (sample.drop.key[static_cast<size_t>(j)] < low_drop) continue;
+      back += Weight(u, layer, sample.first[static_cast<size_t>(s)] + __builtin_ctz(bits)).score_rank(bonus) >= low_score;
+    }
+  const auto most = static_cast<double>(back) + 3.0 * std::sqrt(static_cast<double>(back)) + 2.0;
+  return static_cast<int64_t>(most * static_cast<double>(u.nnz[static_cast<size_t>(layer)]) /
+                              static_cast<double>(sample.drop.count));
 }
 
 // How many of `population` a bound will about list that lists `listed` of `sampled`.
@@ -185,26 +203,34 @@ Bounds sample(const Update& u, int layer) {
 
   Sample found;
   take_sample(u, layer, found);
-  if (found.grow.count > 0) {
-    const Ranks ranks = safe_ranks(found.grow, found.sets, u.k_grow[i], inactive, u.margin_share);
-    if (ranks.low <= found.grow.count) {
-      b.low_score = found.grow.at_rank(ranks.low);
-      int64_t listed = found.grow.passing(b.low_score);
-      if (listed > 2 * ranks.low) listed = bound_ties(u, layer, found, ranks.low, b);
-      b.expected_grow = expect(listed, found.grow.count, inactive);
-    }
-    if (ranks.high > 0) b.high_score = found.grow.at_rank(ranks.high);
-  }
+  Rank drop{}, grow{};
   if (found.drop.count > 0) {
-    const Ranks ranks = safe_ranks(found.drop, found.sets, u.k_drop[i], nnz, u.margin_share);
-    if (ranks.low <= found.drop.count) {
-      b.low_drop = found.drop.at_rank(ranks.low);
+    drop = rank_in(found.drop, found.sets, u.k_drop[i], nnz, u.margin_share);
+    if (drop.low() <= found.drop.count) {
+      b.low_drop = found.drop.at_rank(drop.low());
       b.expected_drop = expect(found.drop.passing(b.low_drop), found.drop.count, nnz);
     }
-    if (ranks.high > 0) b.high_drop = found.drop.at_rank(ranks.high);
+  }
+  if (found.grow.count > 0) {
+    grow = rank_in(found.grow, found.sets, u.k_grow[i], inactive, u.margin_share);
+    if (grow.low() <= found.grow.count) {
+      b.low_score = found.grow.at_rank(grow.low());
+      int64_t listed = found.grow.passing(b.low_score);
+      if (listed > 2 * grow.low()) listed = bound_ties(u, layer, found, grow.low(), b);
+      b.expected_grow = expect(listed, found.grow.count, inactive);
+    }
+  }
+  if (drop.high() > 0 && grow.high() > 0) {
+    const int64_t back = likely_back(u, layer, found, found.drop.key_near(drop.expected), found.grow.key_near(grow.expected));
+    const double others = static_cast<double>(back) * static_cast<double>(found.grow.count) / static_cast<double>(inactive);
+    grow.expected = std::min(grow.expected - others, static_cast<double>(found.grow.count));
+    if (grow.high() > 0) {
+      b.high_score = found.grow.at_rank(grow.high());
+      b.high_drop = found.drop.at_rank(std::min(drop.high(), found.drop.count));
+    }
   }
   // What is to be undone after all must be able to be: no weights but those that the drop ranks, no NaN score that could grow.
-  if (u.reset_regrown || l.drop != l.w || b.low_score == 0 || !b.commits()) b.high_score = b.high_drop = kMaxRank;
+  if (u.reset_regrown || l.drop != l.w || b.low_score == 0) b.high_score = b.high_drop = kMaxRank;
   return b;
 }
 

@@ -46,7 +46,7 @@ class LoopChecks {
     for (int dtype = 0; dtype < 4; ++dtype)
       if (!scan_grow(dtype)) return "scan_grow";
     if (!noise()) return "noise";
-    if (!between()) return "keep_between or copy_between";
+    if (!between()) return "what looks at lists";
     if (loops_.count_bits(bits(), bits_.numel()) != plain_.count_bits(bits(), bits_.numel())) return "count_bits";
     return "";
   }
@@ -113,13 +113,86 @@ class LoopChecks {
     other.add(packed);
     return one.value() == other.value();
   }
+  // What a loop of the sweep reads and writes: a block with its mask, counters and tables.
+  struct Block {
+    Block(LoopChecks& checks, int dtype, int kind, uint64_t seed)
+        : n(std::min<int64_t>(checks.n_, dstee::cpu::kBlock)),
+          w(checks.numbers(dtype, seed)),
+          m(checks.numbers(dtype, seed + 1)),
+          signal(checks.numbers(kind % 3, seed + 2)),
+          before({(n + 7) / 8}, ScalarType::Byte),
+          bits({(n + 7) / 8}, ScalarType::Byte),
+          counts({n}, ScalarType::Short, seed % 3 == 0),
+          bonus({Random(seed).one_of({1, 2, 8, 9, 32, 33, 50})}, ScalarType::Float, seed % 5 == 0),
+          key(n),
+          regrow(n),
+          undo_w(n),
+          undo_m(n),
+          where(n),
+          plane(static_cast<size_t>((n + 31) / 32 * 4)),
+          groups(dstee::cpu::kMostGroups),
+          next_groups(dstee::cpu::kMostGroups) {
+      Random random(seed);
+      for (const Tensor& t : {before, bits}) memcpy(t.mutable_data_ptr(), checks.bits(), static_cast<size_t>((n + 7) / 8));
+      for (int64_t i = 0; i < n; ++i) put(counts, i, static_cast<double>(random.below(70) - 10));
+      for (int64_t i = 0; i < bonus.numel(); ++i) put(bonus, i, random.chance(20) ? 0.0 : random.unit());
+    }
+    const uint8_t* mask() const { return static_cast<const uint8_t*>(before.const_data_ptr()); }
+    uint8_t* changed() const { return static_cast<uint8_t*>(bits.mutable_data_ptr()); }
+    // Of the lists the first entries.
+    uint64_t digest(size_t keys, size_t undone) const {
+      Digest digest;
+      for (const Tensor& t : {w, m, bits, counts}) digest.add(t);
+      for (const List* list : {&key, &regrow, &where}) digest.add(list->entries.data(), keys * sizeof(uint32_t));
+      for (const List* list : {&undo_w, &undo_m}) digest.add(list->entries.data(), undone * sizeof(uint32_t));
+      return digest.value();
+    }
+    bool whole() const { return key.whole() && regrow.whole() && undo_w.whole() && undo_m.whole() && where.whole(); }
+
+    int64_t n;
+    Tensor w, m, signal, before, bits, counts, bonus;
+    List key, regrow, undo_w, undo_m, where;
+    std::vector<uint8_t> plane;
+    std::vector<uint16_t> groups, next_groups;
+  };
+
   bool scan_drop(int dtype) {
-    const Tensor x = numbers(dtype, random_.next());
-    const auto low = random_.one_of({0u, dstee::kMaxRank / 2, dstee::drop_key(0.25f), dstee::kMaxRank});
-    List key(n_), where(n_), key2(n_), where2(n_);
-    const size_t count = plain_.scan_drop[dtype](x.const_data_ptr(), bits(), n_, low, 5, key.data(), where.data());
-    const size_t count2 = loops_.scan_drop[dtype](x.const_data_ptr(), bits(), n_, low, 5, key2.data(), where2.data());
-    return count == count2 && key.same(key2, count) && where.same(where2, count) && key2.whole() && where2.whole();
+    const uint64_t seed = random_.next();
+    const float low = random_.one_of({-1.0f, 0.1f, 0.4f}), sure = random_.one_of({-1.0f, 0.05f, 0.2f});
+    const bool counted = random_.chance(70), valued = random_.chance(70), commits = random_.chance(70),
+               near = random_.chance(50);
+    uint64_t digests[2];
+    for (int form = 0; form < 2; ++form) {
+      const Loops& loops = form ? loops_ : plain_;
+      Block block(*this, dtype, 0, seed);
+      dstee::cpu::DropScan scan;
+      scan.before = block.mask();
+      scan.bits = block.changed();
+      scan.x = block.w.const_data_ptr();
+      if (commits) {
+        scan.w = block.w.mutable_data_ptr();
+        scan.m = near ? block.m.mutable_data_ptr() : nullptr;
+        scan.m_is_near = seed % 2 == 0;
+      }
+      scan.signal = static_cast<const float*>(block.signal.const_data_ptr());
+      if (counted) scan.counts = static_cast<int16_t*>(block.counts.mutable_data_ptr());
+      if (valued) scan.bonus = static_cast<const float*>(block.bonus.const_data_ptr());
+      scan.bonus_size = static_cast<uint32_t>(block.bonus.numel());
+      scan.round = 40;
+      scan.most = std::max(low, sure);
+      scan.sure_below = sure;
+      scan.low_score = 0.3f;
+      scan.high_score = 0.6f;
+      scan.groups = block.groups.data();
+      scan.group_count = loops.active_groups(scan.before, block.n, block.groups.data());
+      scan.next_groups = block.next_groups.data();
+      const auto found = loops.scan_drop[dtype](scan, block.n,
+                                                {block.key.data(), block.regrow.data(), block.undo_w.data(),
+                                                 scan.m ? block.undo_m.data() : block.undo_w.data(), block.plane.data()});
+      if (loops.places_of(block.plane.data(), block.n, 5, block.where.data()) != found.listed || !block.whole()) return false;
+      digests[form] = block.digest(found.listed, scan.m ? found.gone : 0) + found.back;
+    }
+    return digests[0] == digests[1];
   }
   bool scan_keys(int dtype) {
     const Tensor x = numbers(dtype, random_.next());
@@ -148,30 +221,43 @@ class LoopChecks {
     return digests[0] == digests[1];
   }
   bool scan_grow(int dtype) {
-    const Tensor x = numbers(dtype % 3, random_.next());
-    Tensor counts({n_}, ScalarType::Short, random_.chance(30));
-    const int64_t size = random_.one_of({1, 2, 8, 9, 32, 33, 50});
-    Tensor bonus({size}, ScalarType::Float, random_.chance(30));
-    for (int64_t i = 0; i < n_; ++i) put(counts, i, static_cast<double>(random_.below(70) - 10));
-    for (int64_t i = 0; i < size; ++i) put(bonus, i, random_.chance(20) ? 0.0 : random_.unit());
-    GrowScan scan;
-    scan.signal = dtype < 3 ? x.const_data_ptr() : nullptr;
-    if (random_.chance(70)) {
-      scan.counts = static_cast<const int16_t*>(counts.const_data_ptr());
-      scan.bonus = static_cast<const float*>(bonus.const_data_ptr());
-      scan.bonus_size = static_cast<uint32_t>(size);
-    }
-    scan.seed = random_.next();
-    scan.first_index = random_.next() >> (24 + random_.below(40));
+    const uint64_t seed = random_.next(), first = random_.next() >> (24 + random_.below(40));
     const auto run = static_cast<uint64_t>(random_.one_of({1, 7, 15, 16, 300, 1 << 20}));
     const dstee::Place place{random_.next() >> 2, run, run + static_cast<uint64_t>(random_.below(3))};
-    if (random_.chance(50)) scan.place = &place;
-    scan.low_score = random_.one_of({1u, dstee::rank_of(0.25f), dstee::rank_of(0.5f), dstee::kMaxRank});
-    if (scan.bonus) scan.low_signal = random_.one_of({0u, dstee::rank_of(0.1f), dstee::rank_of(0.25f)});
-    List score(n_), where(n_), score2(n_), where2(n_);
-    const size_t count = plain_.scan_grow[dtype](scan, bits(), n_, 5, score.data(), where.data());
-    const size_t count2 = loops_.scan_grow[dtype](scan, bits(), n_, 5, score2.data(), where2.data());
-    return count == count2 && score.same(score2, count) && where.same(where2, count) && score2.whole() && where2.whole();
+    const uint32_t low = random_.one_of({0u, 1u, dstee::rank_of(0.25f), dstee::rank_of(0.5f), dstee::kMaxRank});
+    const uint32_t low_signal = random_.one_of({0u, dstee::rank_of(0.1f), dstee::rank_of(0.25f)});
+    const float high = random_.one_of({0.4f, 0.9f, dstee::cpu::kInfinity});
+    const bool counted = random_.chance(70), placed = random_.chance(50), passed_on = random_.chance(50);
+    uint64_t digests[2];
+    for (int form = 0; form < 2; ++form) {
+      const Loops& loops = form ? loops_ : plain_;
+      Block block(*this, 0, dtype, seed);
+      Tensor signal({static_cast<int64_t>(8 * block.plane.size())}, ScalarType::Float);
+      GrowScan scan;
+      scan.before = block.mask();
+      scan.bits = block.changed();
+      scan.signal = dtype < 3 ? block.signal.const_data_ptr() : nullptr;
+      if (counted) {
+        scan.counts = static_cast<int16_t*>(block.counts.mutable_data_ptr());
+        scan.bonus = static_cast<const float*>(block.bonus.const_data_ptr());
+        scan.bonus_size = static_cast<uint32_t>(block.bonus.numel());
+        scan.low_signal = low > 0 ? low_signal : 0;
+      }
+      scan.round = 40;
+      scan.seed = seed;
+      scan.first_index = first;
+      if (placed) scan.place = &place;
+      scan.low_score = low;
+      scan.high_score = std::max(high, dstee::cpu::number_of(low));
+      scan.signal_out = passed_on && dtype != dstee::kF32 ? static_cast<float*>(signal.mutable_data_ptr()) : nullptr;
+      const auto found =
+          loops.scan_grow[dtype](scan, block.n, {block.key.data(), block.plane.data(), block.next_groups.data()});
+      if (loops.places_of(block.plane.data(), block.n, 5, block.where.data()) != found.listed || !block.whole()) return false;
+      Digest digest;
+      digest.add(signal);
+      digests[form] = block.digest(found.listed, 0) + found.sure + digest.value();
+    }
+    return digests[0] == digests[1];
   }
   bool between() {
     const auto count = static_cast<size_t>(n_);
@@ -183,14 +269,21 @@ class LoopChecks {
     }
     List a2 = a, b2 = b;
     const auto low = static_cast<uint32_t>(random_.below(20)), high = low + static_cast<uint32_t>(random_.below(20));
-    const size_t found = plain_.copy_between(key.data(), count, low, high, out.data());
-    const size_t found2 = loops_.copy_between(key.data(), count, low, high, out2.data());
+    const size_t found = plain_.copy_between(key.data(), count, low, high, a.data(), out.data());
+    const size_t found2 = loops_.copy_between(key.data(), count, low, high, a.data(), out2.data());
     const bool both = random_.chance(50);
     const size_t kept = plain_.keep_between(key.data(), count, low, high, a.data(), both ? b.data() : nullptr);
     const size_t kept2 = loops_.keep_between(key.data(), count, low, high, a2.data(), both ? b2.data() : nullptr);
     uint32_t ends[4] = {~0u, 0, ~0u, 0};
     plain_.min_max(key.data(), count, &ends[0], &ends[1]);
     loops_.min_max(key.data(), count, &ends[2], &ends[3]);
+    if (plain_.count_between(key.data(), count, low, high) != found ||
+        loops_.count_between(key.data(), count, low, high) != found)
+      return false;
+    uint32_t bins[2][64] = {};
+    plain_.count_bins(key.data(), count, low, high, 1, bins[0]);
+    loops_.count_bins(key.data(), count, low, high, 1, bins[1]);
+    if (!std::equal(bins[0], bins[0] + 64, bins[1])) return false;
     return found == found2 && out.same(out2, found) && out2.whole() && kept == kept2 && kept == found && a.same(a2, kept) &&
            (!both || b.same(b2, kept)) && a2.whole() && ends[0] == ends[2] && ends[1] == ends[3];
   }

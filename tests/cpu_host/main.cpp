@@ -118,7 +118,7 @@ int check(uint64_t cases) {
 // A list one entry too short for the whole vectors that the kernel stores.
 void write_beyond() {
   std::vector<uint32_t> key(64, 7), out(63);
-  cpu::loops().copy_between(key.data(), key.size(), 7, 7, out.data());
+  cpu::loops().copy_between(key.data(), key.size(), 7, 7, key.data(), out.data());
 }
 
 // Two threads step the same weights.

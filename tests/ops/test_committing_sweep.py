@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from typing import Any
 
 import pytest
@@ -96,6 +98,30 @@ def test_most_is_committed_by_the_sweep(counted: bool) -> None:
         assert stats["fallback_layers"] == 0
         assert stats["list_entries"] < 1.2 * case.k[0]
         assert_same(found, expected)
+
+
+@pytest.mark.parametrize("counted", [True, False])
+def test_dropped_weights_that_all_come_back(counted: bool) -> None:
+    """The gradients of the others are small: none of them grows, and the sample must not let the sweep believe it."""
+    case = make_case(9, SIZES, density=0.1, round=3, counted=counted)
+    for g, mask in zip(case.grads or [], case.masks(), strict=True):
+        g[~mask] *= 1e-6
+        g[mask] += 10 * g[mask].sign()
+    expected, _ = updated(case)
+    for isa in native_isas():
+        found, stats = updated(case, isa)
+        assert_same(found, expected)
+        assert stats["fallback_layers"] == 0
+
+
+def test_more_is_grown_than_was_inactive() -> None:
+    case = make_case(10, SIZES, density=0.8, round=3)
+    assert isinstance(case.k, list)
+    more = [n - math.ceil(0.8 * n) + k // 2 for n, k in zip(SIZES, case.k, strict=True)]
+    case = dataclasses.replace(case, options={"k_grow": more})
+    expected, _ = updated(case)
+    for isa in native_isas():
+        assert_same(updated(case, isa)[0], expected)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
