@@ -28,10 +28,10 @@ demo: .venv/built
 	$(BIN)/dstee train --data digits --compare --out runs/demo --overwrite
 
 test: .venv/built
-	$(BIN)/python -m pytest -n auto --dist worksteal
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n auto --dist worksteal # several processes: threads that spin take others' cores
 
 test-ranks: .venv/built
-	$(BIN)/python -m pytest -m "ranks and not slow" tests/distributed tests/bench tests/test_examples.py
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -m "ranks and not slow" tests/distributed tests/bench tests/test_examples.py
 
 test-slow: .venv/built
 	$(BIN)/python -m pytest -m "slow and not cuda_ptx"

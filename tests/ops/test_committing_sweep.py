@@ -16,12 +16,8 @@ from dstee.testing.configurations import native_isas
 
 pytestmark = pytest.mark.skipif(native.load()[0] is None, reason=native.load()[1])
 
-SIZES = [
-    70_001,
-    40_009,
-    65_536,
-    140_013,
-]  # sampled, so that there are bounds; the third and fourth of each four commit too much
+# Sampled, so that there are bounds; of each four layers the third and fourth commit too much.
+SIZES = [33_001, 40_009, 32_800, 65_567]
 STEP = ops.SGDRule(0.1, 0.9, weight_decay=0.01)
 
 
@@ -65,8 +61,8 @@ def test_too_much_committed_is_undone(dtype: torch.dtype, options: dict[str, boo
 def test_bounds_that_just_miss_are_noticed(margin_share: float, options: dict[str, bool]) -> None:
     """Committed by a hair too much, also where the weights that show it lie in a layer's end, which is only listed."""
     scanned: set[int] = set()
-    for seed in range(6):
-        case = make_case(seed, [33_000 + 31, 40_009, 65_567, 70_001], density=0.15, round=3, **options)
+    for seed in range(4):
+        case = make_case(seed, [33_031, 40_009, 32_799, 65_567], density=0.15, round=3, **options)
         expected, _ = updated(case)
         for isa in native_isas():
             found, stats = updated(case, isa, margin_share=margin_share)
@@ -126,7 +122,7 @@ def test_more_is_grown_than_was_inactive() -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("numbers", [0.0, 0.001, 0.02, 0.5])
-@pytest.mark.parametrize("sizes", [[5000], [70_001, 140_013]], ids=str)
+@pytest.mark.parametrize("sizes", [[5000], [40_009, 65_567]], ids=str)
 def test_nan_gradients_need_no_scan(dtype: torch.dtype, numbers: float, sizes: list[int]) -> None:
     """Candidates without a score come after all others, by index, whether there are few or nothing else."""
     case = make_case(8, sizes, dtype=dtype, density=0.1, round=3)
