@@ -69,7 +69,8 @@ def test_a_step_makes_no_python_call_for_each_tensor(whole: bool) -> None:
 
         apart()
         counts.append(python_calls(lambda s=sparse, o=optimizer: s.step(o)) if whole else python_calls(apart))
-    assert counts[0] == counts[1] < (170 if whole else 210)
+    # Six blocks more are 24 tensors more. A few calls may be of objects that happen to die then.
+    assert abs(counts[0] - counts[1]) < 8 and max(counts) < (170 if whole else 210)
 
 
 # --- dense parameters ----------------------------------------------------------------------------------------------------
