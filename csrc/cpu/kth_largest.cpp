@@ -79,12 +79,14 @@ KthLargest kth_largest(const Keys* arrays, size_t count, int64_t k) {
   }
   std::array<uint32_t, kFew + kMaxLanes> few;
   Keys copied{few.data(), 0};
-  if (result.equal <= kFew) {
+  const auto copy_if_few = [&] {
+    if (result.equal > kFew || arrays == &copied) return;
     for (size_t a = 0; a < count; ++a)
       copied.count += isa.copy_between(arrays[a].key, arrays[a].count, low, high, arrays[a].key, few.data() + copied.count);
     arrays = &copied;
     count = 1;
-  }
+  };
+  copy_if_few();
   if (low == 0 || high == UINT32_MAX) {  // one side is open
     uint32_t smallest = UINT32_MAX, largest = 0;
     for (size_t a = 0; a < count; ++a) isa.min_max(arrays[a].key, arrays[a].count, &smallest, &largest);
@@ -92,12 +94,7 @@ KthLargest kth_largest(const Keys* arrays, size_t count, int64_t k) {
     high = std::min(high, largest);
   }
   while (low < high) {
-    if (result.equal <= kFew && arrays != &copied) {
-      for (size_t a = 0; a < count; ++a)
-        copied.count += isa.copy_between(arrays[a].key, arrays[a].count, low, high, arrays[a].key, few.data() + copied.count);
-      arrays = &copied;
-      count = 1;
-    }
+    copy_if_few();
     if (result.equal <= kSort) {
       const auto end = few.begin() + isa.copy_between(few.data(), copied.count, low, high, few.data(), few.data());
       std::sort(few.begin(), end, std::greater<uint32_t>());
