@@ -7,6 +7,7 @@
 # make bench-peers  the same with other libraries for sparse training, in an environment of its own (.venv-peers)
 # make bench-scaling  how time grows with weights, layers, density, swaps and odd data: a quarter of an hour; go on with RESUME=1
 # make results-page  make docs/results.md and its pictures again, of the committed results
+# make docs   build the documentation into site/, in an environment of its own (.venv-docs); fails on links and names that are wrong
 # make sanitize  run the CPU kernels under sanitizers, with every compiler and many flags: about ten minutes a compiler
 # make cuda-check  compile the CUDA kernels with nvcc, without a GPU; fails on warnings, spills and more instructions than before
 # make cuda-ptx     execute the compiled CUDA kernels' PTX on the CPU, against the reference and with planted faults;
@@ -22,7 +23,7 @@ BIN := .venv/bin
 OUT ?= bench/results
 SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh') setup.py pyproject.toml
 
-.PHONY: demo test test-ranks test-slow check sanitize cuda-check cuda-ptx cuda-ptx-full triton-check bench bench-peers bench-scaling results-page gpu format clean
+.PHONY: demo test test-ranks test-slow check sanitize cuda-check cuda-ptx cuda-ptx-full triton-check bench bench-peers bench-scaling results-page docs gpu format clean
 
 demo: .venv/built
 	$(BIN)/dstee train --data digits --compare --out runs/demo --overwrite
@@ -83,6 +84,9 @@ bench-scaling: .venv/built
 results-page: .venv/built
 	$(BIN)/python -m bench.results_page
 
+docs: .venv-docs/ready
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict --clean
+
 gpu:
 	$(PYTHON) -m bench.gpu --out $(OUT)
 
@@ -103,6 +107,11 @@ format: .venv/built
 	$(BIN)/python -m dstee info
 	touch $@
 
+.venv-docs/ready: requirements-docs.txt
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-docs.txt
+	touch $@
+
 # --no-deps: sparsimony asks for numpy 1, and works with 2; rigl-torch needs torchvision for two class names only
 .venv-peers/built: bench/peers.txt requirements-dev.txt $(SOURCES)
 	$(PYTHON) -m venv .venv-peers
@@ -112,4 +121,4 @@ format: .venv/built
 	touch $@
 
 clean:
-	rm -rf .venv .venv-peers build dist tests/cuda_host/.build tests/cuda_ptx/.build *.egg-info dstee/_C*.so
+	rm -rf .venv .venv-docs .venv-peers site build dist tests/cuda_host/.build tests/cuda_ptx/.build *.egg-info dstee/_C*.so
