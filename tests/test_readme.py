@@ -1,48 +1,24 @@
-"""The README's code runs, and what it names exists."""
+"""What only the README must have; that its code runs and its commands exist is tested with the other pages (test_docs.py)."""
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
-import pytest
+from support.pages import blocks, commands
 
 from bench.readme_table import with_table
 
-ROOT = Path(__file__).resolve().parent.parent
-README = (ROOT / "README.md").read_text()
-FENCED = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
-BLOCKS = [text for language, text in FENCED if language == "python"]
+README = (Path(__file__).resolve().parent.parent / "README.md").read_text()
 
 
 def test_both_interfaces_are_shown() -> None:
-    assert any("SparseSGD" in block for block in BLOCKS) and any("ops.drop_grow_" in block for block in BLOCKS)
+    shown = [block.text for block in blocks(README) if block.language == "python"]
+    assert any("SparseSGD" in text for text in shown) and any("ops.drop_grow_" in text for text in shown)
 
 
-@pytest.mark.parametrize("block", BLOCKS, ids=range(len(BLOCKS)))
-def test_code_runs(block: str, capsys: pytest.CaptureFixture[str]) -> None:
-    exec(compile(block, "README.md", "exec"), {"__name__": "readme"})
+def test_commands_are_shown() -> None:
+    assert len([words for words in commands(README) if words[0] == "dstee"]) >= 6
 
 
-def test_commands_exist() -> None:
-    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    named = set(re.findall(r"`?make ([a-z-]+)", README))
-    assert named and named <= targets
-
-    from dstee.cli import make_parser
-
-    parser = make_parser()
-    shell = "\n".join(text for language, text in FENCED if not language)
-    lines = re.findall(r"^dstee (.*?)(?:\s+#.*)?$", shell, re.MULTILINE)
-    assert len(lines) >= 6
-    for line in lines:
-        parser.parse_args(line.split())
-
-
-def test_links_exist() -> None:
-    for target in re.findall(r"\]\(([^)#:]+)\)", README):
-        assert (ROOT / target).exists(), target
-
-
-def test_speed_table_is_the_committed_one() -> None:
+def test_speed_tables_are_the_committed_ones() -> None:
     assert with_table(README) == README, "run `python -m bench.readme_table`"
