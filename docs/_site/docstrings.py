@@ -9,6 +9,7 @@ import griffe
 
 _ROLE = re.compile(r":(?:class|func|meth|mod|data|attr|exc):`(?:([^`<]+) <([^`>]+)>|~?([^`]+))`")
 _LITERAL_BLOCK = re.compile(r"::$", re.M)
+_NEXT_ERROR = re.compile(r"(?<=\.)\s+(?=[A-Z]\w*(?:Error|Interrupt)(?:, \w+)*: )")
 _CODE = re.compile(r"(``.*?``|`[^`]*`)", re.S)
 
 
@@ -30,6 +31,8 @@ def _visit(obj: griffe.Object) -> None:
 def _markdown(obj: griffe.Object, text: str) -> str:
     text = _ROLE.sub(lambda match: _link(obj, match[1] or match[3], match[2] or match[3]), text)
     text = _LITERAL_BLOCK.sub(":", text)
+    text, heading, raised = text.partition("Raises:\n")
+    text += heading + _NEXT_ERROR.sub("\n    ", raised)  # several errors of one paragraph
     parts = _CODE.split(text)
     return "".join(part if i % 2 else part.replace("**", r"\*\*") for i, part in enumerate(parts))
 

@@ -27,7 +27,7 @@ def public_modules(root: Path = ROOT) -> dict[str, str]:
 
 def _first_sentence(docstring: str) -> str:
     paragraph = " ".join(docstring.split("\n\n")[0].split())
-    return re.split(r"(?<=[.:;])\s", paragraph)[0].rstrip(".:;")
+    return re.split(r"(?<=\.)\s", paragraph)[0].rstrip(".:;")
 
 
 def named(root: Path = ROOT) -> set[str]:
