@@ -7,6 +7,7 @@ import importlib.util
 import re
 import sys
 import types
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -54,7 +55,10 @@ def test_code_runs(page: Path, as_before: None, monkeypatch: pytest.MonkeyPatch)
         if block.missing():
             left_out.append(f"line {block.first_line} needs {', '.join(block.missing())}")
         elif not block.not_run:
-            exec(code, vars(module))
+            with warnings.catch_warnings():
+                if block.needs:
+                    warnings.simplefilter("ignore")  # other packages' business
+                exec(code, vars(module))
     if left_out:
         pytest.skip(f"all other code of the page ran; {'; '.join(left_out)}")
 

@@ -94,7 +94,7 @@ def _assigns(node: ast.stmt, name: str) -> bool:
 def private_words(root: Path) -> Iterator[str]:
     """Words that only their author knows; CONTRIBUTING.md has the ones to use."""
     suffixes = (".py", ".cpp", ".cu", ".h", ".cuh", ".md", ".j2")
-    for file in sources(root, *SHIPPED, "tests", "README.md", "CONTRIBUTING.md", suffixes=suffixes):
+    for file in sources(root, *SHIPPED, "tests", "docs", "README.md", "CONTRIBUTING.md", suffixes=suffixes):
         for line, text in enumerate(file.read_text().splitlines(), 1):
             if PRIVATE.search(text):
                 yield f"{file}:{line} {text.strip()}"
@@ -180,7 +180,7 @@ def long_files(root: Path) -> Iterator[str]:
 
 
 def left_for_later(root: Path) -> Iterator[str]:
-    for file in sources(root, *SHIPPED, "tests", suffixes=(".py", ".cpp", ".cu", ".h", ".cuh", ".toml", ".md")):
+    for file in sources(root, *SHIPPED, "tests", "docs", suffixes=(".py", ".cpp", ".cu", ".h", ".cuh", ".toml", ".md")):
         for line, text in enumerate(file.read_text().splitlines(), 1):
             if LATER.search(text):
                 yield f"{file}:{line} {text.strip()}"
