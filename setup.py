@@ -1,4 +1,4 @@
-"""Decides what to compile and which folders are packages; everything else stands in pyproject.toml.
+"""Decides what to compile, which folders are packages and how the README reads on an index; the rest stands in pyproject.toml.
 
 DSTEE_BUILD=auto (default)  compile csrc/ with what is there; without a compiler, install the pure-Python package
             cpu             CPU kernels only; no compiler is an error
@@ -168,6 +168,32 @@ def extensions() -> tuple[list, dict]:
     return [extension], {"build_ext": BuildExtension.with_options(no_python_abi_suffix=False)}
 
 
+LINK = re.compile(r"^```.*?^```|`[^`\n]*`|(!?)\[((?:!?\[[^\]]*\]\([^)]*\)|[^\[\]])*)\]\(([^)\s]+)\)", re.M | re.S)
+
+
+def for_index(markdown: str, source: str | None) -> str:
+    """A page with links that work away from the repository: those to its own files lead to ``source``, the address of the
+    project, or are plain text where it has none. Code stays as it is."""
+
+    def rewrite(match: re.Match[str]) -> str:
+        image, label, target = match.groups()
+        if target is None:
+            return match[0]
+        label = LINK.sub(rewrite, label)  # a picture that is a link
+        if not re.match(r"[a-z]+:", target):
+            if source is None:
+                return label
+            target = source + (target if target.startswith("#") else f"/{'raw' if image else 'blob'}/HEAD/{target}")
+        return f"{image}[{label}]({target})"
+
+    return LINK.sub(rewrite, markdown)
+
+
+def long_description() -> str:
+    source = re.search(r'^Source = "(.+?)/?"', (ROOT / "pyproject.toml").read_text("utf-8"), re.M)  # tomllib came in 3.11
+    return for_index((ROOT / "README.md").read_text("utf-8"), source and source[1])
+
+
 # kernels/ and bench/ lie beside dstee/ and are installed inside it.
 FOLDERS = {"dstee.kernels": "kernels", "dstee.bench": "bench"}
 PACKAGES = find_packages(str(ROOT), include=["dstee", "dstee.*"])
@@ -175,5 +201,13 @@ PACKAGES += [
     f"dstee.{name}" for folder in FOLDERS.values() for name in find_packages(str(ROOT), include=[folder, f"{folder}.*"])
 ]
 
-modules, commands = extensions()
-setup(ext_modules=modules, cmdclass=commands, packages=PACKAGES, package_dir=FOLDERS)
+if __name__ == "__main__":
+    modules, commands = extensions()
+    setup(
+        ext_modules=modules,
+        cmdclass=commands,
+        packages=PACKAGES,
+        package_dir=FOLDERS,
+        long_description=long_description(),
+        long_description_content_type="text/markdown",
+    )

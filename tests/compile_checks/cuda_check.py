@@ -78,7 +78,7 @@ def warnings_in(text: str) -> list[str]:
 
 
 def from_setup(*names: str) -> list:
-    """Constants of setup.py, which cannot be imported."""
+    """Constants of setup.py, without running it."""
     tree = ast.parse((ROOT / "setup.py").read_text())
     values = {
         target.id: statement.value
