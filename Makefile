@@ -13,6 +13,8 @@
 # make cuda-ptx     execute the compiled CUDA kernels' PTX on the CPU, against the reference and with planted faults;
 #               make cuda-ptx-full runs all cases, for sm_80 and sm_90
 # make triton-check  compile the Triton kernels for sm_80, sm_90 and gfx942, without a GPU; fails on spills and lost vector loads
+# make sdist  the source archive in dist/, compiled from there and tried in an empty folder: about two minutes
+# make wheel  a wheel with CPU kernels in dist/, for the Python of .venv, tried in a virtual environment of its own: about four minutes
 # Each sets up .venv first (pinned dependencies, compiled kernels) where that has not been done.
 #
 # make gpu    on a machine with a GPU: build, test, time, profile with its own Python, nothing is installed; under 9 minutes
@@ -23,7 +25,7 @@ BIN := .venv/bin
 OUT ?= bench/results
 SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh') setup.py pyproject.toml
 
-.PHONY: demo test test-ranks test-slow check sanitize cuda-check cuda-ptx cuda-ptx-full triton-check bench bench-peers bench-scaling results-page docs gpu format clean
+.PHONY: demo test test-ranks test-slow check sanitize cuda-check cuda-ptx cuda-ptx-full triton-check bench bench-peers bench-scaling results-page docs sdist wheel gpu format clean
 
 demo: .venv/built
 	$(BIN)/dstee train --data digits --compare --out runs/demo --overwrite
@@ -86,6 +88,12 @@ results-page: .venv/built
 
 docs: .venv-docs/ready
 	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict --clean
+
+sdist: .venv/ready
+	$(BIN)/python tests/compile_checks/package_check.py sdist
+
+wheel: .venv/ready
+	$(BIN)/python tests/compile_checks/package_check.py wheel
 
 gpu:
 	$(PYTHON) -m bench.gpu --out $(OUT)

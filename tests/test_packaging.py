@@ -27,7 +27,7 @@ NOT_INSTALLED = ("bench/README.md", "bench/peers.txt", "bench/results/")
 LEFT_BEHIND = (
     "dstee/_C.cpython-311-x86_64-linux-gnu.so", "dstee/__pycache__/cli.cpython-311.pyc", "tests/cuda_host/.build/a.o",
     "tests/cuda_ptx/.build/a.cubin", "bench/results/cpu.html", "bench/results/gpu.log", "runs/a/config.json", "build/lib/a.py",
-    "dist/dstee-0.1.0.tar.gz", ".venv/built",
+    "dist/dstee-0.1.0.tar.gz", ".venv/built", "site/index.html",
 )  # fmt: skip
 BUILD = "import sys; from setuptools import build_meta; getattr(build_meta, sys.argv[1])(sys.argv[2])"
 
