@@ -240,18 +240,37 @@ def test_rule_finds_what_breaks_it(tmp_path: Path, rule: Rule, place: str, text:
 # --- import --------------------------------------------------------------------------------------------------------------
 
 INERT = """
-import sys, random, threading
+import os, random, sys, threading
 import numpy, torch
+
+def os_threads():
+    return len(os.listdir("/proc/self/task")) if os.path.isdir("/proc/self/task") else 0
+
+STARTS = ("subprocess", "socket", "ctypes", "urllib", "os.system", "os.fork", "os.posix_spawn")
+HEAVY = ("_dynamo", "_inductor", "onnx", "testing", *(f"distributed.{name}" for name in ("tensor", "checkpoint", "fsdp")))
+seen = []
+
+def watch(event, arguments):
+    if event == "open" and not str(arguments[0]).endswith((".py", ".pyc")):  # such as the metadata of all that is installed
+        seen.append(f"opens {arguments[0]}")
+    elif event.startswith(STARTS):
+        seen.append(event)
+
 before = set(sys.modules)
-state, seeds, threads = torch.get_rng_state(), random.getstate(), torch.get_num_threads()
+state, seeds, threads = torch.get_rng_state(), random.getstate(), (torch.get_num_threads(), os_threads())
+sys.addaudithook(watch)
 import dstee
+done, seen = seen, []
+assert not done, done
 assert torch.equal(state, torch.get_rng_state()) and seeds == random.getstate(), "random state"
-assert threads == torch.get_num_threads() and threading.active_count() == 1, "threads"
+assert threads == (torch.get_num_threads(), os_threads()) and threading.active_count() == 1, "threads"
 assert not torch.cuda.is_initialized(), "CUDA"
 assert torch.get_default_dtype() is torch.float32
-new = {name.split(".")[0] for name in set(sys.modules) - before}
-heavy = {"matplotlib", "rich", "sklearn", "scipy", "pandas", "triton", "PIL"}
-assert not new & heavy, f"imported: {new & heavy}"
+new = set(sys.modules) - before
+packages = {name.partition(".")[0] for name in new} - set(sys.stdlib_module_names)
+assert packages <= {"dstee", "numpy", "torch"}, f"imported: {packages}"
+heavy = [name for name in new if name.startswith(tuple(f"torch.{one}" for one in HEAVY))]
+assert not heavy, f"imported: {heavy}"
 assert "dstee._C" not in sys.modules, "the compiled module is loaded by the first call, not by the import"
 """
 
