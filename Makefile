@@ -1,6 +1,7 @@
 # make demo   train DST-EE beside its rivals on real data, about a minute
 # make test   run the tests
 # make test-ranks  the tests that train on two to four processes, the examples among them; those with eight are among the slow ones
+# make test-hosts  the tests under the real Lightning, transformers and accelerate, in an environment of its own (.venv-hosts)
 # make test-slow  the tests that are too many for every day: about a minute
 # make check  formatting, lint, types, who imports whom, warnings of every C++ compiler that is installed
 # make bench  time the kernels against PyTorch's own: figures, tables and an HTML report, about ten minutes
@@ -25,7 +26,7 @@ BIN := .venv/bin
 OUT ?= bench/results
 SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh') setup.py pyproject.toml
 
-.PHONY: demo test test-ranks test-slow check sanitize cuda-check cuda-ptx cuda-ptx-full triton-check bench bench-peers bench-scaling results-page docs sdist wheel gpu format clean
+.PHONY: demo test test-ranks test-hosts test-slow check sanitize cuda-check cuda-ptx cuda-ptx-full triton-check bench bench-peers bench-scaling results-page docs sdist wheel gpu format clean
 
 demo: .venv/built
 	$(BIN)/dstee train --data digits --compare --out runs/demo --overwrite
@@ -35,6 +36,9 @@ test: .venv/built
 
 test-ranks: .venv/built
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -m "ranks and not slow" tests/distributed tests/bench tests/test_examples.py
+
+test-hosts: .venv-hosts/built
+	OMP_WAIT_POLICY=PASSIVE .venv-hosts/bin/python -m pytest tests/integrations
 
 test-slow: .venv/built
 	$(BIN)/python -m pytest -m "slow and not cuda_ptx"
@@ -128,5 +132,11 @@ format: .venv/built
 	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --editable .
 	touch $@
 
+.venv-hosts/built: requirements-hosts.txt requirements-dev.txt $(SOURCES)
+	$(PYTHON) -m venv .venv-hosts
+	.venv-hosts/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt -r requirements-hosts.txt
+	.venv-hosts/bin/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --editable .
+	touch $@
+
 clean:
-	rm -rf .venv .venv-docs .venv-peers site build dist tests/cuda_host/.build tests/cuda_ptx/.build *.egg-info dstee/_C*.so
+	rm -rf .venv .venv-docs .venv-hosts .venv-peers site build dist tests/cuda_host/.build tests/cuda_ptx/.build *.egg-info dstee/_C*.so

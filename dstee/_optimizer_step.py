@@ -94,6 +94,13 @@ def call_step(optimizer: Stepper, closure: Closure | None, scaler: torch.amp.Gra
         optimizer.step()
 
 
+def was_performed(stepped: torch.optim.Optimizer) -> bool:
+    """For a hook after an optimizer's step: False where the optimizer skipped it by itself, as those do that unscale gradients
+    themselves (fused ones): a GradScaler leaves its verdict there."""
+    found_inf = getattr(stepped, "found_inf", None)
+    return found_inf is None or not found_inf.item()
+
+
 def run_step(
     optimizer: Stepper, core: torch.optim.Optimizer, closure: Closure | None, scaler: torch.amp.GradScaler | None
 ) -> bool:
@@ -102,8 +109,7 @@ def run_step(
 
     def note(stepped: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None:
         nonlocal performed
-        found_inf = getattr(stepped, "found_inf", None)  # a GradScaler leaves it for optimizers that skip by themselves
-        performed = found_inf is None or not found_inf.item()
+        performed = was_performed(stepped)
 
     handle = core.register_step_post_hook(note)
     try:

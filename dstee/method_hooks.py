@@ -13,7 +13,7 @@ from dstee.methods import Method, Step
 from dstee.schedule import UpdateSchedule
 from dstee.sparse_layer import SparseLayer
 
-__all__ = ["fresh_numbers", "left_by_hooks", "overrides", "refuse_without_stop", "run_before_step"]
+__all__ = ["fresh_numbers", "left_by_hooks", "overrides", "refuse_after_step", "refuse_without_stop", "run_before_step"]
 
 
 def overrides(method: Method, hook: str) -> bool:
@@ -27,6 +27,21 @@ def refuse_without_stop(method: Method, schedule: UpdateSchedule) -> None:
         raise ValueError(
             f"{method.name} must reach its sparsity by the last mask update, but with {schedule} there is "
             f"{'no last one' if schedule.stop is None else 'none'}: give the schedule stop= > every="
+        )
+
+
+def refuse_after_step(method: Method, foreign: bool) -> None:
+    """Raises RuntimeError for methods that must be asked before a step, which somebody has made already; ``foreign``: with an
+    optimizer that knows nothing of masks."""
+    if method.updates and method.order == "replace":
+        raise RuntimeError(
+            f"{method.name} with order='replace' updates instead of stepping: call sparse.step(optimizer), "
+            "or choose order='after'"
+        )
+    if foreign and overrides(method, "before_step"):
+        raise RuntimeError(
+            f"{method.name} adds to the gradients before the step: call sparse.step(optimizer) instead of "
+            "optimizer.step() and sparse.update(), or use dstee.SparseSGD"
         )
 
 

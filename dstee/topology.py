@@ -207,16 +207,11 @@ class Topology(CheckedWeights):
         if not stepped:
             raise RuntimeError("update() does not know who made the step: pass the optimizer, sparse.update(optimizer)")
         steppers = self._steppers(stepped)
-        if self.method.updates and self.method.order == "replace":
-            raise RuntimeError(
-                f"{self.method.name} with order='replace' updates instead of stepping: call sparse.step(optimizer), "
-                "or choose order='after'"
-            )
-        if method_hooks.overrides(self.method, "before_step") and any(one.fusing is None for one in steppers):
-            raise RuntimeError(
-                f"{self.method.name} adds to the gradients before the step: call sparse.step(optimizer) instead of "
-                "optimizer.step() and sparse.update(), or use dstee.SparseSGD"
-            )
+        method_hooks.refuse_after_step(self.method, any(one.fusing is None for one in steppers))
+        return self._count(steppers)
+
+    def _count(self, steppers: Sequence[_optimizer_step.Owner]) -> bool:
+        """:meth:`update`, for hosts that have seen to what must come before the step (``dstee.integrations``)."""
         with OneAtATime(self, "update"):
             foreign = any(one.fusing is None for one in steppers)
             if self._watch.nothing_happened(self.layers.values()) if foreign else not self._stepped:
