@@ -35,12 +35,14 @@ def test_own_method(capsys: pytest.CaptureFixture[str]) -> None:
 ABORT = "terminate called without an active exception\n"
 
 
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "GLOO_SOCKET_IFNAME": "lo"}
+
+
 def run(example: str, processes: int, *options: str) -> list[str]:
     """The lines that it prints, started by torchrun; as a plain program where it is to be one process."""
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)] if processes > 1 else []
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "GLOO_SOCKET_IFNAME": "lo"}
     command = [sys.executable, *launch, str(EXAMPLES / example), *options]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=240)
     # gloo of torch 2.13 now and then aborts a process that has left its group and returned from main().
     aborted_at_exit = processes > 1 and done.stderr.startswith(ABORT) and "exitcode: -6" in done.stderr
     assert done.returncode == 0 or aborted_at_exit, done.stderr
@@ -95,3 +97,71 @@ def test_fsdp2(tmp_path: Path) -> None:
             assert after == lines[3:]  # to the last bit: as if it had not been interrupted
         assert_alike(after, lines[3:])
         assert (folder / "epoch-0006" / ".metadata").exists() and not (folder / "unfinished").exists()
+
+
+def test_cifar_goes_on_after_a_kill(tmp_path: Path) -> None:
+    options = ("--data", "digits", "--batch-size", "96", "--lr", "0.05", "--epochs", "3", "--out")
+    lines = run("cifar.py", 1, *options, str(tmp_path / "whole"))
+    epochs = told(lines)
+    assert [(epoch, updates) for epoch, *_, updates in epochs] == [(1, 4), (2, 8), (3, 9)]
+    assert {nnz for *_, nnz, _ in epochs} == {26805} and epochs[-1][1] < epochs[0][1] - 0.2
+    folder = str(tmp_path / "killed")
+    command = [sys.executable, str(EXAMPLES / "cifar.py"), *options, folder]
+    with subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True) as started:
+        assert started.stdout is not None
+        assert [started.stdout.readline().rstrip("\n") for _ in range(2)] == lines[:2]
+        started.kill()  # perhaps while it writes the second checkpoint
+    with pytest.raises(AssertionError, match="--resume is for an --out with a checkpoint"):
+        run("cifar.py", 1, *options, folder)
+    resumed = run("cifar.py", 1, *options, folder, "--resume")
+    assert resumed and resumed == lines[-len(resumed) :]
+
+
+ITOP = '''
+"""ITOP's names over a re-implementation of its Masking, which runs on a CPU, too."""
+from support.compat_originals import ItopMasking
+
+class CosineDecay:
+    def __init__(self, death_rate, steps): self.death_rate = death_rate
+
+class Masking(ItopMasking):
+    def __init__(self, optimizer, death_rate, death_rate_decay, growth_mode, redistribution_mode, args):
+        super().__init__(optimizer, death_rate, "magnitude", growth_mode, args.update_frequency)
+
+    def add_module(self, module, sparse_init, density): super().add_module(module, density)
+'''
+
+
+def patched(*options: str, path: str = "") -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(EXAMPLES / "patch_itop.py"), *options]
+    return subprocess.run(command, env=ENVIRONMENT | {"PYTHONPATH": path}, capture_output=True, text=True, timeout=240)
+
+
+def assert_patched(done: subprocess.CompletedProcess[str], weights: range) -> None:
+    assert done.returncode == 0, done.stderr
+    pattern = (
+        r"a step with a mask update by its own code: [\d.]+ ms, (\d+) of them\n"
+        r"a step with a mask update by dstee's kernels: [\d.]+ ms, (\d+) of them\n"
+        r"test accuracy ([\d.]+)%, (\d+) weights active\n"
+    )
+    found = re.fullmatch(pattern, done.stdout)
+    assert found, done.stdout
+    assert int(found[1]) > 5 and int(found[2]) > 5 and float(found[3]) > 90 and int(found[4]) in weights
+
+
+def test_patch_itop(tmp_path: Path) -> None:
+    (tmp_path / "sparselearning").mkdir()
+    (tmp_path / "sparselearning" / "core.py").write_text(ITOP)
+    root = EXAMPLES.parent
+    assert_patched(patched(path=os.pathsep.join(map(str, (tmp_path, root, root / "tests")))), range(29_000, 31_000))
+    done = patched()
+    assert done.returncode == 1 and "sparselearning" in done.stderr and "then PYTHONPATH=that folder" in done.stderr
+
+
+def test_patch_rigl_torch(tmp_path: Path) -> None:
+    pytest.importorskip("rigl_torch", reason="rigl-torch is not installed: pip install --no-deps rigl-torch==0.5.2")
+    (tmp_path / "torchvision" / "models").mkdir(parents=True)  # of which it needs two class names
+    (tmp_path / "torchvision" / "models" / "resnet.py").write_text("class Bottleneck: ...\nclass BasicBlock: ...\n")
+    (tmp_path / "torchvision" / "__init__.py").write_text("import torchvision.models.resnet")
+    (tmp_path / "torchvision" / "models" / "__init__.py").touch()
+    assert_patched(patched("--library", "rigl-torch", path=str(tmp_path)), range(55_000, 65_000))
