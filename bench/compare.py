@@ -8,10 +8,13 @@ that assumes nothing about the shape of the noise. With a margin m for what matt
   same             the whole interval lies within 1/(1 + m) .. 1 + m
   cannot tell      anything else: too few samples, too much noise, or a change of the machine (its copy bandwidth moved by about
                    as much, in the same direction)
+
+dstee's own backends decide the exit status; what changed for others is told.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,12 +23,12 @@ from typing import TextIO
 
 import numpy as np
 
-from dstee._console import one_line
+from dstee._console import UsageError, one_line
 
 from . import results_file
 from .results_file import Document, Result, Row
 
-__all__ = ["Ratio", "Verdict", "compare", "drift", "exit_status", "judge", "ratio", "run", "verdict"]
+__all__ = ["Ratio", "Verdict", "compare", "deciding", "drift", "exit_status", "judge", "ratio", "run", "verdict"]
 
 Z = 2.5758  # two-sided 99 %
 SAME, FASTER, SLOWER, UNKNOWN = "same", "faster", "slower", "cannot tell"
@@ -42,9 +45,11 @@ class Ratio:
 
 @dataclass(frozen=True)
 class Verdict:
+    """On one contender of a row; whether it ``decides`` the exit status."""
+
     row: str
     contender: str
-    ours: bool
+    decides: bool
     verdict: str
     ratio: Ratio | None
     why: str = ""
@@ -91,6 +96,8 @@ def verdict(a: Result, b: Result, machine: float, margin: float) -> tuple[str, R
         if one["status"] != "ok":
             return UNKNOWN, None, f"{one['status']} in {which}"
     r = ratio(a["samples_ms"], b["samples_ms"])
+    if a["samples_ms"] == b["samples_ms"]:
+        return SAME, r, "the very same samples"
     found = judge(r, margin)
     if found in (SLOWER, FASTER) and abs(math.log(machine)) > math.log(1 + margin):
         explained = math.log(machine) / math.log(r.estimate)
@@ -101,26 +108,36 @@ def verdict(a: Result, b: Result, machine: float, margin: float) -> tuple[str, R
     return found, r, ""
 
 
+def deciding(a: Row, b: Row) -> set[str]:
+    """Names of dstee's own backends; the reference, which is the specification and slow, where there is no other."""
+    both = [*a.get("contenders", {}).items(), *b.get("contenders", {}).items()]
+    ours = {name for name, one in both if one.get("ours")}
+    return ours - {"reference"} or ours
+
+
 def compare(a: Document, b: Document, margin: float = 0.05) -> list[Verdict]:
-    """Every contender that both have, row by row; rows with other keys are left out."""
+    """Every contender that A has measured, row by row; rows with other keys are left out. A deciding one that B has not
+    measured cannot be told."""
     found = []
     for row in b["rows"]:
         for old in a["rows"]:
             if not results_file.same_key(old, row):
                 continue
-            machine = drift(old, row)
-            for name, one in row.get("contenders", {}).items():
-                other = old.get("contenders", {}).get(name)
-                if other is None or "skipped" in (one["status"], other["status"]):
+            machine, judges, title = drift(old, row), deciding(old, row), results_file.title(row)
+            for name, other in old.get("contenders", {}).items():
+                one = row.get("contenders", {}).get(name)
+                if other["status"] == "skipped":
                     continue
-                what, r, why = verdict(other, one, machine, margin)
-                found.append(Verdict(results_file.title(row), name, bool(one.get("ours") or other.get("ours")), what, r, why))
+                if one is not None and one["status"] != "skipped":
+                    found.append(Verdict(title, name, name in judges, *verdict(other, one, machine, margin)))
+                elif name in judges:
+                    found.append(Verdict(title, name, True, UNKNOWN, None, "not measured in B"))
     return found
 
 
 def exit_status(verdicts: Sequence[Verdict], everyone: bool = False) -> int:
     """0: all same or faster; 1: one is slower; 2: nothing slower, but one that cannot be told, or nothing to compare."""
-    counted = [v.verdict for v in verdicts if v.ours or everyone]
+    counted = [v.verdict for v in verdicts if v.decides or everyone]
     if SLOWER in counted:
         return 1
     return 2 if UNKNOWN in counted or not counted else 0
@@ -136,28 +153,53 @@ def differences(a: Document, b: Document) -> list[str]:
     for document, which in ((a, "A"), (b, "B")):
         if document["stamp"].get("dirty"):
             found.append(f"{which} was measured with changes that are in no commit")
+    for one, other, which in ((a, b, "A"), (b, a, "B")):
+        alone = sum(not any(results_file.same_key(row, twin) for twin in other["rows"]) for row in one["rows"])
+        if alone:
+            found.append(f"{alone} of {len(one['rows'])} rows of {which} are in that file alone")
     return found
 
 
+def _line(v: Verdict) -> str:
+    between = "" if v.ratio is None else f"{v.ratio.estimate:6.3f} times A ({v.ratio.low:.3f} to {v.ratio.high:.3f})"
+    return f"  {one_line(v.contender):22} {v.verdict:12} {between}{'  ' + one_line(v.why) if v.why else ''}"
+
+
+def _folded(others: Sequence[Verdict]) -> str:
+    """Those that decide nothing in one line: the changes by name, the rest counted."""
+    parts = []
+    for what in (SLOWER, FASTER, SAME, UNKNOWN):
+        found = [v for v in others if v.verdict == what]
+        changed = ", ".join(f"{one_line(v.contender)} {v.ratio.estimate:.2f} times A" for v in found if v.ratio is not None)
+        if found:
+            parts.append(f"{len(found)} {what}{f' ({changed})' if what in (SLOWER, FASTER) else ''}")
+    return f"  others, which decide nothing: {', '.join(parts)}"
+
+
 def run(first: Path, second: Path, margin: float, everyone: bool, stream: TextIO) -> int:
-    """Prints the verdicts; returns the exit status."""
+    """Prints the verdicts; returns the exit status.
+
+    Raises:
+        UsageError: a file cannot be read, or holds what processes send, which is counted and not timed.
+    """
     a, b = results_file.read(first), results_file.read(second)
+    for path, document in ((first, a), (second, b)):
+        if results_file.find(document, op="ranks"):
+            raise UsageError(f"{path} is of bench ranks, which counts what processes send; compare is for times")
     verdicts = compare(a, b, margin)
-
-    def line(text: str) -> None:
-        print(text, file=stream)
-
     for difference in differences(a, b):
-        line(f"note: {one_line(difference)}")
-    title = None
-    for v in verdicts:
-        if v.row != title:
-            title = v.row
-            line(f"\n{one_line(title)}")
-        between = "" if v.ratio is None else f"{v.ratio.estimate:6.3f} times A ({v.ratio.low:.3f} to {v.ratio.high:.3f})"
-        line(f"  {one_line(v.contender):22} {v.verdict:12} {between}{'  ' + one_line(v.why) if v.why else ''}")
+        print(f"note: {one_line(difference)}", file=stream)
+    for title, group in itertools.groupby(verdicts, lambda v: v.row):
+        print(f"\n{one_line(title)}", file=stream)
+        found = list(group)
+        folded = [] if everyone else [v for v in found if not v.decides]
+        for v in found:
+            if v not in folded:
+                print(_line(v), file=stream)
+        if folded:
+            print(_folded(folded), file=stream)
     status = exit_status(verdicts, everyone)
     counted = "every contender" if everyone else "dstee's backends"
     words = {0: "same or faster", 1: "slower", 2: "cannot tell" if verdicts else "no row in common"}
-    line(f"\n{words[status]} ({counted}; margin {margin:.0%})")
+    print(f"\n{words[status]} ({counted}; margin {margin:.0%})", file=stream)
     return status

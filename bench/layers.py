@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +17,9 @@ from dstee import ops
 from dstee._console import UsageError
 from dstee._files import is_shape, open_regular, parse_json
 from dstee.encoding import unpack_bits
+from dstee.experiments.references import load_reference
+from dstee.selection import select
+from dstee.weight_kinds import is_lazy
 
 from .shapes import SHAPES, Shape
 
@@ -149,16 +151,16 @@ def by_name(name: str) -> dict[str, Shape]:
 
 
 def of_model(source: str) -> dict[str, Shape]:
-    """Shapes of the user's own layers: ``module:factory`` (called without arguments, returns a module), or a state dict in a
-    ``.pt``/``.pth`` (loaded with weights_only) or ``.safetensors`` file. Weights of two dimensions and more count, except
-    embeddings of a module.
+    """Shapes of the user's own layers: of those that sparsify would make sparse in what ``module:function`` returns, called
+    without arguments (or in the module that it is); or of the weights of two dimensions and more in a state dict, a ``.pt`` or
+    ``.pth`` (loaded with weights_only) or ``.safetensors`` file.
 
     Raises:
         UsageError: it cannot be loaded, or holds no such weight.
     """
-    is_file = source.endswith((".pt", ".pth", ".safetensors"))
-    found = _of_file(Path(source)) if is_file else _of_factory(source)
-    found = {name: shape for name, shape in found.items() if len(shape) >= 2 and math.prod(shape) >= 8}
+    if not source.endswith((".pt", ".pth", ".safetensors")):
+        return _of_factory(source)
+    found = {name: shape for name, shape in _of_file(Path(source)).items() if len(shape) >= 2 and math.prod(shape) >= 8}
     if not found:
         raise UsageError(f"--from-model {source}: no weight of two or more dimensions in it")
     return found
@@ -204,17 +206,21 @@ def _safetensors_shapes(path: Path) -> dict[str, Shape]:
 
 
 def _of_factory(source: str) -> dict[str, Shape]:
-    module, colon, attribute = source.partition(":")
-    if not colon:
-        raise UsageError(f"--from-model {source!r}: expected module:factory, or a .pt, .pth or .safetensors file")
+    """Of the weights that :func:`dstee.sparsify` would make sparse."""
+    if ":" not in source:
+        raise UsageError(f"--from-model {source!r}: expected module:function, or a .pt, .pth or .safetensors file")
+    found = load_reference(source, "--from-model")
     try:
-        target: Any = importlib.import_module(module)
-        for part in attribute.split("."):
-            target = getattr(target, part)
-    except (ImportError, AttributeError) as error:
-        raise UsageError(f"--from-model {source}: {error}") from error
-    model = target if isinstance(target, nn.Module) else target()
+        model = found if isinstance(found, nn.Module) else found()
+    except (Exception, SystemExit) as error:  # whatever a user's function does
+        raise UsageError(f"--from-model {source}, called without arguments, raised {type(error).__name__}: {error}") from error
     if not isinstance(model, nn.Module):
-        raise UsageError(f"--from-model {source} gives {type(model).__name__}, expected a torch.nn.Module")
-    tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
-    return {name: tuple(p.shape) for name, p in model.named_parameters() if id(p) not in tables}
+        raise UsageError(f"--from-model {source} gives a {type(model).__name__}, expected a torch.nn.Module")
+    try:
+        chosen = select(model, None, None).chosen
+    except ValueError as error:
+        raise UsageError(f"--from-model {source}: {error}") from error
+    lazy = [c.name for c in chosen if is_lazy(c.param)]
+    if lazy:
+        raise UsageError(f"--from-model {source}: {lazy[0]} has no shape yet: call the model once before it is returned")
+    return {c.name: tuple(c.param.shape) for c in chosen}

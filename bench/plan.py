@@ -18,6 +18,8 @@ from .tasks import Task, op_task
 
 __all__ = ["check", "options", "tasks"]
 
+OPS = ("masked_sgd", "drop_grow")  # on layers; the update shows its cost per step, so it comes last
+
 
 def options(args: argparse.Namespace) -> dict[str, Any]:
     """What goes into the result file."""
@@ -43,6 +45,9 @@ def check(args: argparse.Namespace) -> None:
         raise UsageError(f"--threads {args.threads}: expected 1 to 4096")
     if args.device == "cuda" and not torch.cuda.is_available():
         raise UsageError(f"--device cuda: torch {torch.__version__} sees no GPU")
+    others = [op for op in args.op if op not in OPS]
+    if args.from_model and others:
+        raise UsageError(f"--from-model gives layers for {' and '.join(OPS)}: leave out --op {' '.join(others)}")
     if not (args.limit > 0 and args.budget > 0):
         raise UsageError("--limit and --budget are seconds, more than 0")
 
@@ -65,8 +70,8 @@ def tasks(args: argparse.Namespace) -> list[Task]:
     check(args)
     try:
         found, for_steps, for_host = contenders(args.plugin), trainers(args.plugin), steppers(args.plugin)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UsageError(f"--plugin: {error}") from error
+    except (Exception, SystemExit) as error:  # whatever a plugin does as it is imported
+        raise UsageError(f"--plugin: {type(error).__name__}: {error}") from error
     others = {c.name for c in found if not c.ours}
     unknown = set(args.against or ()) - others
     if unknown:
@@ -86,7 +91,7 @@ def tasks(args: argparse.Namespace) -> list[Task]:
 
 
 def _op_tasks(args: argparse.Namespace, found: list[Contender]) -> list[Task]:
-    ops = [op for op in ("masked_sgd", "drop_grow") if op in args.op]  # the update shows its cost per step, so it comes last
+    ops = [op for op in OPS if op in args.op]
     return [
         op_task(args, found, op, name, shapes, density, dtype, first=i == 0)
         for name, shapes in (cases(args) if ops else {}).items()

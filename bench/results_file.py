@@ -306,6 +306,8 @@ def title(row: Row) -> str:
         parts.append(f"{key['threads']} thread{'s' if key['threads'] != 1 else ''}")
     if key.get("device", "cpu") != "cpu":
         parts.append(key["device"])
+    if key["op"] == "scaling":
+        parts.append(key.get("of", ""))
     return "  ".join(p for p in parts if p)
 
 

@@ -23,11 +23,20 @@ __all__ = [
 
 
 def milliseconds(value: float | None) -> str:
+    """A time of so many milliseconds in three figures, in s, ms or us; nothing of None."""
     if value is None:
         return ""
-    if value >= 10_000:
-        return f"{value / 1000:.1f} s"
-    return f"{value:.1f} ms" if value >= 10 else f"{value:.2f} ms" if value >= 0.1 else f"{value * 1000:.1f} us"
+    if value >= 1000:
+        return f"{value / 1000:.1f} s" if value >= 10_000 else f"{value / 1000:.2f} s"
+    return (
+        f"{value:.0f} ms"
+        if value >= 100
+        else f"{value:.1f} ms"
+        if value >= 10
+        else f"{value:.2f} ms"
+        if value >= 0.1
+        else f"{value * 1000:.1f} us"
+    )
 
 
 def megabytes(value: float | None) -> str:
@@ -116,8 +125,6 @@ def _step_cells(name: str, one: Result) -> tuple[str, ...]:
 
 def caption(row: Row) -> str:
     """What was measured, in one line."""
-    if row["key"]["op"] == "scaling":
-        return f"{title(row)}  {row['key'].get('of', '')}"
     if "dense_parameters" in row:
         return f"{title(row)}: {row['layers']} sparse and {row['dense_parameters']} dense parameters, {row['n']:,} weights"
     if "roof" not in row:

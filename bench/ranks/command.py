@@ -36,8 +36,6 @@ def check(args: argparse.Namespace) -> None:
         raise UsageError(f"--ranks {' '.join(map(str, args.ranks))}: expected 1 to 64 processes")
     if args.updates < 1:
         raise UsageError(f"--updates {args.updates}: expected 1 or more")
-    if args.device != "cpu" or args.from_model or args.html:
-        raise UsageError("ranks are CPU processes with layers by name: leave out --device, --from-model and --html")
     for name in ("tokens", "flops", "step_seconds"):
         value = getattr(args, name)
         if value is not None and not value > 0:

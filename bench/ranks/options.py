@@ -10,7 +10,7 @@ __all__ = ["add_arguments"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    own = parser.add_argument_group("ranks")
+    own = parser.add_argument_group("ranks and the model of their cost")
     own.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4], metavar="R", help="processes (default: 1 2 4)")
     own.add_argument(
         "--methods", nargs="+", default=None, metavar="NAME",

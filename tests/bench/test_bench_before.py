@@ -95,7 +95,7 @@ def test_what_git_does_not_know_is_told(
     for revision in ("nothing", "--help", "HEAD~1", ""):
         with pytest.raises(UsageError, match="git knows no such commit"):
             before.build(revision, lambda text: None)
-    assert cli.main(["--shapes", "mlp", "--before", "nothing"]) == 3
+    assert cli.main(["--shapes", "mlp", "--before", "nothing"]) == 2
     assert capsys.readouterr().err.startswith("dstee: error: --before nothing: git knows no such commit")
     monkeypatch.setattr(before, "ROOT", tmp_path)
     with pytest.raises(UsageError, match="not a git repository"):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from bench import cli, compare, plan, results_file, sweep
+from bench import cli, compare, options, plan, results_file, sweep
 from dstee import cli as dstee_cli
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -24,16 +25,76 @@ WRONG = """--density 0
 --shapes mlp --from-model a:b
 --op step --shapes gpt2
 --resume a.json --json b.json
+--from-model nothing
+--from-model no_such_module:make
+--op host --from-model a:b
+--op drop_grow scaling --from-model a:b
 report /nowhere/a.json
-compare a
-dance"""
+compare /nowhere/a.json /nowhere/b.json
+--html a.html compare a.json b.json
+--threads 1 report a.json
+--from-model a:b ranks"""
 
 
 @pytest.mark.parametrize("words", WRONG.splitlines())
 def test_wrong_options_are_told_in_one_line(words: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(words.split()) == 3
+    assert cli.main(words.split()) == 2
     told = capsys.readouterr().err.strip().splitlines()
     assert len(told) == 1 and told[0].startswith("dstee: error:")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "compare a",
+        "compare",
+        "dance",
+        "report",
+        "ranks --from-model a:b",
+        "compare a b --html c",
+        "model x",
+        "--op host compare a b",
+    ],
+)
+def test_what_the_parser_refuses(words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for main, before in ((cli.main, []), (dstee_cli.main, ["bench"])):
+        with pytest.raises(SystemExit) as ended:
+            main([*before, *words.split()])
+        told = capsys.readouterr()
+        assert ended.value.code == 2 and "error: " in told.err.splitlines()[-1] and not told.out
+
+
+OWN = {
+    "compare": {"--margin", "--all"}, "report": {"--html"}, "model": {"--gpu", "--measured", "--shapes", "--density"},
+    "ranks": {"--shapes", "--dtype", "--density", "--every", "--threads", "--limit", "--largest", "--json", "--out", "--ranks",
+              "--methods", "--updates", "--model-only", "--link", "--all-reduce", "--tokens", "--flops", "--step-seconds"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("command", OWN)
+def test_the_help_of_a_command_shows_its_own_options(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for main, before in ((cli.main, []), (dstee_cli.main, ["bench"])):
+        with pytest.raises(SystemExit, match="0"):
+            main([*before, command, "--help"])
+        shown = capsys.readouterr().out
+        assert set(re.findall(r"(?<![\w-])--[a-z-]+", shown)) == OWN[command] | {"--help"}
+        assert f"bench {command} " in shown.splitlines()[0]
+    assert ("exit status: 0" in shown) == (command == "compare")
+
+
+def test_the_help_of_bench_names_its_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        dstee_cli.main(["bench", "--help"])
+    shown = capsys.readouterr().out
+    assert "--from-model" in shown and "--margin" not in shown and "--gpu" not in shown
+    assert all(re.search(rf"^    {command} ", shown, re.MULTILINE) for command in OWN)
+
+
+def test_options_before_a_command_reach_it() -> None:
+    args = cli.make_parser().parse_args(["--html", "x.html", "--shapes", "mlp", "--threads", "2", "ranks", "--density", "0.5"])
+    assert (args.shapes, args.threads, args.density, args.limit) == (["mlp"], 2, [0.5], 300.0)
+    args = cli.make_parser().parse_args(["--html", "x.html", "report", "a.json"])
+    assert args.html == Path("x.html") and options.misplaced(args) is None
 
 
 def test_slow_contenders_run_once(capsys: pytest.CaptureFixture[str]) -> None:

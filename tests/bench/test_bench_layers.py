@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from bench import cost, layers
+from bench import cli, cost, layers, plan, sweep
 from bench.layers import make_layers
+from dstee import cli as dstee_cli
 from dstee import ops
 from dstee._console import UsageError
 
@@ -74,12 +76,81 @@ def test_headers_that_no_model_has_are_refused(tmp_path: Path, header: bytes) ->
         layers.of_model(str(tmp_path / "m.safetensors"))
 
 
-@pytest.mark.parametrize(
-    "source", ["nothing", "no_such_module:f", "support.bench_plugin:absent", "math:pi", "support.bench_plugin:Lazy.__name__"]
-)
-def test_a_factory_must_give_a_model(source: str) -> None:
-    with pytest.raises((UsageError, TypeError)):
-        layers.of_model(source)
+MODELS = """
+import torch
+from torch import nn
+
+def good():
+    from own_layers import width
+    return nn.Sequential(nn.Linear(8, width), nn.ReLU(), nn.Linear(width, 4))
+
+ready = nn.Linear(16, 8)
+number = 7
+
+def raises():
+    raise RuntimeError("two\\nlines")
+
+def wants(width):
+    return nn.Linear(width, width)
+
+def nothing():
+    pass
+
+def ends():
+    raise SystemExit(3)
+
+def only_norms():
+    return nn.Sequential(nn.BatchNorm1d(8), nn.Embedding(10, 8))
+
+def lazy():
+    return nn.LazyLinear(8)
+
+def frozen():
+    return nn.Linear(8, 8).requires_grad_(False)
+"""
+BAD = {
+    "nothing": "expected module:function, or a .pt", ":make": "cannot be imported", "no_such_module:f": "No module named",
+    "own_models:absent": "has no attribute 'absent'", "own_models:": "cannot be imported",
+    "own_models:number": "is no function",
+    "own_models:raises": "raised RuntimeError: two lines",
+    "own_models:wants": "missing 1 required positional argument: 'width'",
+    "own_models:nothing": "gives a NoneType, expected a torch.nn.Module", "own_models:ends": "raised SystemExit: 3",
+    "own_models:torch.zeros": "raised TypeError", "own_models:only_norms": "nothing to make sparse: no Linear",
+    "own_models:lazy": "has no shape yet: call the model once", "own_models:frozen": "frozen (requires_grad is False)",
+    "broken:make": "SyntaxError", "needs_more:make": "No module named 'not_there'", "leaves:make": "SystemExit: 1",
+}  # fmt: skip
+
+
+@pytest.fixture
+def at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with modules of a user, which is not on the path."""
+    texts = {"own_models": MODELS, "own_layers": "width = 16\n", "broken": "def make(:\n", "needs_more": "import not_there\n",
+             "leaves": "import sys\nsys.exit(1)\n", "own_contenders": "import nothing_of_this_name\n"}  # fmt: skip
+    for name, text in texts.items():
+        (tmp_path / f"{name}.py").write_text(text)
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if p not in ("", str(tmp_path))])
+    return tmp_path
+
+
+@pytest.mark.filterwarnings("ignore:Lazy modules are a new feature")
+@pytest.mark.parametrize("source", BAD)
+def test_a_function_must_give_a_model(source: str, at_home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert dstee_cli.main(["bench", "--from-model", source]) == 2
+    told = capsys.readouterr()
+    assert BAD[source] in told.err and source in told.err and told.err.startswith("dstee: error: --from-model") and not told.out
+    assert len(told.err.splitlines()) == 1, "one line, no traceback"
+
+
+def test_modules_of_the_working_directory_are_found(at_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = {}
+    monkeypatch.setattr(sweep, "run", lambda tasks, *rest, **more: seen.update({t["op"]: t["shapes"] for t in tasks}))
+    assert cli.main(["--from-model", "own_models:good"]) == 0
+    assert seen == {"masked_sgd": [[16, 8], [4, 16]], "drop_grow": [[16, 8], [4, 16]]}
+    assert layers.of_model("own_models:ready") == {"weight": (8, 16)}
+    with pytest.raises(UsageError, match="--plugin: ModuleNotFoundError: No module named 'nothing_of_this_name'"):
+        plan.tasks(cli.make_parser().parse_args(["--plugin", "own_contenders"]))
 
 
 def test_the_cases_have_exact_counts() -> None:
