@@ -16,7 +16,10 @@ if TYPE_CHECKING:
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
-__all__ = ["bandwidth", "bars", "growth", "lines", "over_size", "pictures", "step_bars", "svg"]
+__all__ = [
+    "COLOURS", "MARKERS", "bandwidth", "bars", "draw_lines", "growth", "lines", "log_ticks", "over_size", "pictures", "short",
+    "step_bars", "svg",
+]  # fmt: skip
 
 COLOURS = ("#0b5394", "#b45f06", "#38761d", "#741b47", "#444444", "#0c8599", "#a61c00", "#7f6000", "#351c75", "#5b7f00")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")
@@ -26,6 +29,7 @@ STYLE: dict[Any, object] = {
     "grid.alpha": 0.3, "font.family": "sans-serif", "text.parse_math": False, "hatch.linewidth": 0.6, "svg.hashsalt": "dstee",
 }  # fmt: skip
 
+ROOM = 0.15  # inches beside the text: the reader's font may be wider than the one that is measured here
 Draw = Callable[["Figure"], None]
 
 
@@ -34,9 +38,10 @@ def svg(draw: Draw, width: float, height: float) -> str:
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(width, height), layout="constrained")
+        figure = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=ROOM))
         FigureCanvasSVG(figure)
         draw(figure)
         out = io.StringIO()
@@ -47,7 +52,7 @@ def svg(draw: Draw, width: float, height: float) -> str:
     return re.sub(r' xmlns(:xlink)?="[^"]*"', "", text)  # inside HTML no name space is needed
 
 
-def _log_ticks(axes: Axes, which: Literal["x", "y"]) -> None:
+def log_ticks(axes: Axes, which: Literal["x", "y"]) -> None:
     """A log axis with plain numbers at 1, 10, 100 and, where it covers little, at 2 and 5 between."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
@@ -65,7 +70,8 @@ def _log_ticks(axes: Axes, which: Literal["x", "y"]) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def _short(text: str, limit: int = 34) -> str:
+def short(text: str, limit: int = 34) -> str:
+    """At most ``limit`` characters."""
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
@@ -94,12 +100,12 @@ def bars(row: Row) -> str | None:
         if roof is not None:
             axes.axvline(roof, color="#000000", linestyle="--", linewidth=1)
             axes.text(roof, 1.01, "roof", transform=axes.get_xaxis_transform(), ha="center", va="bottom")
-        _log_ticks(axes, "x")
+        log_ticks(axes, "x")
         top = max(one["p80_ms"] for one in ok.values())
         least = min([one["p20_ms"] for one in ok.values()] + ([] if roof is None else [roof]))
         axes.set_xlim(least / 2, top * (top / least) ** 0.55 * 2)
         axes.set_ylim(-0.6, len(names) - 0.4)
-        axes.set_yticks(range(len(names)), [_short(n) for n in names])
+        axes.set_yticks(range(len(names)), [short(n) for n in names])
         axes.grid(False, axis="y")
         dashed = "" if roof is None else "dashed: the roof; "
         axes.set_xlabel(f"milliseconds, log scale ({dashed}whiskers: 20th to 80th percentile)")
@@ -113,20 +119,23 @@ def lines(series: dict[str, list[tuple[float, float]]], x: str, y: str, dashed: 
     if not series:
         return None
 
-    def draw(figure: Figure) -> None:
-        axes = figure.subplots()
-        for i, (name, points) in enumerate(series.items()):
-            axes.plot(*zip(*points, strict=True), color=COLOURS[i % 10], marker=MARKERS[i % 10], linestyle=DASHES[i % 4],
-                      markersize=5, label=_short(name))  # fmt: skip
-        for name, value in (dashed or {}).items():
-            axes.axhline(value, color="#000000", linestyle=(0, (5, 3)), linewidth=1, label=name)
-        _log_ticks(axes, "x")
-        _log_ticks(axes, "y")
-        axes.set_xlabel(x)
-        axes.set_ylabel(y)
-        axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1.01, 0.5))
+    return svg(lambda figure: draw_lines(figure.subplots(), series, x, y, dashed), 9, 3.6)
 
-    return svg(draw, 9, 3.6)
+
+def draw_lines(
+    axes: Axes, series: dict[str, list[tuple[float, float]]], x: str, y: str, dashed: dict[str, float] | None = None
+) -> None:
+    """Log-log curves and their legend, into ``axes``."""
+    for i, (name, points) in enumerate(series.items()):
+        axes.plot(*zip(*points, strict=True), color=COLOURS[i % 10], marker=MARKERS[i % 10], linestyle=DASHES[i % 4],
+                  markersize=5, label=short(name))  # fmt: skip
+    for name, value in (dashed or {}).items():
+        axes.axhline(value, color="#000000", linestyle=(0, (5, 3)), linewidth=1, label=name)
+    log_ticks(axes, "x")
+    log_ticks(axes, "y")
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1.01, 0.5))
 
 
 def over_size(document: Document, op: str) -> str | None:
@@ -190,7 +199,7 @@ def step_bars(row: Row) -> str | None:
                           edgecolor="#222222", linewidth=0.6)  # fmt: skip
                 left += values[phase]
             axes.annotate(milliseconds(left), (left, i), xytext=(6, 0), textcoords="offset points", va="center")
-        axes.set_yticks(range(len(names)), [_short(n) for n in names])
+        axes.set_yticks(range(len(names)), [short(n) for n in names])
         axes.grid(False, axis="y")
         axes.margins(x=0.12)
         axes.set_xlabel("milliseconds per training step (update: its cost over the steps between two)")

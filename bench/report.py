@@ -1,4 +1,5 @@
-"""The HTML report: one file that loads nothing, runs nothing and can be read without colour.
+"""The HTML report: one file that loads nothing, runs nothing and can be read without colour. A picture and one table answer how
+long dstee takes; all else is folded.
 
 ``report.html.j2`` is filled by jinja2, which escapes every value; the pictures alone, SVG that matplotlib has escaped, go in as
 they are. The whole document lies in a script element that no browser runs and that no string in it can end.
@@ -15,7 +16,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from dstee._console import UsageError
 from dstee._files import write_atomic
 
-from . import plots, scaling_report
+from . import overview, plots, scaling_report
+from .lead_picture import lead_pictures
 from .results_file import Document, Environment, Result, Row
 from .table import caption, cells, kernel_line, roof_words
 
@@ -96,8 +98,10 @@ def render(document: Document) -> str:
         document=document,
         stamp=document["stamp"],
         complete=document.get("complete"),
+        lead=[(name, Markup(picture)) for name, picture in lead_pictures(document)],
+        answer=overview.lines(document),
         roof=roof_words(document["rows"]),
-        rows=map(_table, [row for row in document["rows"] if row["key"]["op"] != "scaling"]),
+        rows=[_table(row) for row in document["rows"] if row["key"]["op"] != "scaling"],
         growth=scaling_report.lines(document),
         sheets=scaling_report.sheets(document),
         above=scaling_report.above(document),

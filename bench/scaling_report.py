@@ -17,7 +17,7 @@ from .adversarial import ORDINARY
 from .results_file import Document, Result, Row, find
 from .table import aligned, milliseconds, printable
 
-__all__ = ["BAD", "SWEEPS", "Curve", "Sheet", "above", "curves", "factors", "lines", "sheets", "slope", "text"]
+__all__ = ["BAD", "SWEEPS", "Curve", "Point", "Sheet", "above", "curves", "factors", "lines", "sheets", "slope", "text"]
 
 SWEEPS = {
     "n": "weights", "layers": "layers", "small layers": "layers of 5,000 weights", "density": "density",

@@ -21,6 +21,7 @@ NAMES = [
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    registry.steppers()  # the modules of contenders enter theirs once, and not into the copy
     monkeypatch.setattr(registry, "_registered", dict(registry._registered))
     monkeypatch.setitem(host.NETWORKS, "small", lambda: nn.Sequential(nn.Linear(30, 20), nn.BatchNorm1d(20), nn.Linear(20, 5)))
 
@@ -46,7 +47,7 @@ def test_every_stepper_is_right_and_timed(small: None) -> None:
     assert results_file.fault(made) is None and len(compare.compare(made, made)) == len(NAMES)
     pytest.importorskip("matplotlib")
     page = report.render(made)
-    assert page.count("<svg") == 1 and "dashed" not in page
+    assert page.count("<svg") == 2 and "dashed" not in page
 
 
 class Lazy(TorchStepping):
@@ -98,5 +99,5 @@ def test_rows_are_on_one_thread_unless_told(capsys: pytest.CaptureFixture[str]) 
         ("resnet20", 1, 0.1), ("resnet20", 1, 0.05), ("lenet-300-100", 1, 0.1), ("lenet-300-100", 1, 0.05)
     ]  # fmt: skip
     assert plan.tasks(cli.make_parser().parse_args(["--op", "host", "--threads", "2"]))[0]["threads"] == 2
-    assert cli.main(["--op", "host", "--shapes", "gpt2"]) == 3
+    assert cli.main(["--op", "host", "--shapes", "gpt2"]) == 2
     assert "expected of resnet20, lenet-300-100" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The form of result files, and the README's tables, which are made of them."""
+"""The form of result files, and what is shown of them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from support.bench_rows import document, result, samples
 
-from bench import compare, environment, readme_table, report, results_file, table
+from bench import compare, environment, report, results_file, table
 from dstee._console import UsageError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -92,13 +92,6 @@ def test_cost_per_step() -> None:
     assert math.isclose(found["native"]["amortised_ms"], 2.1) and math.isclose(found["topk"]["amortised_ms"], 8.0)
 
 
-def test_the_readme_table_is_made_of_the_document(tmp_path: Path) -> None:
-    made = document({"native": result([10.0]), "torch.topk": result([305.0], ours=False)})
-    results_file.write(tmp_path / "cpu.json", made)
-    text = readme_table.table(tmp_path)
-    assert "| 10% | 10.0 ms | 50% | 30x |" in text and "torch.topk" in text
-
-
 READ_ROOF = {
     "roof_by": "pairs", "roofs_ms": {"lines": 0.4, "pairs": 0.6, "copy": 0.9},
     "read_bytes": {"lines": 8000, "pairs": 9_000_000, "lines_again": 500, "pairs_again": 3_000_000},
@@ -114,7 +107,7 @@ def test_what_a_roof_is_stands_beside_the_figures(tmp_path: Path) -> None:
     for made, has, has_not in ((old, "of a parallel copy", "in pairs of"), (new, "in pairs of 64-byte lines", "parallel copy")):
         results_file.write(tmp_path / "cpu.json", made)
         held = results_file.read(tmp_path / "cpu.json")
-        for text in (table.document_text(held), report.render(held), readme_table.table(tmp_path)):
+        for text in (table.document_text(held), report.render(held)):
             assert has in text and has_not not in text
     assert "12 MB to read; roof 0.50 ms at 20.0 GB/s read (0.40 ms by single lines; 0.90 ms at 20.0 GB/s copy)" in (
         table.document_text(new)
