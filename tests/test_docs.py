@@ -142,7 +142,17 @@ DIRECTIVE = re.compile(r"^::: ([\w.]+)\n(?:    options:\n(?:      .*\n)*?      m
 
 
 def shown() -> Iterator[tuple[str, str]]:
-    """(module, name) of what the pages of the reference show."""
+    """(module, name) of what the pages of the reference show, where it can be imported."""
+    for module, name in listed():
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            assert module.startswith("dstee.integrations.") and "pip install" in str(error)
+        else:
+            yield module, name
+
+
+def listed() -> Iterator[tuple[str, str]]:
     for page in sorted((ROOT / "docs" / "api").glob("*.md")):
         for found, members in DIRECTIVE.findall(page.read_text()):
             module, _, name = found.rpartition(".")
@@ -164,7 +174,7 @@ def test_the_reference_shows_what_is_there() -> None:
     [
         "dstee", "dstee.ops", "dstee.methods", "dstee.metrics", "dstee.export", "dstee.distributed", "dstee.compat",
         "dstee.compat.checkpoints", "dstee.compat.sparselearning", "dstee.compat.rigl_torch", "dstee.compat.torch_ao",
-        "dstee.compat.sparsimony", "dstee.testing",
+        "dstee.compat.sparsimony", "dstee.testing", "dstee.integrations.logging",
     ],
 )  # fmt: skip
 def test_the_reference_shows_all_that_is_exported(module: str) -> None:
