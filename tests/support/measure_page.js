@@ -17,6 +17,7 @@ addEventListener("load", () => {
             box.bottom > frame.bottom + SLACK) told(`${state}, text beyond its picture`, element);
         continue;
       }
+      if (width < 560 && element.closest("figure, .wide")) continue; // on a telephone pictures and wide tables may be pushed aside
       if (box.right > width + SLACK || box.left < -SLACK) told(`${state}, wider than the window`, element);
       const style = getComputedStyle(element);
       if (style.display !== "inline" && element.tagName !== "svg" &&
