@@ -43,10 +43,12 @@ def _link(obj: griffe.Object, shown: str, target: str) -> str:
 
 
 def _path(obj: griffe.Object, target: str) -> str:
-    first = target.partition(".")[0]
-    scope: griffe.Object | None = None if first in ("dstee", "torch") else obj
+    first, *rest = target.removeprefix("dstee.").split(".")
+    scope: griffe.Object | None = obj.package if target.startswith("dstee.") else obj
     while scope is not None:
         if first in scope.members:
-            return f"{scope.path}.{target}"
+            member = scope.members[first]
+            of_class = bool(rest) and isinstance(member, griffe.Alias)  # its members are shown where it is defined
+            return ".".join([member.target_path if of_class else f"{scope.path}.{first}", *rest])
         scope = scope.parent  # type: ignore[assignment]
     return target
