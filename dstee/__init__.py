@@ -1,5 +1,8 @@
 """Dynamic sparse training: DST-EE and its rivals as exact, fused PyTorch operations."""
 
+from typing import TYPE_CHECKING, Any
+
+from dstee import _lazy
 from dstee import distributed as distributed
 from dstee import metrics as metrics
 from dstee import ops as ops
@@ -80,3 +83,8 @@ __all__ = [
 ]
 
 __version__ = "0.1.0"
+
+if not TYPE_CHECKING:  # a type checker is to miss what is not there
+
+    def __getattr__(name: str) -> Any:
+        return _lazy.submodule(__name__, name, ("compat", "integrations", "testing", "training_cost"))

@@ -101,6 +101,22 @@ def check(words: list[str], targets: set[str]) -> None:
 
 
 @of_pages()
+def test_names_are_found_after_import_dstee(page: Path) -> None:
+    """Who copies a name from a page has imported dstee, and perhaps nothing else."""
+    missing = []
+    for name in sorted(set(re.findall(r"\bdstee\.(?!bench\b)(\w+(?:\.\w+)*)", page.read_text()))):
+        found: object = dstee
+        try:
+            for part in name.split("."):
+                found = getattr(found, part)
+        except AttributeError:
+            missing.append(name)
+        except ImportError as error:  # a host that is not installed; the rest of the name is another test's
+            assert "pip install" in str(error)
+    assert missing == []
+
+
+@of_pages()
 def test_links_exist(page: Path) -> None:
     assert [target for target in links(page.read_text()) if not (page.parent / target).exists()] == []
 

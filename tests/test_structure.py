@@ -272,6 +272,8 @@ assert packages <= {"dstee", "numpy", "torch"}, f"imported: {packages}"
 heavy = [name for name in new if name.startswith(tuple(f"torch.{one}" for one in HEAVY))]
 assert not heavy, f"imported: {heavy}"
 assert "dstee._C" not in sys.modules, "the compiled module is loaded by the first call, not by the import"
+assert not {"dstee.compat", "dstee.integrations", "dstee.testing"} & set(sys.modules), "submodules that nobody asked for"
+assert dstee.compat.torch_ao.DSTEESparsifier and dstee.integrations.logging.scalars and not hasattr(dstee, "compat_")
 """
 
 

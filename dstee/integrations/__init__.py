@@ -5,13 +5,12 @@ No host is imported before its module here is, and none is a dependency of dstee
 
 from __future__ import annotations
 
-import importlib
 from types import ModuleType
+
+from dstee import _lazy
 
 __all__ = ["accelerate", "lightning", "logging", "transformers"]
 
 
 def __getattr__(name: str) -> ModuleType:
-    if name in __all__:
-        return importlib.import_module(f"{__name__}.{name}")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return _lazy.submodule(__name__, name, __all__)
