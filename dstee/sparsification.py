@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from dstee import _checks, rules, sparsity_distribution
+from dstee.dead_network import warn_of_dead_parts
 from dstee.distributed import agree
 from dstee.distributed.check import check_parts
 from dstee.distributed.ranks import agree_on, exchange, seed_of_first_rank, sum_each
@@ -104,7 +105,7 @@ def sparsify(
             if include is not None or exclude is not None:
                 raise ValueError("masks name the layers: leave out include and exclude")
             refuse_computed("masks", [c for c in candidates(model) if not masks.keys().isdisjoint(c.names())])
-            return from_masks(model, masks, method=method, schedule=schedule, seed=seed, track_exploration=track_exploration)
+            return _with_masks(model, masks, method, schedule, seed, track_exploration)
     elif masks not in (None, "magnitude"):
         raise ValueError(f"masks must be a dict from parameter name to mask, 'nonzero' or 'magnitude', got {masks!r}")
     method, schedule, seed = _check_arguments(model, method, schedule, seed)
@@ -212,12 +213,15 @@ def _make(
     seed: int,
     track_exploration: bool,
     budget: Mapping[str, int] | None = None,
+    given: bool = False,
 ) -> SparseModel:
     counted = method.needs_counter or track_exploration
     cuts = [shardings.get(c.name) for c, _ in masks]
     nnz = sum_each(count_nonzero([mask for _, mask in masks]), [holders_of(cut) for cut in cuts])
     layers = {c.name: make_layer(model, c, mask, n, counted, cut) for (c, mask), n, cut in zip(masks, nnz, cuts, strict=True)}
     budget = dict(budget or {name: layer.nnz for name, layer in layers.items()})
+    whole = [(c, mask if cut is None else None) for (c, mask), cut in zip(masks, cuts, strict=True)]
+    warn_of_dead_parts(model, whole, nnz, stacklevel=5 if given else 4)
     _check_end(method, schedule, seed, layers, budget)
     sparse = SparseModel(model, layers, method, schedule, seed)
     sparse.budget = budget
@@ -278,6 +282,13 @@ def from_masks(
     Raises:
         ValueError: listing every mask that does not fit the model. TypeError: a weight's dtype. The model has not changed then.
     """
+    return _with_masks(model, masks, method, schedule, seed, track_exploration)
+
+
+def _with_masks(
+    model: nn.Module, masks: Mapping[str, Tensor], method: Method | str | None, schedule: UpdateSchedule | None,
+    seed: SupportsIndex, track_exploration: bool,
+) -> SparseModel:  # fmt: skip
     method, schedule, seed = _check_arguments(model, method, schedule, seed)
     _check_needs(method, schedule, None, given=True)
     reshard(model)
@@ -285,7 +296,7 @@ def from_masks(
     chosen = fit_masks(model, masks)
     shardings = _check_parameters([c for c, _ in chosen], method)
     pairs = [(c, shardings[c.name].part_of(mask, c.name) if c.name in shardings else mask) for c, mask in chosen]
-    return _make(model, pairs, shardings, method, schedule, seed, track_exploration)
+    return _make(model, pairs, shardings, method, schedule, seed, track_exploration, given=True)
 
 
 def _check_arguments(
