@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from dstee._console import UsageError
+from dstee._console import UsageError, needs
 from dstee._files import write_atomic
 
 from . import overview, plots, scaling_report
@@ -47,7 +47,7 @@ def require() -> None:
     """
     missing = [name for name in NEEDS if importlib.util.find_spec(name) is None]
     if missing:
-        raise UsageError(f"--html needs {' and '.join(missing)}: pip install 'dstee[report]'")
+        raise UsageError(needs("--html", " and ".join(missing), "report"))
 
 
 def _template() -> Template:

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from dstee import ops
+from dstee._console import needs
 from dstee._files import CheckpointError, is_shape, open_regular, parse_json, write_atomic
 from dstee._state_checks import is_int
 from dstee.encoding import mask_bytes
@@ -53,7 +54,7 @@ def _safetensors() -> tuple[ModuleType, ModuleType]:
     try:
         return importlib.import_module("safetensors"), importlib.import_module("safetensors.torch")
     except ImportError as error:
-        raise ImportError("safetensors files need the package safetensors: pip install safetensors") from error
+        raise ImportError(needs("a safetensors file", "safetensors", "export")) from error
 
 
 def _digest(t: Tensor) -> str:

@@ -1,14 +1,9 @@
-"""The ``dstee`` command.
-
-Exit status: 0 done, 1 verify-resume found a difference, or runs of a sweep failed, 2 error, 130 SIGINT, 143 SIGTERM.
-"""
+"""The ``dstee`` command. Its exit statuses stand in ``dstee --help``."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import os
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -18,8 +13,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import dstee
 from dstee import CheckpointError
-from dstee._console import Interrupted, UsageError, complain, one_line
+from dstee._console import UsageError, complain, exit_status, one_line
 from dstee._files import WriteError
+from dstee._parser import Parser
 
 if TYPE_CHECKING:
     from dstee.experiments.run_folder import Mode
@@ -28,60 +24,56 @@ __all__ = ["main", "make_parser"]
 
 # What a command needs is imported when its name is parsed: `dstee info` waits neither for the trainer nor for bench.
 
+_EPILOG = """exit status:
+  0         done
+  1         the answer is no: verify-resume found a difference, a run of sweep or reproduce failed,
+            bench got a wrong result, bench compare found it slower
+  2         the command line, a setting, a file or the machine does not allow it; a line says what to do
+  3         bench compare cannot tell
+  130, 143  stopped by Ctrl-C or SIGTERM; what was done is saved
+  141       nobody reads the output any more, as in: dstee table runs | head -1
 
-class _Parser(argparse.ArgumentParser):
-    """A parser whose options are added when it is about to parse."""
-
-    def __init__(self, add_options: Callable[[argparse.ArgumentParser], None] | None = None, **settings: Any):
-        super().__init__(**settings, allow_abbrev=False)
-        self._add_options = add_options
-        if sys.version_info >= (3, 14):
-            self.color = False
-
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        if self._add_options is not None:
-            add, self._add_options = self._add_options, None
-            add(self)
-        return super().parse_known_args(args, namespace)
+dstee COMMAND --help lists the options of a command.
+"""
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="dstee", description="Dynamic sparse training with exploration (DST-EE).")
+    parser = Parser(
+        prog="dstee", description="Dynamic sparse training with exploration (DST-EE).", epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
     parser.add_argument("--version", action="version", version=f"dstee {dstee.__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
     for name, command in _COMMANDS.items():
         commands.add_parser(name, help=command.help, add_options=command.add_options)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line ``argv`` (default: the process's) and returns the exit status."""
+    """Runs the command line ``argv`` (default: the process's) and returns the exit status.
+
+    Raises:
+        SystemExit: the command line cannot be parsed (2), or asks for help or the version (0).
+    """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal without the plus-minus sign is no reason to stop
+    return exit_status(partial(_run, argv), CheckpointError, WriteError)
+
+
+def _run(argv: Sequence[str] | None) -> int:
     args = make_parser().parse_args(argv)
-    try:
-        return _COMMANDS[args.command].run(args)
-    except (UsageError, CheckpointError, WriteError) as error:
-        complain("error", error)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except OSError as error:
-        complain("error", f"{error.filename}: {error.strerror}" if error.filename else error)
-    except KeyboardInterrupt:
-        complain("stopped", "interrupted")
-        return 128 + signal.SIGINT
-    except Interrupted as error:
-        complain("stopped", f"{error}; the state is saved, {error.how}")
-        return 128 + error.signum
-    return 2
+    return _COMMANDS[args.command].run(args)
 
 
 # --- settings of a training ----------------------------------------------------------------------------------------------
 
 
 def widths(text: str) -> list[int]:
-    return [int(part) for part in text.split(",")]
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected whole numbers as 512,256, got {text!r}") from None
 
 
 def _add_settings(parser: argparse.ArgumentParser) -> None:

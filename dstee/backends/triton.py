@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from dstee._console import needs
 from dstee._float_mode import with_gradual_underflow
 from dstee.backends import version_counters
 
@@ -42,7 +43,10 @@ def interpreted() -> bool:
 def why_not(op: str, device: torch.device) -> str | None:
     """Why the Triton kernels cannot run ``op`` on the device; None where they can."""
     if device.type == "cpu" and not interpreted():
-        return "Triton has no CPU kernels; TRITON_INTERPRET=1, set before Python starts, interprets them (slow, for tests)"
+        return (
+            "it is for GPUs, a CPU needs nothing more for it (TRITON_INTERPRET=1, set before Python starts, interprets its "
+            "kernels: slow, for tests)"
+        )
     if device.type != "cpu" and interpreted():
         return f"TRITON_INTERPRET is set, and the interpreter cannot read the memory of {device.type} devices: unset it"
     if op not in MODULES:
@@ -60,7 +64,7 @@ def why_not_option(op: str, device: torch.device, option: str) -> str | None:
 def missing() -> str | None:
     """What to install, or None."""
     if importlib.util.find_spec("triton") is None:
-        return "triton is not installed: pip install triton"
+        return needs("the Triton backend", "triton", "triton")
     return None
 
 

@@ -176,7 +176,9 @@ class Config:
         "run", "threads that read images from their files", 4, ("in 1..256", lambda x: 1 <= x <= 256), free=True
     )
     checkpoint_every: int = _field("run", "optimizer steps from one checkpoint to the next", 400, _at_least(1), free=True)
-    keep_checkpoints: int = _field("run", "checkpoints that are kept per training", 2, _at_least(1), free=True)
+    keep_checkpoints: int = _field(
+        "run", "checkpoints that are kept per training, until the run has finished", 2, _at_least(1), free=True
+    )
     keep_masks: bool = _field("run", "keep the masks of every recorded update, for pictures of their overlap", False, free=True)
     ignored_at: tuple[int, ...] = _field("run", "mask updates of which to measure what they ignored (Fig. 1), as 60,200", (),
                                          _STEPS, free=True)  # fmt: skip
@@ -344,7 +346,9 @@ def _checked(field: dataclasses.Field[object], value: object) -> object:
     if choices and value not in choices():
         raise UsageError(f"{name} must be one of {', '.join(choices())}, got {value!r}{did_you_mean(value, choices())}")
     if limit and not limit[1](value):
-        raise UsageError(f"{name} must be {limit[0]}, got {json.dumps(value)}")
+        percent = setting(field).text.startswith("share") and isinstance(value, float) and 1 < value < 100
+        hint = f": {value:g} % is {value / 100:g}" if percent else ""  # type: ignore[operator]  # a float
+        raise UsageError(f"{name} must be {limit[0]}, got {json.dumps(value)}{hint}")
     return value
 
 

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from dstee._console import UsageError
+from dstee._console import UsageError, needs
 from dstee._files import dump_json, parse_json, read_file, write_atomic
 from dstee.experiments.records import Record
 from dstee.experiments.training import Training
@@ -128,7 +128,7 @@ def check_installed(names: Sequence[str]) -> None:
         try:
             importlib.import_module(package)
         except ImportError as error:
-            raise UsageError(f"--log {name} needs {package}: pip install 'dstee[{name}]'") from error
+            raise UsageError(needs(f"--log {name}", package, name)) from error
 
 
 class Loggers:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dstee._console import UsageError
+from dstee._console import UsageError, needs
 from dstee._files import write_atomic
 from dstee.experiments.config import differences, grouped_keys, method_keys, method_name
 from dstee.experiments.records import Record, read_records
@@ -108,7 +108,7 @@ def draw(lines: Sequence[Curves], title: str) -> bytes:
         from matplotlib.figure import Figure
         from matplotlib.ticker import MaxNLocator
     except ImportError as error:
-        raise UsageError("the picture needs matplotlib: pip install matplotlib") from error
+        raise UsageError(needs("the picture", "matplotlib", "cli")) from error
     many, beside = len(lines) > _MANY, len(lines) > _BESIDE
     figure = Figure(figsize=(13 if beside else 11, 5.4 if many else 4.6), layout="constrained")
     FigureCanvasAgg(figure)

@@ -2,7 +2,8 @@
 
 config.json                        what was asked for; its presence makes the folder a run
 <method>-seed<n>/metrics.jsonl     one JSON object per line: updates, epochs
-<method>-seed<n>/checkpoint-*.dst  the last whole states
+<method>-seed<n>/checkpoint-*.dst  the last whole states, until the run has finished
+<method>-seed<n>/final.dst         the network and its masks, of a finished run
 <method>-seed<n>/masks-*.dst       the masks after each update, where they are to be kept
 <method>-seed<n>/wandb.json  events.out.tfevents.*   of loggers, where they are asked for
 <method>-seed<n>/ignored-*.json    what an update ignored, where that is to be measured
@@ -21,7 +22,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypedDict, cast
 
-from dstee._console import UsageError
+from dstee._console import UsageError, needs
 from dstee._files import WriteError, dump_json, parse_json, read_file, remove_leftovers, write_atomic
 from dstee.experiments.config import differences
 
@@ -38,7 +39,7 @@ PAUSE = 0.5
 
 _TRIAL = re.compile(r"[a-z0-9_-]{1,40}-(seed[0-9]{1,10}|seeds[0-9]{1,10}-[0-9]{1,10})")
 _FILES = r"config\.json|results\.json|curves\.png|metrics\.jsonl|(?:checkpoint|masks)-[0-9]{10}\.dst|ignored-[0-9]{10}\.json"
-_FILES += r"|wandb\.json|events\.out\.tfevents\.[\w.-]+"
+_FILES += r"|final\.dst|wandb\.json|events\.out\.tfevents\.[\w.-]+"
 _OURS = re.compile(_FILES + r"|\.lock|\.[\w.-]+\.tmp")
 _MAX_MANIFEST = 1 << 20
 _KEYS = {"format": str, "version": int, "dstee": str, "torch": str, "identity": dict, "data_digest": str, "config": dict}
@@ -94,6 +95,7 @@ class RunFolder:
 
     def __init__(self, path: Path, manifest: Manifest, mode: Mode = "new"):
         self.path = path
+        _require_filelock()
         made = not path.exists()
         path.mkdir(parents=True, exist_ok=True)
         self._lock: FileLock | None = None
@@ -154,6 +156,7 @@ def hold_folder(path: Path, what: str) -> Iterator[None]:
     Raises:
         UsageError: it is in use, or cannot be written.
     """
+    _require_filelock()
     try:
         path.mkdir(parents=True, exist_ok=True)
         lock = _lock(path / ".lock", what)
@@ -163,6 +166,14 @@ def hold_folder(path: Path, what: str) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def _require_filelock() -> None:
+    """Before a folder is made."""
+    try:
+        import filelock  # noqa: F401
+    except ImportError as error:
+        raise UsageError(needs("a run folder", "filelock", "cli")) from error
 
 
 def _lock(path: Path, what: str = "training") -> FileLock:

@@ -241,9 +241,9 @@ def test_images_are_no_graph(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("module", "reason"),
     [
-        ("torch_geometric.data", r"needs torch-geometric: pip install 'dstee\[graphs\]'"),
-        ("torch_geometric.nn.conv.gcn_conv", r"needs torch-geometric: pip install 'dstee\[graphs\]'"),
-        ("sklearn.metrics", r"needs scikit-learn for the AUC: pip install 'dstee\[cli\]'"),
+        ("torch_geometric.data", r'needs torch-geometric: pip install "dstee\[graphs\]"'),
+        ("torch_geometric.nn.conv.gcn_conv", r'needs torch-geometric: pip install "dstee\[graphs\]"'),
+        ("sklearn.metrics", r'the AUC of link prediction needs scikit-learn: pip install "dstee\[cli\]"'),
     ],
 )
 def test_a_missing_package_is_named_before_anything_is_trained(graph, monkeypatch, module, reason):

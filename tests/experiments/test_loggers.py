@@ -154,5 +154,5 @@ def test_a_package_that_is_missing_is_said_before_anything_is_written(quiet_plac
     for name in ("tensorboard", "wandb"):
         monkeypatch.setitem(sys.modules, name, None)
         assert cli.main(["train", "--epochs", "1", "--hidden", "8", "--log", name, "--out", "run"]) == 2
-        assert f"--log {name} needs {name}: pip install 'dstee[{name}]'" in capsys.readouterr().err
+        assert f'--log {name} needs {name}: pip install "dstee[{name}]"' in capsys.readouterr().err
     assert not (tmp_path / "run").exists()

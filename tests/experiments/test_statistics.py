@@ -100,7 +100,7 @@ def test_seeds_that_differ_are_named():
 
 def test_without_scipy_it_says_so(monkeypatch):
     monkeypatch.setitem(sys.modules, "scipy", None)
-    with pytest.raises(UsageError, match=r"need scipy: pip install 'dstee\[cli\]'"):
+    with pytest.raises(UsageError, match=r'needs scipy: pip install "dstee\[cli\]"'):
         compare_pairs(by_seed([1, 2, 3]), by_seed([1, 1, 1]), NAMES)
 
 

@@ -120,7 +120,7 @@ def test_bad_options_are_one_line_before_anything_is_measured(options, reason, c
 def test_without_rich_it_says_what_to_install(capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "rich.console", None)
     assert cli.main(["verify-theory", *TINY]) == 2
-    assert capsys.readouterr().err == "dstee: error: the command line needs rich: pip install rich\n"
+    assert capsys.readouterr().err == 'dstee: error: the command line needs rich: pip install "dstee[cli]"\n'
 
 
 def test_unknown_problem_is_refused(capsys):
@@ -132,7 +132,7 @@ def test_unknown_problem_is_refused(capsys):
 def test_noise_without_scipy_is_refused(capsys, monkeypatch):
     monkeypatch.setattr(command.importlib.util, "find_spec", lambda name: None)
     assert cli.main(["verify-theory", "--noise", "1"]) == 2
-    assert "pip install 'dstee[cli]'" in capsys.readouterr().err
+    assert '--noise needs scipy: pip install "dstee[cli]"' in capsys.readouterr().err
 
 
 # --- what it says --------------------------------------------------------------------------------------------------------

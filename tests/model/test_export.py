@@ -202,9 +202,9 @@ def test_damaged_and_foreign_files(tmp_path):
 
 def test_without_safetensors_the_error_says_what_to_install(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "safetensors", None)
-    with pytest.raises(ImportError, match="pip install safetensors"):
+    with pytest.raises(ImportError, match=r'pip install "dstee\[export\]"'):
         trained().export("safetensors", tmp_path / "m")
-    with pytest.raises(ImportError, match="pip install safetensors"):
+    with pytest.raises(ImportError, match=r'pip install "dstee\[export\]"'):
         from_export(mlp(), Path("m"))
     assert not list(tmp_path.iterdir())
 

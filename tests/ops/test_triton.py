@@ -210,7 +210,7 @@ def test_refusals_are_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
     triton_backend.missing.cache_clear()
     try:
         reason = triton_backend.why_not("pack_mask", torch.device("cuda"))
-        assert reason == "triton is not installed: pip install triton"
+        assert reason == 'the Triton backend needs triton: pip install "dstee[triton]"'
     finally:
         monkeypatch.undo()
         triton_backend.missing.cache_clear()

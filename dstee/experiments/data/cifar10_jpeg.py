@@ -10,7 +10,7 @@ from types import ModuleType
 import numpy as np
 import torch
 
-from dstee._console import UsageError
+from dstee._console import UsageError, needs
 from dstee.experiments.data.files import data_file
 from dstee.experiments.data.images import Dataset
 from dstee.experiments.data.npz import Array, read_npz
@@ -45,7 +45,7 @@ def load_cifar10_jpeg(data_dir: str | None) -> Dataset:
     try:
         from PIL import Image
     except ImportError as error:
-        raise UsageError("--data cifar10-jpeg needs Pillow: pip install 'dstee[vision]'") from error
+        raise UsageError(needs("--data cifar10-jpeg", "pillow", "vision")) from error
     found = read_npz(path, wanted)
     lengths = found["lengths"].astype(np.int64)
     if int(lengths.sum()) != len(found["scans"]):

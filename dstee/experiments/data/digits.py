@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from dstee._console import UsageError
+from dstee._console import UsageError, needs
 from dstee.experiments.data.images import Dataset, standardised
 
 __all__ = ["load_digits"]
@@ -17,7 +17,7 @@ def load_digits(data_dir: str | None) -> Dataset:
     try:
         from sklearn import datasets
     except ImportError as error:
-        raise UsageError("--data digits needs scikit-learn, which ships the images: pip install scikit-learn") from error
+        raise UsageError(needs("--data digits", "scikit-learn", "cli")) from error
     images, labels = (torch.from_numpy(array) for array in datasets.load_digits(return_X_y=True))
     shuffled = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
     test, train = shuffled[:_TEST], shuffled[_TEST:]

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dstee._console import UsageError
+from dstee._console import UsageError, needs
 from dstee.experiments.data.files import data_folder
 from dstee.experiments.data.images import Images, Part
 
@@ -162,7 +162,7 @@ def load_imagenet(data_dir: str | None) -> ImageFolders:
     try:
         from PIL import Image
     except ImportError as error:
-        raise UsageError("--data imagenet needs Pillow: pip install 'dstee[vision]'") from error
+        raise UsageError(needs("--data imagenet", "pillow", "vision")) from error
     Image.init()  # before threads do
     folder = data_folder("imagenet", "train/ and val/", data_dir)
     return ImageFolders("imagenet", folder / "imagenet" if (folder / "imagenet").is_dir() else folder)

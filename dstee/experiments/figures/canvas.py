@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from dstee._console import UsageError, one_line
+from dstee._console import UsageError, needs, one_line
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -35,7 +35,7 @@ def new_figure(width: float, height: float, layout: Literal["constrained", "comp
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise UsageError("the picture needs matplotlib: pip install 'dstee[cli]'") from error
+        raise UsageError(needs("the picture", "matplotlib", "cli")) from error
     figure = Figure(figsize=(width, height), layout=layout)
     FigureCanvasAgg(figure)
     return figure

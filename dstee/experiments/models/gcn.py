@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding
 
-from dstee._console import UsageError
+from dstee._console import UsageError, needs
 
 __all__ = ["GCN", "Encoder", "gcn"]
 
@@ -117,7 +117,7 @@ def _normalised(message: Tensor, nodes: int) -> Tensor:
         try:
             from torch_geometric.nn.conv.gcn_conv import gcn_norm
         except ImportError as error:
-            raise UsageError("model gcn needs torch-geometric: pip install 'dstee[graphs]'") from error
+            raise UsageError(needs("model gcn", "torch-geometric", "graphs")) from error
         both = torch.cat([message, message.flip(1)]).T
         index, weight = gcn_norm(both, None, nodes)
         return torch.sparse_coo_tensor(index, weight, (nodes, nodes), check_invariants=True).coalesce().to_sparse_csr()

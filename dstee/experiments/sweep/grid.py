@@ -33,7 +33,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dstee._console import UsageError
+from dstee._console import UsageError, needs
 from dstee._files import read_file
 from dstee._lookup import did_you_mean
 from dstee.experiments.config import Config, setting
@@ -108,7 +108,7 @@ def _parse_toml(text: bytes) -> dict[str, Any]:
         try:
             import tomli as tomllib
         except ImportError as error:
-            raise UsageError("grid files need tomli before Python 3.11: pip install 'dstee[cli]'") from error
+            raise UsageError(needs("a grid file, before Python 3.11,", "tomli", "cli")) from error
     try:
         return tomllib.loads(text.decode())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from dstee._console import UsageError
+from dstee._console import UsageError, needs
 from dstee.experiments.results.text import seed_list
 
 __all__ = ["ALPHA", "Comparison", "compare_pairs", "holm", "lower_than", "verdict"]
@@ -60,7 +60,7 @@ def compare_pairs(group: Mapping[int, float], other: Mapping[int, float], names:
     try:
         from scipy import stats
     except ImportError as error:
-        raise UsageError("intervals and p-values need scipy: pip install 'dstee[cli]'") from error
+        raise UsageError(needs("a comparison with intervals and p-values", "scipy", "cli")) from error
     test = stats.ttest_1samp(differences, 0.0)
     interval = test.confidence_interval(1 - ALPHA)
     return Comparison(mean, len(differences), (float(interval.low), float(interval.high)), float(test.pvalue))

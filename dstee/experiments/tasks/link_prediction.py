@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from dstee._console import UsageError
+from dstee._console import UsageError, needs
 from dstee.experiments import models, processes
 from dstee.experiments.data.graphs import Graph
 from dstee.experiments.references import is_reference
@@ -160,6 +160,6 @@ def _roc_auc_score() -> Callable[..., Any]:
     try:
         from sklearn.metrics import roc_auc_score
     except ImportError as error:
-        raise UsageError("link prediction needs scikit-learn for the AUC: pip install 'dstee[cli]'") from error
+        raise UsageError(needs("the AUC of link prediction", "scikit-learn", "cli")) from error
     found: Callable[..., Any] = roc_auc_score
     return found

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dstee._console import UsageError
+from dstee._console import UsageError, needs
 from dstee.experiments.data.graphs import Graph
 
 __all__ = ["LinkSplit", "Negatives", "generator_of", "split_links"]
@@ -127,7 +127,7 @@ def _parts(graph: Graph, seed: int) -> list[Tensor]:
             from torch_geometric.data import Data
             from torch_geometric.transforms import RandomLinkSplit
         except ImportError as error:
-            raise UsageError("link prediction needs torch-geometric: pip install 'dstee[graphs]'") from error
+            raise UsageError(needs("link prediction", "torch-geometric", "graphs")) from error
     sizes = {part: graph.size(part) for part in ("validation", "test")}
     split = RandomLinkSplit(
         num_val=sizes["validation"], num_test=sizes["test"], is_undirected=True, disjoint_train_ratio=SUPERVISED,

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from dstee._console import UsageError, make_console
+from dstee._console import UsageError, make_console, needs
 from dstee._files import dump_json, write_atomic
 from dstee.experiments.info import versions
 from dstee.experiments.theory.convergence import bound_constant, limit_of_static, mean_of_static, mean_squares
@@ -50,7 +50,7 @@ def verify_theory(settings: Settings, file: Path | None = None) -> int:
     if file is not None and (file.is_dir() or not file.absolute().parent.is_dir()):
         raise UsageError(f"--json {file}: expected a file in a folder that exists")
     if settings.noise and importlib.util.find_spec("scipy") is None:
-        raise UsageError("--noise needs scipy for its intervals: pip install 'dstee[cli]'")
+        raise UsageError(needs("--noise", "scipy", "cli"))
     console = make_console(sys.stdout)
     results = measure_all(settings)
     lines = verdict(results)
