@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,14 @@ from dstee._console import UsageError, complain, make_console
 from dstee._files import parse_json
 from dstee.experiments import data, ignored, plot, processes
 from dstee.experiments.config import Config
+from dstee.experiments.final_state import keep_final
 from dstee.experiments.info import versions
 from dstee.experiments.loggers import check_installed
 from dstee.experiments.method_settings import parse_pairs
 from dstee.experiments.progress import Progress, Silent, config_lines, results_table
-from dstee.experiments.records import write_results
+from dstee.experiments.records import Result, write_results
 from dstee.experiments.references import is_reference
+from dstee.experiments.results.finished import read_results
 from dstee.experiments.run_folder import Manifest, Mode, RunFolder, WriteRetries, read_manifest
 from dstee.experiments.train import run_trials
 from dstee.experiments.training import make_training
@@ -29,6 +32,8 @@ from dstee.experiments.trial import task_of
 __all__ = ["check", "configuration", "make_manifest", "train", "train_from_options"]
 
 _MAX_CONFIG = 1 << 20
+_FEW = 2000
+"""Test samples up to which differences of methods drown in chance."""
 _warn = partial(complain, "warning")
 
 
@@ -156,10 +161,12 @@ def _train(config: Config, path: Path, data_dir: str | None, mode: Mode, kill_at
     except (ValueError, RuntimeError) as error:
         raise UsageError(str(error)) from error
     check(config, dataset)
+    finished = read_results(path, config, _warn) if mode == "resume" else None
     kill = None if kill_at_step is None else partial(_kill, kill_at_step)
     if processes.rank() > 0:  # the first process makes the folder, writes and tells
         processes.wait()
-        run_trials(config, dataset, path, Silent(), after_step=kill)
+        if finished is None:
+            run_trials(config, dataset, path, Silent(), after_step=kill)
         return
     manifest = make_manifest(config, dataset.digest)
     try:
@@ -174,20 +181,40 @@ def _train(config: Config, path: Path, data_dir: str | None, mode: Mode, kill_at
         if note := getattr(dataset, "note", ""):
             head.append(note)
         console.print("\n".join(head), markup=False, soft_wrap=True)
-        with Progress(config, _warn) as progress:
-            results = run_trials(config, dataset, path, progress, after_step=kill)
         retries = WriteRetries("the results", _warn)
-        retries.until_done(lambda: write_results(path, results))
+        if finished is None:
+            with Progress(config, _warn) as progress:
+                results = run_trials(config, dataset, path, progress, after_step=kill)
+            retries.until_done(lambda: write_results(path, results))
+        else:
+            results = finished
+            console.print("finished already: there is nothing left to train")
+        retries.until_done(lambda: keep_final(path, config, _warn))
         picture: Path | str = path / "curves.png"
         try:
             retries.until_done(lambda: plot.plot_runs([path], path / "curves.png"))
         except plot.NoMetrics:
             picture = "none: every training diverged before there was anything to draw"
         console.print("", results_table(results), sep="\n")
+        if note := _too_small(config, dataset.size("test"), task.unit, results):
+            console.print("", note, sep="\n", markup=False)
         if show_paths:
             console.print(f"\npicture  {picture}\nmetrics  {path}/*/metrics.jsonl", markup=False, soft_wrap=True)
     finally:
         folder.close()
+
+
+def _too_small(config: Config, images: int, unit: str, results: Sequence[Result]) -> str:
+    """What a reader of a comparison must know where few samples are all that decides it; empty elsewhere."""
+    best = max((r.accuracy for r in results if r.accuracy is not None), default=None)
+    if not config.compare or best is None or images > _FEW:
+        return ""
+    chance = 100 * math.sqrt(best * (1 - best) / images)
+    return (
+        f"{config.data} is too small to rank methods: with {images} test {unit} one of them is {100 / images:.1f} points, and "
+        f"chance alone moves each accuracy by about {chance:.1f}. It shows that all of this runs. To rank methods take a "
+        "larger set (--data mnist, cifar10), ten seeds, and the intervals of: dstee table RUNS --baseline rigl"
+    )
 
 
 def _kill(at: int, step: int) -> None:

@@ -1,4 +1,4 @@
-"""The masks of a training: of every recorded update where ``keep_masks`` asks for them, and those of its last checkpoint.
+"""The masks of a training after every recorded update, where ``keep_masks`` asks for them; and how files hold masks.
 
 ``<method>-seed<n>/masks-<round>.dst`` are files as checkpoints are: ``{"step", "round", "masks": {name: {"shape", "bits"}}}``,
 the bits packed (:func:`dstee.ops.pack_mask`) in row-major order.
@@ -18,9 +18,8 @@ import dstee
 from dstee import CheckpointError, ops
 from dstee._files import is_shape
 from dstee.experiments import checkpoint
-from dstee.experiments.checkpoint import CheckpointFolder
 
-__all__ = ["Masks", "final_masks", "kept_rounds", "load_masks", "save_masks"]
+__all__ = ["Masks", "kept_rounds", "load_masks", "masks_of_state", "packed", "save_masks", "unpacked"]
 
 _FILE = re.compile(r"masks-([0-9]{10})\.dst")
 
@@ -35,12 +34,13 @@ class Masks(NamedTuple):
 
 def save_masks(folder: Path, sparse: dstee.SparseModel) -> None:
     """Writes the masks as they are. Raises OSError: they could not be written."""
-    masks = {name: {"shape": list(mask.shape), "bits": _packed(mask)} for name, mask in sparse.masks().items()}
+    masks = {name: {"shape": list(mask.shape), "bits": packed(mask)} for name, mask in sparse.masks().items()}
     path = folder / f"masks-{sparse.round:010d}.dst"
     checkpoint.save(path, {"step": sparse.t, "round": sparse.round, "masks": masks})
 
 
-def _packed(mask: Tensor) -> Tensor:
+def packed(mask: Tensor) -> Tensor:
+    """The bits of a mask in row-major order."""
     return ops.pack_mask(mask.cpu().contiguous())
 
 
@@ -62,13 +62,14 @@ def load_masks(path: Path) -> Masks:
     if not all(type(tree[key]) is int and tree[key] >= 0 for key in ("step", "round")):
         raise CheckpointError(f"{path}: its step and round are no numbers")
     try:
-        masks = {name: _unpacked(one, "bits") for name, one in tree["masks"].items()}
+        masks = {name: unpacked(one) for name, one in tree["masks"].items()}
     except (LookupError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: {error}") from None
     return Masks(tree["step"], tree["round"], masks)
 
 
-def _unpacked(one: Any, key: str) -> Tensor:
+def unpacked(one: Any, key: str = "bits") -> Tensor:
+    """The mask whose ``shape`` and bits (under ``key``) an entry of a file holds. Raises LookupError, TypeError, ValueError."""
     bits, shape = one[key], one["shape"]
     if not is_shape(shape):
         raise ValueError("a mask has an impossible shape")
@@ -78,23 +79,12 @@ def _unpacked(one: Any, key: str) -> Tensor:
     return ops.unpack_mask(bits, tuple(shape))
 
 
-def final_masks(folder: Path, warn: Any) -> Masks | None:
-    """Those of the newest whole checkpoint of a training; None where it has none, or no masks (dense).
-
-    Raises:
-        CheckpointError: no checkpoint is whole, or what it holds are no masks.
-    """
-    found = CheckpointFolder(folder, 1, warn).newest()
-    if found is None:
+def masks_of_state(tree: Mapping[str, Any]) -> Masks | None:
+    """Those of a training's checkpoint; None where it has none (dense). Raises LookupError, TypeError, ValueError."""
+    sparse: Any = tree["sparse"]
+    if sparse is not None and "freeze_at" in sparse:  # STR has masks from there on
+        sparse = sparse["sparse"]
+    if sparse is None:
         return None
-    path, tree = found
-    try:
-        sparse: Any = tree["sparse"]
-        if sparse is not None and "freeze_at" in sparse:  # STR has masks from there on
-            sparse = sparse["sparse"]
-        if sparse is None:
-            return None
-        masks = {name: _unpacked(layer, "mask") for name, layer in sparse["layers"].items()}
-        return Masks(int(sparse["t"]), int(sparse["round"]), masks)
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
-        raise CheckpointError(f"{path}: holds no masks that can be read: {error}") from None
+    masks = {name: unpacked(layer, "mask") for name, layer in sparse["layers"].items()}
+    return Masks(int(sparse["t"]), int(sparse["round"]), masks)

@@ -14,7 +14,8 @@ from dstee._console import UsageError
 from dstee.experiments import checkpoint, train
 from dstee.experiments.config import method_keys
 from dstee.experiments.figures.overlap import jaccard, mask_overlap, overlaps
-from dstee.experiments.kept_masks import final_masks, kept_rounds, load_masks
+from dstee.experiments.final_state import final_masks
+from dstee.experiments.kept_masks import kept_rounds, load_masks
 from dstee.experiments.records import write_results
 from dstee.experiments.results.rows import read_rows
 from dstee.experiments.run_folder import Manifest, RunFolder, read_manifest
@@ -159,10 +160,10 @@ def test_other_methods_have_a_style_of_their_key():
     assert len({style_of(f"mine{i}") for i in range(40)}) > 30
 
 
-def test_lines_of_one_method_are_shades_of_its_colour():
+def test_lines_of_one_method_have_its_colour_and_layers_are_shades_of_it():
     assert styles_of(["rigl", "set"]) == [STYLES["rigl"], STYLES["set"]]
     first, other, second = styles_of(["rigl", "set", "rigl"])
-    assert other == STYLES["set"] and (first.color, second.color) == (shade("#0072B2", 0, 2), shade("#0072B2", 1, 2))
-    assert first.dashes != second.dashes
+    assert other == STYLES["set"] and first.color == second.color == STYLES["rigl"].color
+    assert first.dashes != second.dashes and first.marker != second.marker
     grey = [sum(int(shade("#0072B2", i, 6)[j : j + 2], 16) for j in (1, 3, 5)) for i in range(6)]
     assert grey == sorted(grey, reverse=True) and len(set(grey)) == 6

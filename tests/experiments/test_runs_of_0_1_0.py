@@ -40,7 +40,7 @@ def test_the_run_is_finished(run, tmp_path, capsys):
     config = str(KILLED / "config.json")
     assert cli.main(["train", "--config", config, "--out", str(tmp_path / "straight")]) == 0
     capsys.readouterr()
-    assert [p.name for p in run.glob("*/checkpoint-*.dst")] == ["checkpoint-0000000020.dst"]
+    assert [p.name for p in run.glob("*/*.dst")] == ["final.dst"]
     metrics = "dst-ee-seed0/metrics.jsonl"
     if json.loads((KILLED / metrics).read_bytes().splitlines()[2]) == (
         json.loads((tmp_path / "straight" / metrics).read_bytes().splitlines()[2])

@@ -79,7 +79,7 @@ def test_two_processes_make_the_bits_of_one(swept, tmp_path):
     (result,) = json.loads((swept / "diverges-sparsity0.9-seed0" / "results.json").read_text())["results"]
     assert result["diverged_at"] > 1 and result["accuracy"] is None
     assert json.loads((swept / "diverges-sparsity0.9-seed0" / "config.json").read_text())["config"]["label"] == "diverges"
-    assert len(list(swept.glob("set-sparsity0.9-seed0/*/checkpoint-*.dst"))) == 1
+    assert len(list(swept.glob("set-sparsity0.9-seed0/*/final.dst"))) == 1 and not list(swept.rglob("checkpoint-*"))
     assert (swept / "grid.toml").read_text() == GRID
 
 

@@ -14,7 +14,8 @@ from dstee._lookup import did_you_mean
 from dstee.experiments.config import grouped_keys
 from dstee.experiments.figures.canvas import clean, new_figure
 from dstee.experiments.figures.lines import shared_title, varying
-from dstee.experiments.kept_masks import final_masks, kept_rounds, load_masks
+from dstee.experiments.final_state import final_masks
+from dstee.experiments.kept_masks import kept_rounds, load_masks
 from dstee.experiments.results.row import Row
 from dstee.experiments.run_folder import refuse_link
 

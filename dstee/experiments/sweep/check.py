@@ -13,7 +13,7 @@ from dstee.experiments import data
 from dstee.experiments.commands import check, make_manifest
 from dstee.experiments.config import DENSE, Config, differences, setting
 from dstee.experiments.info import versions
-from dstee.experiments.results.rows import read_rows
+from dstee.experiments.results.finished import finished_rows
 from dstee.experiments.run_folder import RunFolder, read_manifest, refuse_link
 from dstee.experiments.sweep.grid import GridRun
 from dstee.experiments.trial import Trial, task_of
@@ -141,7 +141,8 @@ def check_folders(planned: Iterable[PlannedRun], warn: Callable[[str], None]) ->
         made_by = f"dstee {manifest.get('dstee')}, torch {manifest.get('torch')}"
         if made_by != f"dstee {here['dstee']}, torch {here['torch']}":
             changed.add(made_by)
-        state: Literal["finished", "begun"] = "finished" if _is_finished(one, warn) else "begun"
+        is_finished = finished_rows(one.folder, one.run.config, warn) is not None
+        state: Literal["finished", "begun"] = "finished" if is_finished else "begun"
         if state == "finished" and (manifest["config"].get("label") or "") != one.run.config.label:
             RunFolder(one.folder, make_manifest(one.run.config, one.digest), "resume").close()  # the new label
         found.append(dataclasses.replace(one, state=state))
@@ -154,15 +155,3 @@ def check_folders(planned: Iterable[PlannedRun], warn: Callable[[str], None]) ->
     if changed:
         warn(f"runs were begun with {' and '.join(sorted(changed))}, this is dstee {here['dstee']}, torch {here['torch']}")
     return found
-
-
-def _is_finished(one: PlannedRun, warn: Callable[[str], None]) -> bool:
-    """Whether its results are there, whole and all."""
-    if not (one.folder / "results.json").exists():
-        return False
-    try:
-        rows = read_rows([one.folder], curves=False)
-    except UsageError as error:
-        warn(f"{error}; the run goes on from its last checkpoint")
-        return False
-    return [(row.method, row.seed) for row in rows] == one.run.config.trials()

@@ -21,7 +21,7 @@ class SweepOptions:
         out: the folder of the runs. data_dir: that of the data, None for ``$DSTEE_DATA``.
         jobs: processes at once; None: as many as the cores hold, or the GPUs.
         gpus: those that are used, by the numbers of CUDA_VISIBLE_DEVICES; None: all.
-        keep_checkpoints: the last one of every finished run stays, for pictures of its masks.
+        keep_final_states: of a finished run weights and masks stay (``final.dst``), for pictures of them.
         again: the command that continues it.
     """
 
@@ -30,7 +30,7 @@ class SweepOptions:
     jobs: int | None = None
     gpus: tuple[str, ...] | None = None
     dry_run: bool = False
-    keep_checkpoints: bool = True
+    keep_final_states: bool = True
     again: str = "run the same command again to continue"
 
 
@@ -49,7 +49,7 @@ def add_shared_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data-dir", metavar="DIR", help="folder of the data (default: $DSTEE_DATA)")
     parser.add_argument(
         "--drop-checkpoints", action="store_true",
-        help="remove the checkpoints of a run when it has finished; otherwise the last one of each training stays",
+        help="keep nothing of a finished run but its numbers; otherwise the weights and masks of each training stay, final.dst",
     )  # fmt: skip
     parser.add_argument("--dry-run", action="store_true", help="check everything, say what would be done, and stop")
 

@@ -147,7 +147,7 @@ class _Sweep:
             one.run.name,
             {
                 "config": one.run.config.to_dict(), "folder": str(one.folder.absolute()), "data_dir": self.options.data_dir,
-                "keep_checkpoints": self.options.keep_checkpoints,
+                "keep_final_states": self.options.keep_final_states,
             },
         )  # fmt: skip
 

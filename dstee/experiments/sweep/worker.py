@@ -27,6 +27,7 @@ from dstee._files import CheckpointError, WriteError, write_atomic
 from dstee.experiments import data, processes
 from dstee.experiments.commands import make_manifest
 from dstee.experiments.config import Config
+from dstee.experiments.final_state import drop_checkpoints, keep_final
 from dstee.experiments.records import Result, write_results
 from dstee.experiments.run_folder import RunFolder, WriteRetries
 from dstee.experiments.train import run_trials
@@ -76,7 +77,7 @@ def _load(name: str, data_dir: str | None) -> Any:
     return data.load(name, data_dir)
 
 
-def make_run(config: Config, folder: Path, data_dir: str | None, reporter: Any, keep_checkpoints: bool) -> list[Result]:
+def make_run(config: Config, folder: Path, data_dir: str | None, reporter: Any, keep_final_states: bool) -> list[Result]:
     """The run ``config`` in ``folder``, continued where it was; as ``dstee train`` makes it, but for the picture.
 
     Raises:
@@ -87,10 +88,12 @@ def make_run(config: Config, folder: Path, data_dir: str | None, reporter: Any, 
     try:
         with processes.joined(config.device):
             results = run_trials(config, dataset, folder, reporter)
-        WriteRetries("the results", reporter.warn).until_done(lambda: write_results(folder, results))
-        if not keep_checkpoints:
-            for file in folder.glob("*/checkpoint-*.dst"):
-                file.unlink()
+        retries = WriteRetries("the results", reporter.warn)
+        retries.until_done(lambda: write_results(folder, results))
+        if keep_final_states:
+            retries.until_done(lambda: keep_final(folder, config, reporter.warn))
+        else:
+            retries.until_done(lambda: drop_checkpoints(folder, config))
     finally:
         held.close()
     return results
@@ -102,7 +105,7 @@ def _do(job: dict[str, Any], events: _Events) -> bool:
     trace = folder.with_name(folder.name + ".error.txt")
     begin = time.monotonic()
     try:
-        results = make_run(Config.resolve(job["config"]), folder, job["data_dir"], events, job["keep_checkpoints"])
+        results = make_run(Config.resolve(job["config"]), folder, job["data_dir"], events, job["keep_final_states"])
     except Interrupted:
         events.send("stopped")
         return False
