@@ -13,14 +13,19 @@ Dashes = Any  # matplotlib's: a name, or (offset, (on, off, ...))
 
 
 class Style(NamedTuple):
+    """``marked``: the line shows its marker, too; ``hatch``: of bars."""
+
     color: str
     dashes: Dashes
     marker: str
     width: float = 1.5
+    marked: bool = False
+    hatch: str = ""
 
     def line(self) -> dict[str, Any]:
         """Arguments of ``Axes.plot``."""
-        return {"color": self.color, "linestyle": self.dashes, "linewidth": self.width}
+        marker = {"marker": self.marker, "markersize": 5, "markevery": 0.12} if self.marked else {}
+        return {"color": self.color, "linestyle": self.dashes, "linewidth": self.width, **marker}
 
 
 _DASHES: tuple[Dashes, ...] = (
@@ -55,6 +60,9 @@ STYLES: dict[str, Style] = {
 
 _OTHER_COLORS = ("#1B9E77", "#7570B3", "#E7298A", "#66A61E", "#A6761D", "#1F78B4", "#B15928", "#6A3D9A")
 _OTHER_MARKERS = ("8", "H", "X", "d", "p", "<", ">", "v")
+# Of lines of one method; their numbers and that of the dashes have no common divisor, so that pairs repeat late.
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+_HATCHES = ("", "//", "..", "xx", "\\\\", "--", "oo", "++")
 
 
 def style_of(method: str) -> Style:
@@ -71,21 +79,25 @@ def style_of(method: str) -> Style:
 
 
 def styles_of(methods: Sequence[str]) -> list[Style]:
-    """One style for each line, whose methods are given: lines of one method are shades of its colour, light to dark, with
-    dashes of their own."""
+    """One style for each line, whose methods are given: a method has its colour whatever else is drawn; several lines of one
+    differ in dashes, markers and, as bars, hatches."""
     found = []
     seen: dict[str, int] = {}
     for method in methods:
-        base, total, i = style_of(method), methods.count(method), seen.get(method, 0)
+        base, i = style_of(method), seen.get(method, 0)
         seen[method] = i + 1
-        if total > 1:
-            base = base._replace(color=shade(base.color, i, total), dashes=_DASHES[i % len(_DASHES)], width=1.6)
+        if methods.count(method) > 1:
+            base = base._replace(
+                dashes=_DASHES[i % len(_DASHES)], marker=_MARKERS[i % len(_MARKERS)], hatch=_HATCHES[i % len(_HATCHES)],
+                width=1.6, marked=True,
+            )  # fmt: skip
         found.append(base)
     return found
 
 
 def shade(color: str, i: int, total: int) -> str:
-    """The i-th (from 0) of ``total`` shades of a colour, light to dark; the only one is the colour itself."""
+    """The i-th (from 0) of ``total`` shades of a colour, light to dark, for the layers of a method; the only one is the colour
+    itself."""
     if total == 1:
         return color
     hue, lightness, saturation = colorsys.rgb_to_hls(*(int(color[j : j + 2], 16) / 255 for j in (1, 3, 5)))

@@ -21,7 +21,7 @@ from dstee.experiments.figures.layers import by_layer
 from dstee.experiments.ignored import Measurement
 from dstee.experiments.results.file import dump_rows
 from dstee.experiments.results.row import Epoch, Outcome, Row, Update
-from dstee.experiments.styles import STYLES, shade
+from dstee.experiments.styles import STYLES
 from dstee.metrics import Ignored, IgnoredGrowth
 
 
@@ -64,11 +64,11 @@ def in_picture(figure: Figure) -> None:
 # --- over c --------------------------------------------------------------------------------------------------------------
 
 
-def test_fig3_has_a_line_for_each_value_in_shades_of_the_method():
+def test_fig3_has_a_line_for_each_value_in_the_colour_of_the_method():
     figure = over_time(SWEEP)
     left, right = figure.axes
     assert [line.get_label() for line in left.lines] == ["c = 0", "c = 0.001", "c = 0.1"]
-    assert [line.get_color() for line in right.lines] == [shade(STYLES["dst-ee"].color, i, 3) for i in range(3)]
+    assert [line.get_color() for line in right.lines] == [STYLES["dst-ee"].color] * 3
     assert len({str(line.get_linestyle()) + str(line._dash_pattern) for line in left.lines}) == 3
     assert list(left.lines[1].get_xdata()) == [20, 40]
     assert list(left.lines[1].get_ydata()) == pytest.approx([0.201 / 2, 0.201])

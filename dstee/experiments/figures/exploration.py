@@ -202,7 +202,7 @@ def _spread(
     points.sort()
     if points:
         x, mean, low, high = zip(*points, strict=True)
-        axes.plot(x, mean, marker=style.marker, label=label, **style.line())
+        axes.plot(x, mean, label=label, **style.line() | {"marker": style.marker, "markevery": None})
         axes.fill_between(x, low, high, color=style.color, alpha=0.15, linewidth=0)
 
 

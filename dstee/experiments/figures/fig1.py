@@ -57,7 +57,7 @@ def ignored_bars(measured: Sequence[Measurement]) -> Figure:
     for axes in panels[:, 0]:
         axes.set_ylabel("ignored")
     handles: list[object] = [
-        Patch(color=style.color, label=clean(label))
+        Patch(facecolor=style.color, hatch=style.hatch, edgecolor="white", linewidth=0, label=clean(label))
         for (_, label), style in zip(names, styles_of([method for method, _ in names]), strict=True)
     ]
     legend_beside(figure, [*handles, Line2D([], [], color="black", linewidth=2, label="growth at random,\nexpected")])
@@ -82,7 +82,7 @@ def _bars(
             if not shares:
                 continue
             at, mean = j - 0.42 + (i + 0.5) * width, statistics.fmean(shares)
-            axes.bar(at, mean, 0.92 * width, color=style.color)
+            axes.bar(at, mean, 0.92 * width, color=style.color, hatch=style.hatch, edgecolor="white", linewidth=0)
             if len(shares) > 1:
                 spread = [[mean - min(shares)], [max(shares) - mean]]
                 axes.errorbar([at], [mean], spread, color="#333333", linewidth=1, capsize=2)
