@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dstee import ops
+from dstee._console import column_blocks, terminal_width
 from dstee.distributed.ranks import sum_each
 from dstee.layer_batch import count_each
 from dstee.methods import Method
@@ -44,7 +45,8 @@ class Summary:
     """Per layer and in all: shape, density, active weights, dead units, R, R / R_max; and what is dense for what reason.
 
     R is the exploration degree, the share of weights that were ever active; R_max the most that it can be after the updates so
-    far (:func:`explorable`). Both need counters. ``str()`` is an aligned table.
+    far (:func:`explorable`). Both need counters. ``str()`` is an aligned table; on a terminal that is too narrow for it columns
+    stand below one another.
     """
 
     layers: tuple[LayerSummary, ...]
@@ -75,11 +77,11 @@ class Summary:
             dead = f"{row.dead:,} of {row.units:,}"
             table.append([row.name, shape, f"{row.nnz / row.numel:.4f}", f"{row.nnz:,}", dead, *r])
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-        lines = [
-            "  ".join(cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True)))
-            for line in table
+        blocks = [
+            ["  ".join(line[i].ljust(widths[i]) if i < 2 else line[i].rjust(widths[i]) for i in block) for line in table]
+            for block in column_blocks(widths, terminal_width())
         ]
-        return "\n".join([*lines, *map(str, self.left_out)])
+        return "\n".join(["\n\n".join(map("\n".join, blocks)), *map(str, self.left_out)])
 
 
 def explorable(layers: Sequence[SparseLayer], t: int, method: Method, schedule: UpdateSchedule) -> list[int]:

@@ -39,17 +39,30 @@ NO_OPTION: dict[str, dict[str, frozenset[str]]] = {
 def load() -> tuple[ModuleType | None, str]:
     """(module, "") or (None, reason). The torch version is looked at before the library is opened."""
     if importlib.util.find_spec("dstee._C") is None:
-        return None, "dstee._C is not built: run `pip install --no-build-isolation -e .` with a C++ compiler"
+        return None, f"dstee._C is not built: {_how_to_build()}"
     version = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
     if version < OLDEST_TORCH:
         return None, f"torch {torch.__version__} found, dstee._C needs torch >= 2.11: upgrade torch"
     try:
         module = importlib.import_module("dstee._C")
     except ImportError as error:
-        return None, f"dstee._C could not be loaded ({error}): rebuild it with `pip install --no-build-isolation -e .`"
+        return None, f"dstee._C could not be loaded ({error}): {_how_to_build()}"
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(before=_forks.note_threads, after_in_child=_forks.watch)
     return module, ""
+
+
+def _how_to_build() -> str:
+    """For who has a checkout, and for who has installed a package that came without the kernels."""
+    root = Path(__file__).resolve().parents[2]
+    wish = "unset DSTEE_BUILD, which says none; " if os.environ.get("DSTEE_BUILD") == "none" else ""
+    tools = "with g++ or clang, and after `pip install ninja pybind11 setuptools`,"
+    if (root / "setup.py").is_file() and (root / "csrc").is_dir():
+        return f"{wish}{tools} run `pip install --no-build-isolation -e .` in {root}"
+    return (
+        f"{wish}{tools} run `pip install --no-build-isolation --no-deps --force-reinstall --no-binary=dstee dstee`, or with "
+        "the folder of its source as the last word. Until then the reference does all of it, with the same bits, slowly"
+    )
 
 
 class _Forks:
@@ -117,7 +130,10 @@ def why_not(op: str, device: torch.device) -> str | None:
     if info["cuda"]:
         return None
     why = info.get("why_no_cuda") or "unknown reason"
-    return f"dstee._C was built without CUDA kernels ({why}): rebuild it with DSTEE_BUILD=cuda and a CUDA toolkit"
+    return (
+        f"dstee._C was built without CUDA kernels ({why}): build it again with DSTEE_BUILD=cuda and a CUDA toolkit, or let "
+        'Triton\'s kernels do it, pip install "dstee[triton]"'
+    )
 
 
 def why_not_option(op: str, device: torch.device, option: str) -> str | None:

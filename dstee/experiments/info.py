@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
+import textwrap
 
 import torch
 
 import dstee
 from dstee import backends, ops, reference
-from dstee._console import one_line
+from dstee._console import one_line, terminal_width
 from dstee.backends import native
 
 __all__ = ["backend_lines", "info", "versions"]
@@ -29,14 +30,16 @@ def versions() -> dict[str, str]:
 def info() -> None:
     print(f"python {platform.python_version()} on {platform.platform()}")
     for package, version in versions().items():
-        print(f"{package} {version}")
+        print(f"{package} {version}" + (': pip install "dstee[cli]"' if version == "not installed" else ""))
     print("\nbuild of dstee._C")
     for key, value in native.build_info().items():
         shown = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else value
         print(f"  {key}: {one_line(shown) or 'none'}")
     print(f"\nbackends (forced: {backends.forced() or 'none, the first that can run'})")
+    width = terminal_width()
     for line in backend_lines():
-        print(f"  {line}")
+        print(f"  {line}" if width is None else textwrap.fill(line, width, initial_indent="  ", subsequent_indent=" " * 6,
+                                                              break_long_words=False, break_on_hyphens=False))  # fmt: skip
 
 
 def backend_lines() -> list[str]:
@@ -61,6 +64,7 @@ def backend_lines() -> list[str]:
                 lines.append(f"{backend.name:10} {where:6} {'can run' if not reason else f'cannot run: {reason}'}{which}")
         try:
             chosen = backends.resolve("drop_grow_", device).name
+            chosen += " (the same bits, but slow: full sorts)" if chosen == "reference" else ""
         except (ValueError, RuntimeError) as error:
             chosen = f"none: {one_line(error)}"
         lines.append(f"{'-> runs on':10} {where:6} {chosen}")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, get_args
 
 from dstee._console import make_console, one_line
 from dstee.experiments.config import Config, method_group, method_name, setting
+from dstee.experiments.fitting_table import FittingTable
 from dstee.experiments.records import Result
 from dstee.experiments.training import Training
 from dstee.experiments.trial import Trial
@@ -18,7 +19,6 @@ from dstee.methods.base import Group
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
     from rich.progress import TaskID
-    from rich.table import Table
 
 __all__ = ["Progress", "Silent", "config_lines", "results_table"]
 
@@ -38,6 +38,7 @@ class Progress:
         self.lines = 1 if self.count > 1 else self.LINES
         self._width = max(7, *(len(method_name(key)) for key in config.methods()))
         self._warn = warn
+        self._title = 20  # letters
         self._bar: Bar | None = None
         self._task: TaskID | None = None
 
@@ -48,7 +49,7 @@ class Progress:
             from rich.table import Column
 
             title = TextColumn("{task.description}", table_column=Column(no_wrap=True, min_width=self._width + 7))
-            state = TextColumn("{task.fields[state]}", table_column=Column(no_wrap=True, overflow="ellipsis"))
+            state = TextColumn("{task.fields[state]}", table_column=Column(no_wrap=True, overflow="crop"))
             columns: tuple[ProgressColumn, ...] = (title, BarColumn(None), state, TimeRemainingColumn())
             if self.console.width < self.NARROW:  # what names the training must stay, the bar need not
                 columns = (title, TaskProgressColumn(table_column=Column(no_wrap=True, min_width=4)), state)
@@ -72,6 +73,7 @@ class Progress:
             if self._task is None:
                 self._task = self._bar.add_task("", total=self.count * training.total, state="")
             title = f"{method_name(training.method)} {training.title} {self.index}/{self.count}"
+            self._title = max(20, len(title))
             self._bar.update(self._task, description=f"{title:20}")
         elif training.step_number > 0:
             self._print(training, f"continues at step {training.step_number} of {training.total}")
@@ -79,7 +81,7 @@ class Progress:
     def advance(self, training: Training, loss: float) -> None:
         if self._bar is not None and self._task is not None:
             done = (self.index - 1) * training.total + training.step_number
-            self._bar.update(self._task, completed=done, state=_state(training, loss))
+            self._bar.update(self._task, completed=done, state=self._state(training, loss))
             return
         epochs = training.trials[0].config.epochs
         steps = training.total // epochs
@@ -89,6 +91,14 @@ class Progress:
     def finish(self, training: Training) -> None:
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, completed=(self.index - 1) * training.total + training.step_number)
+
+    def _state(self, training: Training, loss: float) -> str:
+        """As much of it as the terminal has room for."""
+        room = self.console.width - self._title - 6  # the percentage, and spaces
+        texts = _state(training, loss).split("  ")
+        while len(texts) > 1 and len("  ".join(texts)) > room and self.console.width < self.NARROW:
+            texts.pop()
+        return "  ".join(texts)
 
     def _print(self, training: Training, text: str) -> None:
         of = f"{self.index:{len(str(self.count))}}/{self.count}  " if self.count > 1 else ""
@@ -139,18 +149,12 @@ def config_lines(config: Config) -> list[str]:
     return [f"{group:9} {'  '.join(values)}" for group, values in groups.items()]
 
 
-def results_table(results: Sequence[Result]) -> Table:
+def results_table(results: Sequence[Result]) -> FittingTable:
     """The closing table: one row per method, grouped; accuracy as mean ± standard deviation over the seeds."""
-    from rich import box
-    from rich.table import Table
-
     seeds = len({r.seed for r in results})
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 0, 0, 1))
-    table.add_column("\nmethod", no_wrap=True)
     measured = f"accuracy %\n({seeds} seed{'s' * (seeds > 1)})"
     headers = ("mean\ndensity", "FLOPs\ninfer", "FLOPs\ntrain", "\nR", "R /\nR_max", "dead\nunits")
-    for name in (measured, *headers):
-        table.add_column(name, justify="right", no_wrap=True)
+    table = FittingTable("\nmethod", measured, *headers)
     groups: dict[str, list[str]] = {}
     for method in dict.fromkeys(r.method for r in results):
         groups.setdefault(method_group(method), []).append(method)

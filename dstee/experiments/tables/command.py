@@ -8,17 +8,23 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 from dstee._console import UsageError, complain, one_line
 from dstee._files import write_atomic
+
+if TYPE_CHECKING:
+    from dstee.experiments.results.row import Row
+    from dstee.experiments.tables.table import Table
 
 __all__ = ["add_options", "run"]
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", nargs="+", type=Path, metavar="RUNS", help="run folders, folders of them, results files")
-    parser.add_argument("--format", choices=("md", "csv", "latex", "json"), default="md",
-                        help="json: the rows themselves, for dstee table and dstee figure (default: md)")  # fmt: skip
+    parser.add_argument("--format", choices=("md", "csv", "latex", "json"),
+                        help="json: the rows themselves, for dstee table and dstee figure (default: md; on a terminal a table "
+                        "that fits it)")  # fmt: skip
     parser.add_argument("--baseline", metavar="LABEL", help="compare with this label or method, paired by seed")
     parser.add_argument("--score", default="accuracy", metavar="NAME", help="accuracy, or another score of the results, as auc")
     parser.add_argument("--columns", metavar="SETTING,SETTING", help="what the columns stand for (default: sparsity)")
@@ -32,7 +38,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    text = _table(args, partial(complain, "warning"))
+    warn = partial(complain, "warning")
+    if args.format is None and args.output is None and sys.stdout.isatty():
+        from dstee.experiments.tables.formats import on_terminal
+
+        on_terminal(_table(args, _rows(args, warn)), sys.stdout)
+        return 0
+    text = _text(args, warn)
     if args.output is None:
         sys.stdout.write(text)
     else:
@@ -41,12 +53,26 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _table(args: argparse.Namespace, warn: Callable[[str], None]) -> str:
-    from dstee.experiments.results.choice import choose, only
+def _text(args: argparse.Namespace, warn: Callable[[str], None]) -> str:
     from dstee.experiments.results.file import dump_rows
-    from dstee.experiments.results.rows import Row, read_rows
     from dstee.experiments.tables.formats import FORMATS
-    from dstee.experiments.tables.table import make_table
+
+    rows = _rows(args, warn)
+    if args.format == "json":
+        return dump_rows(rows.rows, _made_with(args, rows.rows)).decode()
+    return FORMATS[args.format or "md"](_table(args, rows))
+
+
+class _Rows(NamedTuple):
+    """``notes``: what was left out of them."""
+
+    rows: Sequence[Row]
+    notes: list[str]
+
+
+def _rows(args: argparse.Namespace, warn: Callable[[str], None]) -> _Rows:
+    from dstee.experiments.results.choice import choose, only
+    from dstee.experiments.results.rows import read_rows
 
     if args.format != "json" and (args.no_curves or args.made_with is not None):
         raise UsageError("--no-curves and --command are for --format json")
@@ -57,10 +83,14 @@ def _table(args: argparse.Namespace, warn: Callable[[str], None]) -> str:
     for name in args.choose:
         rows, more = choose(rows, name)
         notes += more
-    if args.format == "json":
-        return dump_rows(rows, _made_with(args, rows)).decode()
+    return _Rows(rows, notes)
+
+
+def _table(args: argparse.Namespace, found: _Rows) -> Table:
+    from dstee.experiments.tables.table import make_table
+
     columns = None if args.columns is None else args.columns.split(",")
-    return FORMATS[args.format](make_table(rows, args.score, columns, args.baseline, notes))
+    return make_table(found.rows, args.score, columns, args.baseline, found.notes)
 
 
 def _made_with(args: argparse.Namespace, rows: Sequence[object]) -> str:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import csv
 import io
 import re
+import textwrap
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TextIO
 
+from dstee._console import make_console
+from dstee.experiments.fitting_table import FittingTable
 from dstee.experiments.results.text import seed_list
 from dstee.experiments.tables.table import Cell, Table
 from dstee.experiments.tables.text import Sheet, Text, data_text, footer, made_by, sheets
 
-__all__ = ["FORMATS", "as_csv", "as_latex", "as_markdown"]
+__all__ = ["FORMATS", "as_csv", "as_latex", "as_markdown", "on_terminal"]
 
 _MARKDOWN = re.compile(r"([\\|*`]|\](?=\()|(?<!\w)_|_(?!\w)|<(?=[a-zA-Z/!?]))")
 _LATEX = {
@@ -134,5 +137,22 @@ _FIELDS: dict[str, Callable[[Table, Cell], Any]] = {
     "trained_on": lambda table, cell: data_text(str(cell.rows[0].setting("data"))),
     "notes": lambda table, cell: "; ".join(table.notes),
 }
+
+
+def on_terminal(table: Table, stream: TextIO) -> None:
+    """Prints it for reading, no wider than the terminal is."""
+    console = make_console(stream)
+    for sheet in sheets(table):
+        shown = FittingTable(*sheet.header)
+        for line in sheet.lines:
+            if isinstance(line, str):
+                shown.add_row(line, style="italic")
+            else:
+                shown.add_row(*((text, "bold") if bold else text for text, bold in line))
+        console.print(sheet.title, style="bold", markup=False)
+        console.print("", shown, "", sep="\n")
+    for note in footer(table):
+        console.print(textwrap.fill(f"- {note}", console.width, subsequent_indent="  "), markup=False)
+
 
 FORMATS: dict[str, Callable[[Table], str]] = {"md": as_markdown, "csv": as_csv, "latex": as_latex}

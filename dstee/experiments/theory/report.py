@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from dstee.experiments.fitting_table import FittingTable
 from dstee.experiments.theory.inequality import FORMS
 from dstee.experiments.theory.results import MethodResult, ProblemResult, count_text
-from dstee.experiments.theory.rounds import METHODS
 from dstee.experiments.theory.settings import Settings
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
-    from rich.table import Table
 
 __all__ = ["tables"]
 
@@ -37,26 +36,15 @@ def tables(settings: Settings, results: Sequence[ProblemResult]) -> Iterator[Ren
         yield _convergence(result)
 
 
-def _table(*columns: str, names: int) -> Table:
-    from rich import box
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 0, 0, 1))
-    for i, name in enumerate(columns):
-        least = max(map(len, (method.name for method in METHODS))) if name.strip() == "method" else None
-        table.add_column(name, justify="left" if i < names else "right", no_wrap=True, min_width=least)
-    return table
-
-
 def _rows(results: Sequence[ProblemResult]) -> Iterator[tuple[str, MethodResult]]:
     for result in results:
         for i, one in enumerate(result.methods):
             yield result.name if i == 0 else "", one
 
 
-def _inequality(results: Sequence[ProblemResult]) -> Table:
+def _inequality(results: Sequence[ProblemResult]) -> FittingTable:
     columns = ("as\nprinted", "printed,\none tau", "gradient\nmasked", "corrected:\n+ drop loss")
-    table = _table("\nproblem", "\nmethod", *columns, names=2)
+    table = FittingTable("\nproblem", "\nmethod", *columns, keys=2)
     for name, one in _rows(results):
         table.add_row(name, one.method.name, *(_share(one, form) for form in FORMS))
     return table
@@ -69,9 +57,9 @@ def _share(one: MethodResult, form: str) -> str:
     return f"{shown} ({unclear:.1f})" if unclear else shown
 
 
-def _bounds(results: Sequence[ProblemResult]) -> Table:
+def _bounds(results: Sequence[ProblemResult]) -> FittingTable:
     columns = ("largest\ntau", "mean\ntau term", "mean\ndrop loss", "drop loss\n> tau term")
-    table = _table("\nproblem", "\nmethod", *columns, names=2)
+    table = FittingTable("\nproblem", "\nmethod", *columns, keys=2)
     for name, one in _rows(results):
         bound = one.bound()
         table.add_row(
@@ -81,11 +69,11 @@ def _bounds(results: Sequence[ProblemResult]) -> Table:
     return table
 
 
-def _convergence(result: ProblemResult) -> Table:
+def _convergence(result: ProblemResult) -> FittingTable:
     stepped = list(result.methods[0].means)
     lengths = [*stepped, *result.closed_form]
     titles = [f"Q =\n{count_text(q)}" for q in stepped] + [f"exact\n{count_text(q)}" for q in result.closed_form]
-    table = _table("\nmethod", "\ngradient", *titles, "\nlimit", names=2)
+    table = FittingTable("\nmethod", "\ngradient", *titles, "\nlimit", keys=2)
     constant = result.constant.mean().item()
     table.add_row("tau = 0", "bound", *(_figure(constant / q**0.5) for q in lengths), "0")
     for one in result.methods:
