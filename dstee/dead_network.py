@@ -24,7 +24,6 @@ _BY_UNIT = (
     _MaxPoolNd,
 )  # fmt: skip
 """What keeps its units, or channels, apart."""
-_SHOWN = 3
 
 Masks = Mapping[int, tuple[str, Tensor]]
 
@@ -53,8 +52,7 @@ def why_dead(model: nn.Module, masks: Sequence[tuple[Candidate, Tensor | None]],
     """
     empty = [c.name for (c, _), n in zip(masks, nnz, strict=True) if n == 0]
     if empty:
-        more = f" and {len(empty) - _SHOWN} more" if len(empty) > _SHOWN else ""
-        return f"{', '.join(empty[:_SHOWN])}{more} {'has' if len(empty) == 1 else 'have'} no active weight"
+        return f"{len(empty)} of {len(masks)} layers have no active weight and give their biases alone ({', '.join(empty)})"
     known = {
         id(module): (c.name, mask)
         for c, mask in masks

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import signal
+import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -206,10 +207,11 @@ def _train(config: Config, path: Path, data_dir: str | None, mode: Mode, kill_at
 
 def _too_small(config: Config, images: int, unit: str, results: Sequence[Result]) -> str:
     """What a reader of a comparison must know where few samples are all that decides it; empty elsewhere."""
-    best = max((r.accuracy for r in results if r.accuracy is not None), default=None)
-    if not config.compare or best is None or images > _FEW:
+    found = [r.accuracy for r in results if r.accuracy is not None]
+    if not config.compare or not found or images > _FEW:
         return ""
-    chance = 100 * math.sqrt(best * (1 - best) / images)
+    mean = statistics.fmean(found)
+    chance = 100 * math.sqrt(mean * (1 - mean) / images)
     return (
         f"{config.data} is too small to rank methods: with {images} test {unit} one of them is {100 / images:.1f} points, and "
         f"chance alone moves each accuracy by about {chance:.1f}. It shows that all of this runs. To rank methods take a "

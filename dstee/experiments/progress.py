@@ -95,10 +95,10 @@ class Progress:
     def _state(self, training: Training, loss: float) -> str:
         """As much of it as the terminal has room for."""
         room = self.console.width - self._title - 6  # the percentage, and spaces
-        texts = _state(training, loss).split("  ")
-        while len(texts) > 1 and len("  ".join(texts)) > room and self.console.width < self.NARROW:
-            texts.pop()
-        return "  ".join(texts)
+        whole = _state(training, loss)
+        without_r = whole.rpartition("  ")[0]
+        texts = (whole, without_r, without_r.replace("accuracy", "acc"), without_r.partition("  ")[0])
+        return next((text for text in texts if len(text) <= room or self.console.width >= self.NARROW), texts[-1])
 
     def _print(self, training: Training, text: str) -> None:
         of = f"{self.index:{len(str(self.count))}}/{self.count}  " if self.count > 1 else ""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dstee.methods.context import Start
 from dstee.methods.registry import register
-from dstee.methods.scoring_copy import AtInitialisation, scoring_copy, warn_of_empty_layers
+from dstee.methods.scoring_copy import AtInitialisation, scoring_copy
 from dstee.score_masks import masks_from_scores
 
 __all__ = ["GraSP"]
@@ -47,5 +47,4 @@ class GraSP(AtInitialisation):
             g = copy.gradients(batches, self.temperature)
             scores = copy.scores(copy.gradients(batches, self.temperature, along=g))
         masks = masks_from_scores(scores, total=s.total)
-        warn_of_empty_layers(self.name, masks)
         return masks

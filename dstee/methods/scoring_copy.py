@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import random
-import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from dstee.methods.context import LossFn, Start, forward, map_tensors
 from dstee.parameter_names import ParameterPlace, plain_modules
 from dstee.sparsity_distribution import seed64
 
-__all__ = ["AtInitialisation", "ScoringCopy", "scoring_copy", "warn_of_empty_layers"]
+__all__ = ["AtInitialisation", "ScoringCopy", "scoring_copy"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,16 +162,6 @@ def scoring_copy(method: str, s: Start, dtype: torch.dtype = torch.float32) -> I
         sdpa_kernel(SDPBackend.MATH),
     ):
         yield ScoringCopy(method, model, weights, s.loss_fn, dtype)
-
-
-def warn_of_empty_layers(method: str, masks: Mapping[str, Tensor]) -> None:
-    """A warning, at the caller of ``sparsify``, that names the layers without an active weight."""
-    if empty := [name for name, mask in masks.items() if not bool(mask.any())]:
-        warnings.warn(
-            f"{method} leaves no active weight in {len(empty)} of {len(masks)} layers, which give their biases alone: "
-            f"{', '.join(empty)}; a lower sparsity keeps more of them alive",
-            stacklevel=4,
-        )
 
 
 def _widened(t: Tensor, dtype: torch.dtype) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dstee.methods.context import Start
 from dstee.methods.registry import register
-from dstee.methods.scoring_copy import AtInitialisation, scoring_copy, warn_of_empty_layers
+from dstee.methods.scoring_copy import AtInitialisation, scoring_copy
 from dstee.score_masks import masks_from_scores
 
 __all__ = ["SNIP"]
@@ -45,5 +45,4 @@ class SNIP(AtInitialisation):
         with scoring_copy(self.name, s) as copy:
             scores = {name: x.abs() for name, x in copy.scores(copy.gradients(s.samples())).items()}
         masks = masks_from_scores(scores, total=s.total) if self.scope == "global" else masks_from_scores(scores, s.nnz)
-        warn_of_empty_layers(self.name, masks)
         return masks

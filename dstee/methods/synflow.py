@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from dstee.methods.context import Start, map_tensors
 from dstee.methods.registry import register
-from dstee.methods.scoring_copy import AtInitialisation, ScoringCopy, scoring_copy, warn_of_empty_layers
+from dstee.methods.scoring_copy import AtInitialisation, ScoringCopy, scoring_copy
 
 __all__ = ["SynFlow"]
 
@@ -68,7 +68,6 @@ class SynFlow(AtInitialisation):
                     masks = self._pruned(copy, ones, masks, target, r)
                     for name, w in copy.weights.items():
                         w.data.mul_(masks[name].to(w.device))
-        warn_of_empty_layers(self.name, masks)
         return masks
 
     @torch.no_grad()

@@ -45,3 +45,8 @@ def test_where_all_diverge_at_once_there_is_a_table_and_nothing_to_draw(tmp_path
     assert re.search(r"static +1 of 1 diverged( +-){6}\n", out) and not (tmp_path / "run" / "curves.png").exists()
     assert "picture  none: every training diverged before there was anything to draw" in out
     assert '"diverged_at"' in (tmp_path / "run" / "results.json").read_text()
+
+
+def test_what_has_no_room_goes_whole():
+    assert "R 0.100" in shown(80) and "R 0.1" not in shown(60)
+    assert shown(50).rstrip().endswith("acc 93.12 %") and shown(40).rstrip().endswith("loss 0.1234")

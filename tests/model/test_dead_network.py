@@ -49,15 +49,19 @@ class Residual(nn.Module):
 
 
 DEAD = [
-    (MLP, {"_5": []}, "5.weight has no active weight"),
-    (MLP, {"_1": [], "_5": []}, "1.weight, 5.weight have no active weight"),
+    (MLP, {"_5": []}, "1 of 3 layers have no active weight and give their biases alone (5.weight)"),
+    (MLP, {"_1": [], "_5": []}, "2 of 3 layers have no active weight and give their biases alone (1.weight, 5.weight)"),
     (MLP, {"_1": [(0, 0)], "_5": [(0, 1), (4, 5)]}, "all active weights of 5.weight start from units that no active"),
     (MLP, {"_1": [(0, 0)], "_5": [(2, 0)], "_7": [(0, 1)]}, "all active weights of 7.weight"),
     (CNN, {"_0_0": [(0, 0, 1, 1)], "_1": [(4, 1, 0, 0), (0, 1, 0, 0)]}, "all active weights of 1.weight"),
     (CNN, {"_1": [(5, 0, 0, 0)], "_4": [(0, 19)]}, "all active weights of 4.weight"),
     (UP, {"_0": [(0, 0, 0, 0)], "_2": [(0, 3, 0, 0)]}, "all active weights of 2.weight"),
-    (Residual(), {"_a": []}, "a.weight has no active weight"),
-    (chain(nn.Linear(4, 4), Residual(), nn.Linear(4, 4)), {"_0": []}, "0.weight has no active weight"),
+    (Residual(), {"_a": []}, "1 of 2 layers have no active weight and give their biases alone (a.weight)"),
+    (
+        chain(nn.Linear(4, 4), Residual(), nn.Linear(4, 4)),
+        {"_0": []},
+        "1 of 4 layers have no active weight and give their biases alone (0.weight)",
+    ),
 ]
 ALIVE = [
     (MLP, {"_1": [(0, 0)], "_5": [(2, 0)], "_7": [(0, 2)]}),
