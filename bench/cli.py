@@ -8,12 +8,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from .options import Parser, add_arguments, misplaced
+from .options import add_arguments, misplaced
 
 __all__ = ["add_arguments", "main", "make_parser", "run"]
 
 
 def make_parser(prog: str = "python -m bench") -> argparse.ArgumentParser:
+    from dstee._parser import Parser
+
     parser = Parser(
         prog=prog, description="How long a mask update and a masked step take, and how far that is from the machine's limit."
     )
@@ -23,24 +25,25 @@ def make_parser(prog: str = "python -m bench") -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m bench") -> int:
     """Runs the command line and returns the exit status: 0 done, 1 a backend of dstee has no figure (of ``compare``: it is
-    slower), 2 the command line or a file cannot be used (of ``compare``: or it cannot tell), 130 interrupted."""
-    return run(make_parser(prog).parse_args(argv))
+    slower), 2 the command line or a file cannot be used, 3 ``compare`` cannot tell, 130 interrupted."""
+    from dstee._console import exit_status
+
+    return exit_status(lambda: run(make_parser(prog).parse_args(argv)))
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs what :func:`add_arguments` has parsed and returns the exit status."""
-    from dstee._console import UsageError, complain
+    """Runs what :func:`add_arguments` has parsed and returns the exit status.
+
+    Raises:
+        UsageError, OSError: an option or a file cannot be used.
+    """
+    from dstee._console import complain
 
     try:
         return _dispatch(args)
-    except UsageError as error:
-        complain("error", error)
     except KeyboardInterrupt:
         complain("stopped", "interrupted; what was measured is kept where --json was given: go on with --resume")
         return 130
-    except OSError as error:
-        complain("error", f"{error.filename}: {error.strerror}" if error.filename else error)
-    return 2
 
 
 def _dispatch(args: argparse.Namespace) -> int:

@@ -136,11 +136,11 @@ def compare(a: Document, b: Document, margin: float = 0.05) -> list[Verdict]:
 
 
 def exit_status(verdicts: Sequence[Verdict], everyone: bool = False) -> int:
-    """0: all same or faster; 1: one is slower; 2: nothing slower, but one that cannot be told, or nothing to compare."""
+    """0: all same or faster; 1: one is slower; 3: nothing slower, but one that cannot be told, or nothing to compare."""
     counted = [v.verdict for v in verdicts if v.decides or everyone]
     if SLOWER in counted:
         return 1
-    return 2 if UNKNOWN in counted or not counted else 0
+    return 3 if UNKNOWN in counted or not counted else 0
 
 
 def differences(a: Document, b: Document) -> list[str]:
@@ -200,6 +200,6 @@ def run(first: Path, second: Path, margin: float, everyone: bool, stream: TextIO
             print(_folded(folded), file=stream)
     status = exit_status(verdicts, everyone)
     counted = "every contender" if everyone else "dstee's backends"
-    words = {0: "same or faster", 1: "slower", 2: "cannot tell" if verdicts else "no row in common"}
+    words = {0: "same or faster", 1: "slower", 3: "cannot tell" if verdicts else "no row in common"}
     print(f"\n{words[status]} ({counted}; margin {margin:.0%})", file=stream)
     return status

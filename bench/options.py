@@ -9,7 +9,7 @@ from typing import Any
 
 from .ranks import options as ranks_options
 
-__all__ = ["GPUS", "Parser", "add_arguments", "misplaced"]
+__all__ = ["GPUS", "add_arguments", "misplaced"]
 
 OPS = ("drop_grow", "masked_sgd", "step", "host", "scaling")
 GPUS = ("a100", "h100", "h200")
@@ -44,13 +44,6 @@ _SHARED: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "html": (("--html",), {"type": Path, "metavar": "FILE", "help": "a report with pictures in one file"}),
 }  # fmt: skip
 _Adder = argparse.ArgumentParser | argparse._ArgumentGroup
-
-
-class Parser(argparse.ArgumentParser):
-    """Options are written out, as those of ``dstee`` are."""
-
-    def __init__(self, **settings: Any) -> None:
-        super().__init__(**settings, allow_abbrev=False)
 
 
 def _share(parser: _Adder, *names: str, texts: Mapping[str, str] | None = None, **changed: Any) -> None:
@@ -114,7 +107,7 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--all", action="store_true", help="every contender decides and has a line of its own, not dstee's backends only"
     )
-    parser.epilog = "exit status: 0 same or faster, 1 slower, 2 cannot tell, or the files cannot be compared"
+    parser.epilog = "exit status: 0 same or faster, 1 slower, 2 the files cannot be compared, 3 cannot tell"
 
 
 def _add_report(parser: argparse.ArgumentParser) -> None:
@@ -165,7 +158,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def misplaced(args: argparse.Namespace) -> str | None:
     """An option of measuring that was given to a command, which has no use for it; or None."""
-    plain = Parser()
+    plain = argparse.ArgumentParser()
     _add_measuring(plain)
     for name, default in vars(plain.parse_args([])).items():
         if name not in _OWN[args.action] and getattr(args, name) != default:

@@ -47,10 +47,10 @@ class Parser(argparse.ArgumentParser):
 
     def _refuse_unknown(self, given: Sequence[str]) -> None:
         """First of all, before what else is missing or wrong: it may be so because of a slip in an option's name."""
-        has_commands = any(isinstance(action, argparse._SubParsersAction) for action in self._actions)
-        for text in given:
-            if text == "--" or (has_commands and not text.startswith("-")):
-                return
+        commands = next((action for action in self._actions if isinstance(action, argparse._SubParsersAction)), None)
+        for i, text in enumerate(given):
+            if text == "--" or (commands is not None and _is_command(commands, text, i)):
+                return  # what follows is the command's
             name = text.partition("=")[0]
             if len(text) < 2 or text[0] != "-" or " " in name or name in self._option_string_actions:
                 continue
@@ -84,12 +84,17 @@ class Parser(argparse.ArgumentParser):
         (sys.stdout if file is None else file).write(self.format_help())
 
     def error(self, message: str) -> NoReturn:
-        needed = [action for action in self._actions if action.required or not action.option_strings]
+        needed = [a for a in self._actions if a.required or not (a.option_strings or isinstance(a, argparse._SubParsersAction))]
         formatter = argparse.HelpFormatter(self.prog, width=1000)
         formatter.add_usage(None, needed, [])
         print(f"{formatter.format_help().strip()} [options]; {self.prog} --help lists them", file=sys.stderr)
         complain("error", message.removeprefix("argument "))
         sys.exit(2)
+
+
+def _is_command(commands: argparse._SubParsersAction[Any], text: str, place: int) -> bool:
+    """Whether it names one, or is meant to: beside options with values, as bench has, only the first word is."""
+    return text in commands.choices or (not text.startswith("-") and (commands.required or place == 0))
 
 
 def _whole_number(text: str) -> int:

@@ -20,12 +20,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from dstee._console import needs
 from dstee.sparse_model import SparseModel
 
 try:
     from accelerate import Accelerator
 except ModuleNotFoundError as error:
-    raise ImportError(f"dstee.integrations.accelerate: {error}: pip install 'dstee[accelerate]'") from error
+    raise ImportError(needs("dstee.integrations.accelerate", "accelerate", "accelerate")) from error
 
 __all__ = ["register"]
 

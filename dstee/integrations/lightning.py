@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from dstee._console import needs
 from dstee.integrations._given import check_given
 from dstee.integrations._host_steps import HostSteps
 from dstee.integrations.logging import scalars
@@ -23,7 +24,7 @@ except ModuleNotFoundError as error:
     try:
         from pytorch_lightning import Callback, LightningModule, Trainer
     except ModuleNotFoundError:
-        raise ImportError(f"dstee.integrations.lightning: {error}: pip install 'dstee[lightning]'") from error
+        raise ImportError(needs("dstee.integrations.lightning", "lightning", "lightning")) from error
 
 __all__ = ["SparseCallback"]
 

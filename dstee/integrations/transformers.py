@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from dstee._console import needs
 from dstee._files import CheckpointError, open_regular, write_atomic
 from dstee.integrations._given import check_given
 from dstee.integrations._host_steps import HostSteps
@@ -26,7 +27,7 @@ from dstee.sparsification import sparsify
 try:
     from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 except ModuleNotFoundError as error:
-    raise ImportError(f"dstee.integrations.transformers: {error}: pip install 'dstee[transformers]'") from error
+    raise ImportError(needs("dstee.integrations.transformers", "transformers", "transformers")) from error
 
 if TYPE_CHECKING:
     from transformers import Trainer

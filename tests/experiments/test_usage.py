@@ -51,6 +51,11 @@ UNUSABLE = [
     ("table a --baselin x", "usage: dstee table RUNS [RUNS ...] [options]", r"\(did you mean --baseline\?\)"),
     ("bench --densty 0.1", "usage: dstee bench", r"unknown option --densty \(did you mean --density\?\)"),
     ("bench --repeats many", "usage: dstee bench", "--repeats: expected a whole number, got 'many'"),
+    ("bench comapre a b", "usage: dstee bench [options]", r"command 'comapre' is unknown \(did you mean 'compare'\?\)"),
+    ("bench compare a.json", "usage: dstee bench compare A.json B.json [options]; dstee bench compare", "required: B.json"),
+    ("bench compare a b --margn 1", "usage: dstee bench compare", r"--margn \(did you mean --margin\?\)"),
+    ("bench ranks --rank 2", "usage: dstee bench ranks [options]", r"--rank \(did you mean --ranks\?\)"),
+    ("bench --shapes mlp --densty 0.1", "usage: dstee bench", r"unknown option --densty \(did you mean --density\?\)"),
     ("bench --backends nativ", "usage: dstee bench", r"--backends 'nativ' is unknown \(did you mean 'native'\?\)"),
 ]  # fmt: skip
 
@@ -63,24 +68,19 @@ def test_a_command_line_that_cannot_be_parsed(words, usage, reason, capsys):
     assert stopped.value.code == 2 and out == "" and err.count("\n") == 2
     assert err.startswith(usage) and re.search(reason, err), err
     assert re.match(r"dstee: error: ", err.splitlines()[1])
-    assert re.search(rf"; dstee ?{words.split()[0] if usage.split()[2] != 'COMMAND' else ''} --help lists them\n", err), err
+    assert re.match(r"usage: (dstee(?: [a-z-]+)*)(?= ).*; \1 --help lists them\n", err), err
 
 
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
-        (
-            "bench comapre a.json b.json",
-            r"'comapre' is no command of bench \(did you mean 'compare'\?\): expected compare A.json",
-        ),
-        ("bench compare a.json", r"bench compare is called as: bench compare A\.json B\.json; got 'compare a\.json'"),
         ("bench compare a.json b.json", r"a\.json cannot be read: No such file"),
         ("bench report a.json", r"a\.json cannot be read: No such file"),
         ("bench ranks --ranks 0", "--ranks 0: expected 1 to 64"),
         ("bench ranks --methods x", "--methods x: expected of"),
         ("bench model --gpu h100 --measured a.json", r"a\.json cannot be read"),
-        ("bench --plugin no_such", r"--plugin no_such: ModuleNotFoundError: No module named 'no_such'"),
-        ("bench --plugin broken", r"--plugin broken: ZeroDivisionError: division by zero"),
+        ("bench --plugin no_such", r"--plugin: ModuleNotFoundError: No module named 'no_such'"),
+        ("bench --plugin broken", r"--plugin: ZeroDivisionError: division by zero"),
         ("plot nowhere", "nowhere holds no run"),
         ("table nowhere", "there is no nowhere"),
         ("figure fig3 nowhere --output x.png", "there is no nowhere"),

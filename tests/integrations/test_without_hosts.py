@@ -46,7 +46,7 @@ def test_a_missing_host_is_one_line_that_says_what_to_install(host: str) -> None
     done = fresh(f"import sys\nfor name in {HOSTS}: sys.modules[name] = None\nimport dstee.integrations.{host}")
     assert done.returncode == 1
     last = done.stderr.splitlines()[-1]
-    assert last.startswith(f"ImportError: dstee.integrations.{host}: ") and last.endswith(f"pip install 'dstee[{host}]'")
+    assert last == f'ImportError: dstee.integrations.{host} needs {host}: pip install "dstee[{host}]"'
 
 
 def test_numbers_to_log() -> None:
