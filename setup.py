@@ -18,6 +18,7 @@ import sysconfig
 import tempfile
 from pathlib import Path
 
+import setuptools
 from setuptools import find_packages, setup
 
 ROOT = Path(__file__).resolve().parent
@@ -202,6 +203,9 @@ PACKAGES += [
 ]
 
 if __name__ == "__main__":
+    found = setuptools.__version__  # a new virtual environment of Python 3.11 has 65
+    if int(found.partition(".")[0]) < 77:
+        sys.exit(f"dstee: setuptools {found} is too old to read pyproject.toml: pip install --upgrade 'setuptools>=77'")
     modules, commands = extensions()
     setup(
         ext_modules=modules,

@@ -137,6 +137,18 @@ def test_links_for_an_index(text: str, with_source: str, without: str) -> None:
     assert (for_index(text, HERE), for_index(text, None)) == (with_source, without)
 
 
+def test_an_old_setuptools_is_named(tmp_path: Path) -> None:
+    """It would say of pyproject.toml that it is wrong, in ninety lines."""
+    old = "__version__ = '65.5.0'\nfind_packages = lambda *folders, **rules: []\nsetup = None\n"
+    (tmp_path / "setuptools.py").write_text(old)
+    environment = os.environ | {"PYTHONPATH": str(tmp_path), "DSTEE_BUILD": "none"}
+    command = [sys.executable, str(ROOT / "setup.py"), "--version"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.splitlines() == [
+        "dstee: setuptools 65.5.0 is too old to read pyproject.toml: pip install --upgrade 'setuptools>=77'"
+    ]
+
+
 def test_the_citation_is_of_this_version() -> None:
     citation, project = (ROOT / "CITATION.cff").read_text(), (ROOT / "pyproject.toml").read_text()
 
