@@ -38,7 +38,7 @@ test-ranks: .venv/built
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -m "ranks and not slow" tests/distributed tests/bench tests/test_examples.py
 
 test-hosts: .venv-hosts/built
-	OMP_WAIT_POLICY=PASSIVE .venv-hosts/bin/python -m pytest tests/integrations "tests/test_docs.py::test_code_runs[docs/integrations.md]"
+	OMP_WAIT_POLICY=PASSIVE .venv-hosts/bin/python -m pytest -n auto --dist worksteal -m "not slow" tests/integrations "tests/test_docs.py::test_code_runs[docs/integrations.md]"
 
 test-slow: .venv/built
 	$(BIN)/python -m pytest -m "slow and not cuda_ptx"
