@@ -99,6 +99,10 @@ def test_a_command_line_that_cannot_be_parsed(words, usage, reason, capsys):
         ("train --data mnist", r"--data mnist needs the folder of mnist\.npz: pass --data-dir DIR or set DSTEE_DATA"),
         ("train --data mnist --data-dir nowhere", r"no file nowhere/mnist\.npz"),
         ("train --model mpl", r"unknown .*'mpl' \(did you mean 'mlp'\?\)"),
+        (
+            "train --data mine:load",
+            r"--data mine:load asks for folder, but is called with data_dir, the folder of the data, or",
+        ),
         ("train --resume", r"--resume needs --out DIR"),
         ("train --out /proc/x", r"the run folder /proc/x \(--out\) cannot be written: "),
         ("sweep broken.toml --out x", r"broken\.toml: it is not TOML"),
@@ -106,6 +110,7 @@ def test_a_command_line_that_cannot_be_parsed(words, usage, reason, capsys):
 )
 def test_what_was_asked_for_cannot_be_done(words, reason, capsys, tmp_path, monkeypatch):
     (tmp_path / "broken.py").write_text("1 / 0\n")
+    (tmp_path / "takes_folder.py").write_text("def load(folder): pass\n")
     (tmp_path / "broken.toml").write_text("seeds = = 2\n")
     monkeypatch.syspath_prepend(tmp_path)
     assert cli.main(words.split()) == 2

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dstee._console import UsageError
 from dstee.experiments.data.images import Dataset, Images
-from dstee.experiments.references import call_by_names
+from dstee.experiments.references import call_by_names, required
 
 __all__ = ["load_own"]
 
@@ -23,6 +23,10 @@ def load_own(name: str, function: Callable[..., Any], data_dir: str | None) -> I
     Raises:
         UsageError: it raised, or returned something else than images and labels.
     """
+    if more := sorted(required(function) - {"data_dir"}):
+        raise UsageError(
+            f"--data {name} asks for {', '.join(more)}, but is called with data_dir, the folder of the data, or nothing"
+        )
     try:
         found = call_by_names(function, {"data_dir": data_dir})
     except UsageError:
