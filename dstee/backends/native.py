@@ -46,7 +46,7 @@ def load() -> tuple[ModuleType | None, str]:
     try:
         module = importlib.import_module("dstee._C")
     except ImportError as error:
-        return None, f"dstee._C could not be loaded ({error}): {_how_to_build()}"
+        return None, f"dstee._C could not be loaded ({error}), rebuild it: {_how_to_build()}"
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(before=_forks.note_threads, after_in_child=_forks.watch)
     return module, ""
