@@ -119,7 +119,7 @@ def test_what_is_given_from_outside_goes_before_the_file():
         ("[grid]\nmethod = ['rgl']", r"method must be one of .* got 'rgl' \(did you mean 'rigl'\?\)"),
         ("[grid]\nmethod = 'rigl'", r"\[grid\] method must be a list of values, got 'rigl'"),
         ("[grid]\nsparsity = []", r"\[grid\] sparsity must be a list"),
-        ("[grid]\nsparsity = [0.9, 1.5, 2.5]", r"sparsity must be in \[0, 1\), got 1.5; sparsity must be .* got 2.5"),
+        ("[grid]\nsparsity = [0.9, 1.5, 2.5]", r"sparsity must be in \[0, 1\), got 1.5: .*; sparsity must be .* got 2.5"),
         ("[grid]\nsparsity = ['a']", "sparsity must be a finite number"),
         ("[grid]\nlr = [1979-05-27]", "lr must be a finite number"),
         ("[grid]\nlr = [inf]", "lr must be a finite number"),

@@ -100,8 +100,8 @@ def test_a_command_line_that_cannot_be_parsed(words, usage, reason, capsys):
         ("train --data mnist --data-dir nowhere", r"no file nowhere/mnist\.npz"),
         ("train --model mpl", r"unknown .*'mpl' \(did you mean 'mlp'\?\)"),
         (
-            "train --data mine:load",
-            r"--data mine:load asks for folder, but is called with data_dir, the folder of the data, or",
+            "train --data takes_folder:load",
+            r"--data takes_folder:load asks for folder, but is called with data_dir, the folder of the data, or",
         ),
         ("train --resume", r"--resume needs --out DIR"),
         ("train --out /proc/x", r"the run folder /proc/x \(--out\) cannot be written: "),
