@@ -56,7 +56,7 @@ def _how_to_build() -> str:
     """For who has a checkout, and for who has installed a package that came without the kernels."""
     root = Path(__file__).resolve().parents[2]
     wish = "unset DSTEE_BUILD, which says none; " if os.environ.get("DSTEE_BUILD") == "none" else ""
-    tools = "with g++ or clang, and after `pip install ninja pybind11 setuptools`,"
+    tools = 'with g++ or clang, and after `pip install ninja pybind11 "setuptools>=77"`,'
     if (root / "setup.py").is_file() and (root / "csrc").is_dir():
         return f"{wish}{tools} run `pip install --no-build-isolation -e .` in {root}"
     return (
