@@ -59,13 +59,13 @@ std::vector<Layer> read_layers(Checks& check, DeviceType device, const Tensors& 
       check.like_param(drop_scores[i], layout, "drop_scores");
       l.drop = drop_scores[i].const_data_ptr();
       l.drop_dtype = dtype_of(drop_scores[i], "drop_scores");
-      check.note_signal(l.drop, l.drop_dtype, l);
+      check.note_signal(l.drop, l.drop_dtype, l, packed_momenta);
     }
     if (!grow_signal.empty()) {
       check.like_param(grow_signal[i], layout, "grow_signal");
       l.grow = grow_signal[i].const_data_ptr();
       l.grow_dtype = dtype_of(grow_signal[i], "grow_signal");
-      check.note_signal(l.grow, l.grow_dtype, l);
+      check.note_signal(l.grow, l.grow_dtype, l, packed_momenta);
     }
     STD_TORCH_CHECK((l.drop_dtype == kF32 || l.drop_dtype == l.dtype) && (l.grow_dtype == kF32 || l.grow_dtype == l.dtype),
                     "dstee: drop_scores and grow_signal are float32 or have their parameter's dtype");
@@ -89,10 +89,13 @@ std::vector<Layer> read_step(DeviceType device, const StepArguments& a) {
 }
 
 std::vector<Layer> read_update(DeviceType device, const UpdateArguments& a) {
-  STD_TORCH_CHECK(!a.packed_momenta, "dstee: the kernels of drop_grow_ have no packed_momenta");
+  STD_TORCH_CHECK(!a.packed_momenta || device == DeviceType::CPU, "dstee: this kernel of drop_grow_ has no packed_momenta");
   Checks check(device, a.params);
-  auto layers = read_layers(check, device, a.params, a.grads, a.momenta, a.mask_bits, a.counts, a.drop_scores, a.grow_signal);
+  auto layers = read_layers(check, device, a.params, a.grads, a.momenta, a.mask_bits, a.counts, a.drop_scores, a.grow_signal,
+                            a.packed_momenta);
   if (layers.empty()) return layers;
+  STD_TORCH_CHECK(!a.packed_momenta || a.momenta.empty() || (a.k_grow.empty() && !a.k_grow_tensor),
+                  "dstee: k_grow changes how many packed momenta there are");
   check.round(a.round, a.round_tensor);
   check.numbers(a.k, a.k_tensor, "k");
   if (a.k_grow_tensor || !a.k_grow.empty()) check.numbers(a.k_grow, a.k_grow_tensor, "k_grow");
@@ -180,6 +183,11 @@ std::vector<Place> places_of(const std::vector<int64_t>& where) {
     places[i] = {static_cast<uint64_t>(where[3 * i]), static_cast<uint64_t>(where[3 * i + 1]),
                  static_cast<uint64_t>(where[3 * i + 2])};
   return places;
+}
+
+void check_rows(const Tensors& momenta, const std::vector<int64_t>& active) {
+  for (size_t i = 0; i < momenta.size(); ++i)
+    STD_TORCH_CHECK(momenta[i].numel() == active[i], "dstee: packed momenta have not one entry for each active weight");
 }
 
 void check_memory(const Tensor& t, const char* name) {

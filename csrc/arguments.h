@@ -132,6 +132,9 @@ std::vector<Layer> read_noise(DeviceType device, const Tensors& out, const std::
 // One for each layer, or none, of a checked `where`.
 std::vector<Place> places_of(const std::vector<int64_t>& where);
 
+// Refuses packed momenta that do not have one entry for each of the layers' active weights.
+void check_rows(const Tensors& momenta, const std::vector<int64_t>& active);
+
 // Refuses a tensor whose storage has been freed, or that stands for another: all that has no memory of its own.
 void check_memory(const Tensor& t, const char* name);
 

@@ -90,8 +90,8 @@ class Checks {
     if (bytes) spans_.push_back({static_cast<const char*>(p), static_cast<const char*>(p) + bytes, written});
   }
   // What is ranked in place of the weight or gradient: the weight or momentum of its own layer, or nothing that is written.
-  void note_signal(const void* p, Dtype dtype, const Layer& l) {
-    if (l.n == 0 || ((p == l.w || p == l.m) && dtype == l.dtype)) return;
+  void note_signal(const void* p, Dtype dtype, const Layer& l, bool packed_momenta) {
+    if (l.n == 0 || ((p == l.w || (p == l.m && !packed_momenta)) && dtype == l.dtype)) return;
     const char* begin = static_cast<const char*>(p);
     signals_.push_back({begin, begin + l.n * element_size(dtype), false});
   }

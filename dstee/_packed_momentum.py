@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ from dstee import backends, ops
 from dstee.encoding import flat
 from dstee.sparse_layer import SparseLayer, Strides
 
-__all__ = ["PackedMomentum", "dense_form", "fit_each", "refuse_layer"]
+__all__ = ["PackedMomentum", "dense_form", "fit_each", "moving_with_masks", "refuse_layer"]
 
 
 def _version(t: Tensor) -> int:
@@ -62,6 +63,19 @@ class PackedMomentum:
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"version": None}  # a copy of the mask counts anew
+
+
+@contextlib.contextmanager
+def moving_with_masks(momenta: Sequence[PackedMomentum]) -> Iterator[None]:
+    """Inside it one call writes masks and the momenta in their order, so that an exception, KeyboardInterrupt too, finds both
+    as they were or both as they will be."""
+    for m in momenta:
+        m.version = None
+    try:
+        yield
+    finally:
+        for m in momenta:
+            m.version = _version(m.mask_bits)
 
 
 def fit_each(momenta: Sequence[Any], layers: Sequence[SparseLayer]) -> list[bool]:

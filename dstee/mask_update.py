@@ -151,6 +151,7 @@ class MaskUpdate:
             regrow=regrow,
             reset_regrown=self.method.reset_regrown,
             sgd=rule,
+            packed_momenta=batch.packed,
         )
 
     def seeds(self, random: Random, names: Sequence[str]) -> list[int]:

@@ -42,8 +42,8 @@ class SparseSGD(torch.optim.SGD):
             also lets a ``GradScaler`` hand over its scale (gradients are then unscaled in place, as torch's fused ones do).
         packed_momentum: keeps the momenta of the active weights alone, in the order of the mask: 4 bytes less for each inactive
             float32 weight, and less to read in a step; the same bits. ``state_dict()`` and ``load_state_dict()`` are those of
-            ``packed_momentum=False`` and of ``torch.optim.SGD``. A mask update takes the momenta out and packs them again. Not
-            for weights that are cut among ranks, nor for GPU kernels.
+            ``packed_momentum=False`` and of ``torch.optim.SGD``. A mask update that is not part of the step takes the momenta
+            out and packs them again. Not for weights that are cut among ranks, nor for GPU kernels.
 
     Raises:
         TypeError, ValueError, RuntimeError: as ``torch.optim.SGD``; ValueError for ``differentiable=True``; for
@@ -116,7 +116,7 @@ class SparseSGD(torch.optim.SGD):
                 return loss
             layers, update = self.sparse.begin_step(self)
             # What can be wrong with any group is found before a sparse weight moves: by us here, by torch in its own step.
-            packed = self.packed_momentum and update is None  # else the momenta are taken out, and packed by the new masks
+            packed = self.packed_momentum
             batches: list[LayerBatch] = []
             dense: list[DenseStep] = []
             for group in self.param_groups:
@@ -138,11 +138,11 @@ class SparseSGD(torch.optim.SGD):
                         batch.params, batch.grads, batch.momenta, batch.mask_bits, batch.sgd, packed_momenta=packed
                     )
                 else:
-                    update.apply(batch)
+                    with _optimizer_state.moving_with_masks(self, batch):
+                        update.apply(batch)
                     updated += batch.layers
                 _optimizer_state.keep_momenta(self, batch)
             self.unstepped = frozenset()
-            self.pack_momenta(updated)
             self.sparse.end_step(self, updated)
         return loss
 

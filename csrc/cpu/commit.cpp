@@ -47,8 +47,12 @@ void commit(const Update& u, Lists& lists, int64_t p) {
     if (j + kAhead < grown) weight(l.grow_where[j + kAhead]).prefetch_state();
     weight(l.grow_where[j]).grow();
   }
-  if (u.reset_regrown)
-    for (size_t j = 0; j < regrown; ++j) weight(regrown_where[j]).clear();
+  if (!u.reset_regrown) return;
+  RowCursor rows(l.before, u.rows.before[static_cast<size_t>(p)]);
+  for (size_t j = 0; j < regrown; ++j) {
+    weight(regrown_where[j]).clear();
+    if (u.packs()) u.clear_row(static_cast<size_t>(piece.layer), rows.at(regrown_where[j]));
+  }
 }
 
 // Swapped weights are those whose bit has changed; a flipped counter flips back.

@@ -3,6 +3,7 @@
 // Bytes per weight that must move: gradient 4, counter 2, mask 1/8, and the cache lines of w (and m) that hold an active
 // weight. Most swapped weights change while the sweep has their lines; for the others the commit touches them again.
 #include <atomic>
+#include <utility>
 
 #include "../arguments.h"
 #include "../test_limits.h"
@@ -61,9 +62,10 @@ void run(const Update& u, const TestLimits& limits) {
   int64_t scanned = 0;
   for (int64_t i = 0; i < count; ++i)
     if (!selected[i]) {
-      fallback(u, static_cast<int>(i));
+      fallback(u, lists, static_cast<int>(i));
       ++scanned;
     }
+  if (u.packs()) repack(u, lists);
   list_entries = lists.entries();
   fallback_layers = scanned;
 }
@@ -74,7 +76,7 @@ void read_moves(const UpdateArguments& a, Update& u) {
   const void* grows = a.k_grow_tensor ? a.k_grow_tensor->const_data_ptr() : a.k_grow.data();
   for (size_t i = 0; i < u.layers.size(); ++i) {
     const auto k = read<int64_t>(drops, static_cast<int64_t>(i));
-    const int64_t n = u.layers[i].n, nnz = u.nnz[i];
+    const int64_t n = u.layers[i].n, nnz = u.nnz(i);
     STD_TORCH_CHECK(a.k_tensor || (k >= 0 && k <= nnz), "dstee: k is larger than what is there");
     u.k_drop.push_back(clip_swaps(k, nnz, n, u.regrow || uneven));
     u.k_grow.push_back(u.k_drop[i]);
@@ -91,8 +93,7 @@ void drop_grow_(const UpdateArguments& a) {
   const StrictFloat strict;  // for what is computed outside the workers
   Update u;
   u.layers = read_update(DeviceType::CPU, a);
-  const auto L = static_cast<int64_t>(u.layers.size());
-  if (L == 0) return;
+  if (u.layers.empty()) return;
   if (a.bonus)
     u.set_bonus(a.bonus->const_data_ptr(), a.bonus_scale ? a.bonus_scale->const_data_ptr() : nullptr, a.bonus->numel());
   u.round = read_round(a.round, a.round_tensor);
@@ -108,8 +109,11 @@ void drop_grow_(const UpdateArguments& a) {
   const TestLimits limits = test_limits();
   u.margin_share = limits.margin_share;
 
-  u.nnz.resize(static_cast<size_t>(L));
-  for_tickets(u.workers, L, [&](int, int64_t i) { u.nnz[i] = loops().count_bits(u.layers[i].bits, (u.layers[i].n + 7) / 8); });
+  u.rows.count(u.layers, u.pieces, u.workers);
+  if (a.packed_momenta) {
+    check_rows(a.momenta, u.rows.of_layer);
+    for (size_t i = 0; i < a.momenta.size(); ++i) u.packed.push_back(std::exchange(u.layers[i].m, nullptr));
+  }
   read_moves(a, u);
   if (a.found_inf && read_scalar(*a.found_inf) != 0) return;
   run(u, limits);

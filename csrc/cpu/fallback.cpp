@@ -50,7 +50,7 @@ Last select(const Update& u, int64_t n, int64_t k, int key_bits, const KeyOf& ke
 
 }  // namespace
 
-void fallback(const Update& u, int layer) {
+void fallback(const Update& u, const Lists& lists, int layer) {
   const auto at = static_cast<size_t>(layer);
   const int64_t n = u.layers[at].n;
   auto drop_key_of = [&](int64_t i, uint64_t& key) {
@@ -73,6 +73,8 @@ void fallback(const Update& u, int layer) {
   const Last grow = select(u, n, u.k_grow[at], 63, grow_key_of);
 
   for_ranges(u.workers, n, [&](int64_t first, int64_t last) {
+    const auto piece = static_cast<size_t>(lists.first_piece[at] + first / kPiece);
+    RowCursor rows(lists.pieces[piece].before, u.rows.before[piece]);
     for (int64_t i = first; i < last; ++i) {
       uint64_t key;
       const Weight w(u, layer, i);
@@ -80,8 +82,10 @@ void fallback(const Update& u, int layer) {
       if (dropped(i)) {
         if (!grown)
           w.drop();
-        else if (u.reset_regrown)
+        else if (u.reset_regrown) {
           w.clear();
+          if (u.packs()) u.clear_row(at, rows.at(i - first));
+        }
       } else if (grown) {
         w.grow();
       }

@@ -15,10 +15,8 @@ void global_keep_(const KeepArguments& a) {
   u.round = read_round(a.round, a.round_tensor);
   u.pieces = cut_pieces(u.layers);
   u.workers = worker_count(total_weights(u.layers));
-  u.nnz.resize(u.layers.size());
-  for_tickets(u.workers, static_cast<int64_t>(u.layers.size()),
-              [&](int, int64_t i) { u.nnz[i] = loops().count_bits(u.layers[i].bits, (u.layers[i].n + 7) / 8); });
-  const int64_t nnz = std::accumulate(u.nnz.begin(), u.nnz.end(), int64_t{0});
+  u.rows.count(u.layers, u.pieces, u.workers);
+  const int64_t nnz = std::accumulate(u.rows.of_layer.begin(), u.rows.of_layer.end(), int64_t{0});
   const int64_t total = a.total_tensor ? read<int64_t>(a.total_tensor->const_data_ptr()) : a.total;
   STD_TORCH_CHECK(a.total_tensor || total <= nnz, "dstee: total is larger than what is there");
   if (total >= nnz) return;

@@ -157,6 +157,11 @@ DSTEE_INLINE void compress(uint32_t* out, U x, uint32_t lanes) {
 // The chosen lanes of x at the front, and the inverse: the front of x in the chosen lanes. The others may be anything.
 DSTEE_INLINE V compress(V x, uint32_t lanes) { return _mm256_permutevar8x32_ps(x, bytes_to_lanes(kCompress.lanes[lanes])); }
 DSTEE_INLINE V expand(V x, uint32_t lanes) { return _mm256_permutevar8x32_ps(x, bytes_to_lanes(kCompress.places[lanes])); }
+// The others are 0.
+DSTEE_INLINE U expand(U x, uint32_t lanes) {
+  const __m256i placed = _mm256_permutevar8x32_epi32(i(x), bytes_to_lanes(kCompress.places[lanes]));
+  return u(_mm256_and_si256(placed, spread(lanes)));
+}
 
 }  // namespace
 }  // namespace dstee::cpu

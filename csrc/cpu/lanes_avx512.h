@@ -152,6 +152,8 @@ DSTEE_INLINE void compress(uint32_t* out, U x, Mask lanes) {
 // The chosen lanes of x at the front, and the inverse: the front of x in the chosen lanes. The others may be anything.
 DSTEE_INLINE V compress(V x, uint32_t lanes) { return _mm512_maskz_compress_ps(static_cast<__mmask16>(lanes), x); }
 DSTEE_INLINE V expand(V x, uint32_t lanes) { return _mm512_maskz_expand_ps(static_cast<__mmask16>(lanes), x); }
+// The others are 0.
+DSTEE_INLINE U expand(U x, uint32_t lanes) { return u(_mm512_maskz_expand_epi32(static_cast<__mmask16>(lanes), i(x))); }
 
 }  // namespace
 }  // namespace dstee::cpu

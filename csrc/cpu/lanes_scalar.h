@@ -239,6 +239,17 @@ inline V expand(V x, uint32_t lanes) {
   return r;
 }
 
+// The others are 0.
+inline U expand(U x, uint32_t lanes) {
+  U r;
+  for (int j = 0, from = 0; j < W; ++j) {
+    r.v[j] = lanes >> j & 1 ? x.v[from] : 0;
+    from += lanes >> j & 1;
+    from = from < W ? from : W - 1;
+  }
+  return r;
+}
+
 #undef DSTEE_LANES
 
 }  // namespace

@@ -27,9 +27,16 @@ std::vector<Arena> plan_arenas(const Update& u, const std::vector<Bounds>& bound
 // Of the masks as they were, a piece's in words of its own.
 size_t mask_bytes(const Piece& piece) { return static_cast<size_t>((piece.size + 63) / 64 * 8); }
 
-size_t bytes_of(const std::vector<Arena>& arenas, const std::vector<Piece>& pieces) {
+size_t packed_room(const Update& u, size_t layer) {
+  if (!u.packs() || !u.moves(layer)) return 0;
+  const int64_t pieces = (u.layers[layer].n + kPiece - 1) / kPiece;
+  return static_cast<size_t>(u.nnz(layer) + pieces * kMaxLanes);
+}
+
+size_t bytes_of(const std::vector<Arena>& arenas, const Update& u) {
   size_t bytes = arenas.size() * (2 * arenas[0].grow_left + 5 * arenas[0].drop_left) * sizeof(uint32_t);
-  for (const Piece& piece : pieces) bytes += mask_bytes(piece);
+  for (const Piece& piece : u.pieces) bytes += mask_bytes(piece);
+  for (size_t i = 0; i < u.layers.size(); ++i) bytes += packed_room(u, i) * sizeof(uint32_t);
   return bytes;
 }
 
@@ -42,7 +49,8 @@ Lists::Lists(const Update& u, std::vector<Bounds> bounds_of_layers, double share
       grow(u.layers.size()),
       keys(2 * u.pieces.size()),
       arenas(plan_arenas(u, bounds)),
-      memory(bytes_of(arenas, u.pieces)) {
+      packed(u.packed.size()),
+      memory(bytes_of(arenas, u)) {
   auto* free = reinterpret_cast<uint32_t*>(memory.data());
   auto take = [&](size_t count) { return std::exchange(free, free + count); };
   for (Arena& a : arenas) {
@@ -64,6 +72,9 @@ Lists::Lists(const Update& u, std::vector<Bounds> bounds_of_layers, double share
     ++first_piece[static_cast<size_t>(u.pieces[p].layer) + 1];
   }
   for (size_t i = 0; i < u.layers.size(); ++i) first_piece[i + 1] += first_piece[i];
+  free = reinterpret_cast<uint32_t*>(masks);
+  for (size_t i = 0; i < packed.size(); ++i) packed[i] = take(packed_room(u, i));
+  if (u.packs()) after = u.rows;  // as large
 }
 
 int64_t Lists::entries() const {

@@ -36,7 +36,7 @@ struct PieceLists {
   // Committed: candidates that were inactive, active weights that were dropped, and such as stay, grown again.
   size_t grown = 0, gone = 0, back = 0;
   uint32_t *undo_w = nullptr, *undo_m = nullptr;  // the bits of the weights and momenta that went
-  uint8_t* before = nullptr;                      // the mask as it was
+  uint8_t* before = nullptr;                      // the mask as it was, in whole words of 8 bytes
   int64_t begin = 0;
   bool overflow = false;  // neither listed nor committed: there was no room
 };
@@ -78,6 +78,8 @@ struct Lists {
   std::vector<Threshold<uint32_t, int64_t>> grow;  // by layer: the last candidate that is grown
   std::vector<Keys> keys;                          // two for each piece
   std::vector<Arena> arenas;                       // by worker
+  std::vector<uint32_t*> packed;                   // by layer: room for its packed momenta, with slack behind each piece's
+  Rows after;                                      // of the masks after the update
   Workspace memory;
 };
 

@@ -101,6 +101,9 @@ struct Loops {
   void (*step[3])(void* w, const void* g, void* m, const uint8_t* bits, int64_t n, const SgdRule& rule);
   // The same with the momenta of the n weights' active ones alone, which follow each other; the rule has a momentum.
   void (*step_packed[3])(void* w, const void* g, void* m, int64_t active, const uint8_t* bits, int64_t n, const SgdRule& rule);
+  // From the `count` packed momenta of n weights' mask `before` to those of `now`, as raw bits behind zeros where they have 16;
+  // 0 for weights that were not active. `out` needs slack.
+  void (*repack[3])(const void* rows, int64_t count, const uint8_t* before, const uint8_t* now, int64_t n, uint32_t* out);
   // Writes the first weights of the groups that have an active one, as many weights as the processor takes at a time; of
   // multiples of 32. Returns how many groups there are.
   size_t (*active_groups)(const uint8_t* bits, int64_t n, uint16_t* groups);

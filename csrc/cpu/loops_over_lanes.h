@@ -139,6 +139,7 @@ void min_max(const uint32_t* key, size_t count, uint32_t* low, uint32_t* high) {
   {name,                                                                              \
    {step<float>, step<bf16>, step<f16>},                                              \
    {step_packed<float>, step_packed<bf16>, step_packed<f16>},                         \
+   {repack<float>, repack<bf16>, repack<f16>},                                        \
    active_groups,                                                                     \
    {scan_grow_any<float>, scan_grow_any<bf16>, scan_grow_any<f16>, scan_grow_random}, \
    {scan_drop_any<float>, scan_drop_any<bf16>, scan_drop_any<f16>},                   \

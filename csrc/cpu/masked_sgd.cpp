@@ -12,8 +12,11 @@ void masked_sgd_(const StepArguments& a) {
   const int workers = worker_count(total_weights(layers));
   SgdRule rule = rule_of(a.sgd, a.grad_scale.has_value());
   const bool packed = a.packed_momenta && rule.has_momentum;
-  PackedRows rows;
-  if (packed) rows = packed_rows(layers, pieces, a.momenta, workers);
+  Rows rows;
+  if (packed) {
+    rows.count(layers, pieces, workers);
+    check_rows(a.momenta, rows.of_layer);
+  }
   if (a.lr) rule.lr = static_cast<float>(read_scalar(*a.lr));
   if (a.grad_scale) rule.grad_scale = static_cast<float>(read_scalar(*a.grad_scale));
   if (a.found_inf && read_scalar(*a.found_inf) != 0) return;

@@ -1,32 +1,36 @@
-// Where the momenta of each piece begin among the packed ones of its layer.
+// Where packed momenta are: those of a layer's active weights follow each other, a row each, in the order of the mask.
 #pragma once
 
-#include "parallel.h"
+#include <vector>
+
+#include "loops.h"
+#include "pieces.h"
 
 namespace dstee::cpu {
 
-// Active weights in each piece, and in those of its layer before it.
-struct PackedRows {
-  std::vector<int64_t> active, before;
+// Active weights of each piece, those of its layer before it, and all of each layer.
+struct Rows {
+  std::vector<int64_t> active, before, of_layer;
+
+  void count(const std::vector<Layer>& layers, const std::vector<Piece>& pieces, int workers);
 };
 
-// Throws where momenta[i] has not one entry for each active weight of layer i.
-inline PackedRows packed_rows(const std::vector<Layer>& layers, const std::vector<Piece>& pieces, const Tensors& momenta,
-                              int workers) {
-  PackedRows rows{std::vector<int64_t>(pieces.size()), std::vector<int64_t>(pieces.size())};
-  for_tickets(workers, static_cast<int64_t>(pieces.size()), [&](int, int64_t p) {
-    const Piece& piece = pieces[p];
-    rows.active[p] = loops().count_bits(layers[piece.layer].bits + piece.begin / 8, (piece.size + 7) / 8);
-  });
-  std::vector<int64_t> total(layers.size());
-  for (size_t p = 0; p < pieces.size(); ++p) {
-    int64_t& here = total[static_cast<size_t>(pieces[p].layer)];
-    rows.before[p] = here;
-    here += rows.active[p];
+// The rows of weights that are asked for in ascending order.
+class RowCursor {
+ public:
+  // `row`: that of the first weight of `bits`.
+  explicit RowCursor(const uint8_t* bits, int64_t row = 0) : bits_(bits), row_(row) {}
+
+  // Of weight i; if it is not active, of the next one that is.
+  int64_t at(int64_t i) {
+    row_ += loops().count_bits(bits_ + byte_, i / 8 - byte_);
+    byte_ = i / 8;
+    return row_ + __builtin_popcount(bits_[byte_] & ((1u << (i % 8)) - 1));
   }
-  for (size_t i = 0; i < layers.size(); ++i)
-    STD_TORCH_CHECK(momenta[i].numel() == total[i], "dstee: packed momenta have not one entry for each active weight");
-  return rows;
-}
+
+ private:
+  const uint8_t* bits_;
+  int64_t row_, byte_ = 0;
+};
 
 }  // namespace dstee::cpu

@@ -67,8 +67,21 @@ void prefetch_sets(const Update& u, int layer, const int64_t* first, int64_t set
     for (int j = 0; j < kNeighbours; j += kLine) Weight(u, layer, first[s] + j).prefetch();
 }
 
-// The sets from `begin` on, side by side.
-void take_sets(const Update& u, int layer, int64_t begin, int64_t sets, Sample& sample) {
+// The packed momenta of the sets, whose masks are `bits`, one after the other; returns how many.
+int64_t copy_rows(const void* from, const int64_t* first, int64_t sets, int64_t size, const uint8_t* bits, RowCursor& rows,
+                  char* to) {
+  int64_t count = 0;
+  for (int64_t s = 0; s < sets; ++s) {
+    const int64_t here = __builtin_popcount(read<uint32_t>(bits, s));
+    if (here == 0) continue;
+    memcpy(to + count * size, static_cast<const char*>(from) + rows.at(first[s]) * size, static_cast<size_t>(here * size));
+    count += here;
+  }
+  return count;
+}
+
+// The sets from `begin` on, side by side. `rows` is in order before the first of them.
+void take_sets(const Update& u, int layer, int64_t begin, int64_t sets, RowCursor& rows, Sample& sample) {
   const Layer& l = u.layers[static_cast<size_t>(layer)];
   const Loops& isa = loops();
   const bool random = !u.seeds.empty();
@@ -111,8 +124,14 @@ void take_sets(const Update& u, int layer, int64_t begin, int64_t sets, Sample& 
   copy_sets(l.drop, first, sets, element_size(l.drop_dtype), w.data());
   if (u.sgd && l.drop == l.w) {
     copy_sets(l.g, first, sets, element_size(l.dtype), g.data());
-    if (u.rule.has_momentum) copy_sets(l.m, first, sets, element_size(l.dtype), m.data());
-    isa.step[l.dtype](w.data(), g.data(), m.data(), bits.data(), n, u.rule);
+    if (u.packs() && u.rule.has_momentum) {
+      const int64_t active =
+          copy_rows(u.packed[static_cast<size_t>(layer)], first, sets, element_size(l.dtype), bits.data(), rows, m.data());
+      isa.step_packed[l.dtype](w.data(), g.data(), m.data(), active, bits.data(), n, u.rule);
+    } else {
+      if (u.rule.has_momentum) copy_sets(l.m, first, sets, element_size(l.dtype), m.data());
+      isa.step[l.dtype](w.data(), g.data(), m.data(), bits.data(), n, u.rule);
+    }
   }
   memcpy(sample.drop.plane.data() + 4 * begin, bits.data(), static_cast<size_t>(4 * sets));
   std::array<uint32_t, kBlock + kMaxLanes> where;
@@ -129,10 +148,11 @@ void take_sample(const Update& u, int layer, Sample& sample) {
     const int64_t offset = static_cast<int64_t>(hash % static_cast<uint64_t>(stratum - 2 * kNeighbours));
     sample.first[static_cast<size_t>(s)] = (s * stratum + offset + kNeighbours - 1) / kNeighbours * kNeighbours;
   }
+  RowCursor rows(u.layers[static_cast<size_t>(layer)].bits);
   for (int64_t begin = 0; begin < sample.sets; begin += kSetsAtOnce) {
     const int64_t sets = std::min<int64_t>(kSetsAtOnce, sample.sets - begin);
     prefetch_sets(u, layer, sample.first.data() + begin, sets);
-    take_sets(u, layer, begin, sets, sample);
+    take_sets(u, layer, begin, sets, rows, sample);
   }
 }
 
@@ -161,7 +181,7 @@ int64_t likely_back(const Update& u, int layer, const Sample& sample, uint32_t l
       back += Weight(u, layer, sample.first[static_cast<size_t>(s)] + __builtin_ctz(bits)).score_rank(bonus) >= low_score;
     }
   const auto most = static_cast<double>(back) + 3.0 * std::sqrt(static_cast<double>(back)) + 2.0;
-  return static_cast<int64_t>(most * static_cast<double>(u.nnz[static_cast<size_t>(layer)]) /
+  return static_cast<int64_t>(most * static_cast<double>(u.nnz(static_cast<size_t>(layer))) /
                               static_cast<double>(sample.drop.count));
 }
 
@@ -195,7 +215,7 @@ int64_t bound_ties(const Update& u, int layer, const Sample& sample, int64_t ran
 Bounds sample(const Update& u, int layer) {
   const auto i = static_cast<size_t>(layer);
   const Layer& l = u.layers[i];
-  const int64_t nnz = u.nnz[i], inactive = l.n - nnz;
+  const int64_t nnz = u.nnz(i), inactive = l.n - nnz;
   Bounds b;
   b.expected_grow = inactive;
   b.expected_drop = nnz;

@@ -24,6 +24,10 @@ void commit(const Update& u, Lists& lists, int64_t piece);
 void undo(const Update& u, Lists& lists, int64_t piece);
 
 // Select and commit one layer without lists: any input, no memory, so that it cannot fail.
-void fallback(const Update& u, int layer);
+void fallback(const Update& u, const Lists& lists, int layer);
+
+// Packed momenta of all layers, of which the stages before have only cleared those of regrown weights: in the rows of the masks
+// as they are now, 0 where nothing was active before.
+void repack(const Update& u, Lists& lists);
 
 }  // namespace dstee::cpu

@@ -1,7 +1,7 @@
 // The SGD step on active weights, over the lanes of a lanes_*.h header. Included by loops_over_lanes.h only.
 #pragma once
 
-#include "active_groups.h"
+#include "rows_over_lanes.h"
 
 namespace dstee::cpu {
 namespace {
@@ -39,20 +39,13 @@ struct MomentaInPlace {
 };
 
 // The momenta of the active weights of a block, one after the other. The new ones are collected and then copied: a load would
-// have to wait for the store before it, which overlaps. What lies behind the last belongs to other threads, or to nobody.
+// have to wait for the store before it, which overlaps.
 template <class T>
 class MomentaInRow {
  public:
-  MomentaInRow(T* m, int64_t count) : read_(m), written_(m), left_(count) {}
-  DSTEE_INLINE void ahead(int64_t) const { prefetch(read_ + kStreamAhead / static_cast<int>(sizeof(T))); }
-  DSTEE_INLINE V read(int64_t, uint32_t lanes) {
-    if (left_ < W && !last_read_) read_last();
-    const V x = expand(load(read_), lanes);
-    const int count = __builtin_popcount(lanes);
-    read_ += count;
-    left_ -= count;
-    return x;
-  }
+  MomentaInRow(T* m, int64_t count) : rows_(m, count), written_(m) {}
+  DSTEE_INLINE void ahead(int64_t) const { rows_.ahead(kStreamAhead); }
+  DSTEE_INLINE V read(int64_t, uint32_t lanes) { return expand(load(rows_.next(__builtin_popcount(lanes))), lanes); }
   DSTEE_INLINE void write(int64_t, uint32_t lanes, V x) {
     store(collected_ + count_, kAllLanes, compress(x, lanes));
     count_ += __builtin_popcount(lanes);
@@ -69,19 +62,10 @@ class MomentaInRow {
 
  private:
   static constexpr int kCollected = 512;
-  // Fewer than a vector are left: they are read where there is room behind them.
-  void read_last() {
-    if (left_ > 0) memcpy(last_, read_, static_cast<size_t>(left_) * sizeof(T));
-    read_ = last_;
-    last_read_ = true;
-  }
 
-  const T* read_;
+  RowReader<T> rows_;
   T* written_;
-  int64_t left_;
   int count_ = 0;
-  bool last_read_ = false;
-  T last_[2 * W] = {};
   float collected_[kCollected + 2 * W];
 };
 

@@ -16,6 +16,17 @@ void prefetch_active(const Layer& l, bool momenta, int64_t begin, int64_t n) {
     }
 }
 
+// The step of n weights whose packed momenta begin at `m`. Returns how many these are; about as many follow, which are
+// prefetched.
+int64_t step_rows(const Layer& l, int64_t begin, int64_t n, void* m, const SgdRule& rule) {
+  const uint8_t* const bits = l.bits + begin / 8;
+  const int64_t active = loops().count_bits(bits, (n + 7) / 8), bytes = active * element_size(l.dtype);
+  loops().step_packed[l.dtype](at(l.w, begin, l.dtype), at(l.g, begin, l.dtype), m, active, bits, n, rule);
+  if (begin + n < l.n)
+    for (int64_t b = bytes; b < 2 * bytes; b += 64) prefetch(static_cast<const char*>(m) + b);
+  return active;
+}
+
 }  // namespace
 
 void sweep(const Update& u, Lists& lists, int64_t p, int worker) {
@@ -25,8 +36,9 @@ void sweep(const Update& u, Lists& lists, int64_t p, int worker) {
   const Layer& l = u.layers[layer];
   const Bounds& bounds = lists.bounds[layer];
   PieceLists& out = lists.pieces[static_cast<size_t>(p)];
-  const bool random = !u.seeds.empty(), listed = u.moves(layer), momenta = u.sgd && u.rule.has_momentum;
-  const bool commits = bounds.commits();
+  const bool random = !u.seeds.empty(), listed = u.moves(layer), with_momenta = u.sgd && u.rule.has_momentum;
+  const bool momenta = with_momenta && !u.packs(), packed = with_momenta && u.packs(), commits = bounds.commits();
+  int64_t row = u.rows.before[static_cast<size_t>(p)];
   out.begin = piece.begin;
   out.overflow = listed && (a.grow_left < kReserve || a.drop_left < kReserve);
   out.grow_key = a.grow_key;
@@ -77,14 +89,17 @@ void sweep(const Update& u, Lists& lists, int64_t p, int worker) {
   for (int64_t begin = piece.begin; begin < end; begin += kBlock) {
     const int64_t n = std::min(kBlock, end - begin), next = begin + n;
     uint8_t* const bits = l.bits + begin / 8;
-    if (u.sgd)
+    if (packed)
+      row += step_rows(l, begin, n, at(u.packed[layer], row, l.dtype), u.rule);
+    else if (u.sgd)
       isa.step[l.dtype](at(l.w, begin, l.dtype), at(l.g, begin, l.dtype), momenta ? at(l.m, begin, l.dtype) : nullptr, bits, n,
                         u.rule);
-    if (!listed || out.overflow) continue;
+    if (!listed) continue;
+    uint8_t* const before = out.before + (begin - piece.begin) / 8;
+    if (commits || u.packs()) memcpy(before, bits, static_cast<size_t>((n + 7) / 8));
+    if (out.overflow) continue;
     grow.before = drop.before = grow.bits = bits;
     if (commits) {
-      uint8_t* const before = out.before + (begin - piece.begin) / 8;
-      memcpy(before, bits, static_cast<size_t>((n + 7) / 8));
       grow.before = drop.before = before;
       drop.bits = bits;
       drop.w = at(l.w, begin, l.dtype);

@@ -5,7 +5,7 @@
 #include <cstring>
 #include <vector>
 
-#include "pieces.h"
+#include "packed_rows.h"
 #include "prefetch.h"
 
 namespace dstee::cpu {
@@ -14,7 +14,9 @@ namespace dstee::cpu {
 struct Update {
   std::vector<Layer> layers;
   std::vector<Piece> pieces;
-  std::vector<int64_t> nnz, k_drop, k_grow;
+  Rows rows;                  // of the masks before the update
+  std::vector<void*> packed;  // one per layer: its momenta, in these rows, and none in the layer; or empty
+  std::vector<int64_t> k_drop, k_grow;
   std::vector<uint64_t> seeds;   // one per layer, or empty: growth by a hash
   std::vector<Place> where;      // one per layer, or empty: wholes
   const float* bonus = nullptr;  // null: the counters do not enter the score
@@ -41,6 +43,12 @@ struct Update {
     bonus = scaled.data();
   }
   const float* bonus_of(size_t layer) const { return bonus ? bonus + layer * bonus_stride : nullptr; }
+  int64_t nnz(size_t layer) const { return rows.of_layer[layer]; }
+  bool packs() const { return !packed.empty(); }
+  void clear_row(size_t layer, int64_t row) const {
+    const Dtype dtype = layers[layer].dtype;
+    memset(at(packed[layer], row, dtype), 0, static_cast<size_t>(element_size(dtype)));
+  }
   const Place* place_of(size_t layer) const { return where.empty() ? nullptr : &where[layer]; }
   bool moves(size_t layer) const { return (k_drop[layer] | k_grow[layer]) != 0; }
 };

@@ -29,7 +29,7 @@ NO_KERNEL: dict[str, frozenset[str]] = {
 }
 """Ops that csrc/cpu and csrc/cuda have not got: the dispatcher would run the reference in their name."""
 NO_OPTION: dict[str, dict[str, frozenset[str]]] = {
-    "cpu": {"drop_grow_": frozenset({"packed_momenta"})},
+    "cpu": {},
     "cuda": {"masked_sgd_": frozenset({"packed_momenta"}), "drop_grow_": frozenset({"packed_momenta"})},
 }
 """Arguments of an op that its kernels there have not got. They refuse them when called directly, too."""

@@ -40,6 +40,7 @@ class LoopChecks {
     for (int dtype = 0; dtype < 3; ++dtype) {
       if (!step(dtype)) return "step";
       if (!step_packed(dtype)) return "step_packed";
+      if (!repack(dtype)) return "repack";
       if (!scan_drop(dtype)) return "scan_drop";
       if (!scan_keys(dtype)) return "scan_keys";
     }
@@ -112,6 +113,27 @@ class LoopChecks {
     other.add(w2);
     other.add(packed);
     return one.value() == other.value();
+  }
+  // Against picking each by its number among the active weights before.
+  bool repack(int dtype) {
+    const int64_t active = plain_.count_bits(bits(), bits_.numel());
+    const Tensor all = numbers(dtype, random_.next()), now({(n_ + 7) / 8}, ScalarType::Byte, random_.chance(30));
+    const auto type = static_cast<dstee::Dtype>(dtype);
+    Tensor rows({active}, all.scalar_type(), random_.chance(30));
+    memcpy(rows.mutable_data_ptr(), all.const_data_ptr(), static_cast<size_t>(active * dstee::element_size(type)));
+    std::vector<uint32_t> expected;
+    const int moved = random_.one_of({0, 10, 90});
+    for (int64_t i = 0, row = 0; i < n_; ++i) {
+      const bool was = dstee::is_active(bits(), i), is = was != random_.chance(moved);
+      static_cast<uint8_t*>(now.mutable_data_ptr())[i / 8] |= static_cast<uint8_t>(is << (i % 8));
+      uint32_t raw = 0;
+      if (was) memcpy(&raw, dstee::at(rows.const_data_ptr(), row++, type), static_cast<size_t>(dstee::element_size(type)));
+      if (is) expected.push_back(raw);
+    }
+    List out(static_cast<int64_t>(expected.size()));
+    loops_.repack[dtype](rows.const_data_ptr(), active, bits(), static_cast<const uint8_t*>(now.const_data_ptr()), n_,
+                         out.data());
+    return out.whole() && std::equal(expected.begin(), expected.end(), out.entries.begin());
   }
   // What a loop of the sweep reads and writes: a block with its mask, counters and tables.
   struct Block {

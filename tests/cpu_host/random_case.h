@@ -109,7 +109,7 @@ struct Case {
       found_inf;
   std::vector<double> sgd;
   int64_t round = 0;
-  bool regrow = true, reset_regrown = false;
+  bool regrow = true, reset_regrown = false, packed_momenta = false;
 
   explicit Case(uint64_t seed, bool large) {
     Random random(seed);
@@ -196,11 +196,37 @@ struct Case {
   // Copies that share no memory would take more code than making the case anew.
   Case(const Case&) = delete;
 
-  dstee::StepArguments step() const { return {params, grads, momenta, mask_bits, sgd, lr, grad_scale, found_inf, false}; }
+  // The momenta of the active weights, one tensor for each layer.
+  Tensors active_momenta() const {
+    Tensors found;
+    for (size_t i = 0; i < momenta.size(); ++i) {
+      const auto* bits = static_cast<const uint8_t*>(mask_bits[i].const_data_ptr());
+      const auto size = static_cast<size_t>(size_of(momenta[i].scalar_type()));
+      int64_t nnz = 0;
+      for (int64_t j = 0; j < sizes[i]; ++j) nnz += dstee::is_active(bits, j);
+      found.emplace_back(std::vector<int64_t>{nnz}, momenta[i].scalar_type(), static_cast<int64_t>(i % 2));
+      auto* to = static_cast<char*>(found.back().mutable_data_ptr());
+      for (int64_t j = 0; j < sizes[i]; ++j) {
+        if (!dstee::is_active(bits, j)) continue;
+        memcpy(to, static_cast<const char*>(momenta[i].const_data_ptr()) + static_cast<size_t>(j) * size, size);
+        to += size;
+      }
+    }
+    return found;
+  }
+  void clear_inactive_momenta() const {
+    for (size_t i = 0; i < momenta.size(); ++i)
+      for (int64_t j = 0; j < sizes[i]; ++j)
+        if (!dstee::is_active(static_cast<const uint8_t*>(mask_bits[i].const_data_ptr()), j)) put(momenta[i], j, 0);
+  }
+
+  dstee::StepArguments step() const {
+    return {params, grads, momenta, mask_bits, sgd, lr, grad_scale, found_inf, packed_momenta};
+  }
   dstee::UpdateArguments update() const {
-    return {params,        grads,  momenta,       mask_bits, counts,       k,           k_tensor,    k_grow,
-            k_grow_tensor, bonus,  bonus_scale,   round,     round_tensor, drop_scores, grow_signal, grow_seeds,
-            where,         regrow, reset_regrown, sgd,       lr,           found_inf,   false};
+    return {params,        grads,  momenta,       mask_bits, counts,       k,           k_tensor,      k_grow,
+            k_grow_tensor, bonus,  bonus_scale,   round,     round_tensor, drop_scores, grow_signal,   grow_seeds,
+            where,         regrow, reset_regrown, sgd,       lr,           found_inf,   packed_momenta};
   }
   dstee::ScaleArguments scale() const { return {grads, mask_bits, k, none, round, round_tensor}; }
   dstee::HistogramArguments histogram(bool growth, int64_t word, int64_t shift, const Tensor& prefix) const {

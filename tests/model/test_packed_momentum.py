@@ -17,6 +17,7 @@ from torch import Tensor, nn
 import dstee
 from dstee import _packed_momentum, backends
 from dstee._packed_momentum import PackedMomentum
+from dstee.mask_update import MaskUpdate
 from dstee.methods import DSR, MEST, SNFS, DeepR, GraNet, Method
 
 SCHEDULE = dstee.UpdateSchedule(every=7, stop=110, drop=dstee.CosineDrop(0.4, 0.05))
@@ -226,21 +227,35 @@ def test_what_happens_between_steps(event: Any) -> None:
     assert not differing(*map(everything, both))
 
 
-def test_an_interrupted_update_keeps_momenta_and_masks_together(monkeypatch: pytest.MonkeyPatch) -> None:
+def interrupted(*args: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def interrupt_after_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    apply = MaskUpdate.apply
+    monkeypatch.setattr(MaskUpdate, "apply", lambda *args: interrupted(apply(*args)))
+
+
+def interrupt_after_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dstee.SparseModel, "end_step", interrupted)
+
+
+@pytest.mark.parametrize("interrupt", [interrupt_after_the_kernel, interrupt_after_the_step])
+def test_an_interrupted_update_keeps_momenta_and_masks_together(interrupt: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The masks have changed, then an exception: training goes on as with dense momenta."""
     both = []
     for packed in (False, True):
         made = make(packed, dstee.RigL(order="after"), schedule=EVERY_STEP)
         train(made, range(3))
+        masks = made[1].masks()
         with monkeypatch.context() as patch:
-
-            def interrupt(*args: object) -> None:
-                raise KeyboardInterrupt
-
-            patch.setattr(dstee.SparseSGD, "pack_momenta", interrupt)
+            interrupt(patch)
             with pytest.raises(KeyboardInterrupt):
                 train(made, range(3, 4))
+        changed = [name for name, mask in masks.items() if not torch.equal(mask, made[1].mask(name))]
+        assert changed, "no mask had changed, so this test would prove nothing"
         train(made, range(4, 7))
+        assert not packed or is_packed(*made[1:])
         both.append(everything(made))
     assert not differing(*both)
 
