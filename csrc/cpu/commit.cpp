@@ -1,7 +1,42 @@
+#include <algorithm>
+
 #include "loops.h"
 #include "stages.h"
 
 namespace dstee::cpu {
+namespace {
+
+// A list, which is in index order, parted by whether a weight with the key of the last one that is grown is grown, too.
+struct Parts {
+  const uint32_t *key, *where;
+  size_t first, count;
+
+  Parts(const uint32_t* keys, const uint32_t* places, size_t size, int64_t last) : key(keys), where(places), count(size) {
+    const auto beyond = [](int64_t index, uint32_t place) { return index < place; };
+    first = static_cast<size_t>(std::upper_bound(places, places + size, last, beyond) - places);
+  }
+  // Writes the places of those that pass, or do not, to `out`, which may be where they are.
+  size_t passing(uint32_t least, uint32_t* out) const { return keys_in(least, UINT32_MAX, least + 1, UINT32_MAX, out); }
+  size_t failing(uint32_t least, uint32_t* out) const {
+    Parts rest = *this;
+    if (least == 0) {  // the first part has none
+      rest.key += first;
+      rest.where += first;
+      rest.count -= first;
+      rest.first = 0;
+    }
+    return rest.keys_in(0, least - 1, 0, least, out);
+  }
+
+ private:
+  size_t keys_in(uint32_t low, uint32_t high, uint32_t low_behind, uint32_t high_behind, uint32_t* out) const {
+    const Loops& isa = loops();
+    const size_t found = isa.copy_between(key, first, low, high, where, out);
+    return found + isa.copy_between(key + first, count - first, low_behind, high_behind, where + first, out + found);
+  }
+};
+
+}  // namespace
 
 // First choose, without branches, then touch the memory of the chosen, prefetched.
 void commit(const Update& u, Lists& lists, int64_t p) {
@@ -11,30 +46,14 @@ void commit(const Update& u, Lists& lists, int64_t p) {
   const auto last = lists.grow[static_cast<size_t>(piece.layer)];
   auto weight = [&](uint32_t where) { return Weight(u, piece.layer, piece.begin + where); };
 
-  size_t gone = l.drop_count, regrown = 0, grown = 0;
+  const Parts candidates(l.grow_key, l.grow_where, l.grow_count, last.index - piece.begin);
+  const size_t grown = candidates.passing(last.key, l.grow_where);
+  size_t gone = l.drop_count, regrown = 0;
   uint32_t* const regrown_where = l.drop_key;  // whose keys have served
-  const bool ties_pass = last.index >= piece.begin + piece.size - 1, ties_fail = last.index < piece.begin;
-  if ((ties_pass || ties_fail) && !u.reset_regrown) {
-    const uint32_t low = last.key + ties_fail;
-    grown = loops().keep_between(l.grow_key, l.grow_count, low, UINT32_MAX, l.grow_where, nullptr);
-    if (u.regrow && low > 0)
-      gone = loops().keep_between(l.regrow_key, l.drop_count, 0, low - 1, l.drop_where, nullptr);
-    else if (u.regrow)
-      gone = 0;
-  } else {
-    for (size_t j = gone = 0; j < l.drop_count; ++j) {
-      const uint32_t where = l.drop_where[j];
-      const bool back = u.regrow && passes(last, l.regrow_key[j], piece.begin + where);
-      regrown_where[regrown] = where;
-      regrown += back;
-      l.drop_where[gone] = where;
-      gone += !back;
-    }
-    for (size_t j = 0; j < l.grow_count; ++j) {
-      const uint32_t where = l.grow_where[j];
-      l.grow_where[grown] = where;
-      grown += passes(last, l.grow_key[j], piece.begin + where);
-    }
+  if (u.regrow) {
+    const Parts dropped(l.regrow_key, l.drop_where, l.drop_count, last.index - piece.begin);
+    if (u.reset_regrown) regrown = dropped.passing(last.key, regrown_where);
+    gone = dropped.failing(last.key, l.drop_where);
   }
   for (size_t j = 0; j < gone; ++j) {
     if (j + kAhead < gone) {

@@ -7,15 +7,20 @@ namespace {
 
 // Of equal keys those of the first entries.
 void keep_first(PieceLists& l, uint32_t key, int64_t ties) {
-  size_t kept = 0;
-  for (size_t j = 0; j < l.drop_count; ++j) {
-    const bool tie = l.drop_key[j] == key && ties > 0;
-    ties -= tie;
-    l.drop_where[kept] = l.drop_where[j];
-    l.regrow_key[kept] = l.regrow_key[j];
-    kept += l.drop_key[j] > key || tie;
+  constexpr size_t kAtOnce = 256;
+  const Loops& isa = loops();
+  size_t end = 0;  // behind the last tie that is kept
+  for (size_t here = kAtOnce; here == kAtOnce && end + here <= l.drop_count; end += here) {
+    const auto found = static_cast<int64_t>(isa.count_between(l.drop_key + end, here, key, key));
+    if (found >= ties) break;
+    ties -= found;
   }
-  l.drop_count = kept;
+  for (; ties > 0; ++end) ties -= l.drop_key[end] == key;
+  const size_t kept = isa.keep_between(l.drop_key, end, key, UINT32_MAX, l.drop_where, l.regrow_key), rest = l.drop_count - end;
+  const size_t more = isa.keep_between(l.drop_key + end, rest, key + 1, UINT32_MAX, l.drop_where + end, l.regrow_key + end);
+  memmove(l.drop_where + kept, l.drop_where + end, more * sizeof *l.drop_where);
+  memmove(l.regrow_key + kept, l.regrow_key + end, more * sizeof *l.regrow_key);
+  l.drop_count = kept + more;
 }
 
 }  // namespace
@@ -51,7 +56,7 @@ bool select_drop(const Update& u, Lists& lists, int layer) {
       continue;
     }
     const uint32_t low = last.key + (ties == 0);
-    l.drop_count = isa.keep_between(l.drop_key, l.drop_count, low, kMaxRank, l.drop_where, l.regrow_key);
+    l.drop_count = isa.keep_between(l.drop_key, l.drop_count, low, UINT32_MAX, l.drop_where, l.regrow_key);
     if (!all) ties -= ties > 0 ? here : 0;
   }
   return true;

@@ -76,23 +76,44 @@ void rank_ties(const Update& u, Lists& lists, int layer, uint32_t score) {
   }
 }
 
-// The index of the `wanted`-th candidate with this key: both lists of a piece are in index order, walk them together.
+// A part of a list, which is in index order.
+struct Entries {
+  const uint32_t *key, *where;
+  size_t count;
+
+  int64_t with(uint32_t wanted) const { return static_cast<int64_t>(loops().count_between(key, count, wanted, wanted)); }
+  Entries before(uint32_t place) const {
+    return {key, where, static_cast<size_t>(std::lower_bound(where, where + count, place) - where)};
+  }
+  Entries behind(const Entries& first) const { return {key + first.count, where + first.count, count - first.count}; }
+};
+
+// The index of the `wanted`-th candidate with this key.
 int64_t index_of_tie(const Update& u, Lists& lists, int layer, uint32_t key, int64_t wanted) {
-  const Loops& isa = loops();
   for (const PieceLists& l : lists.of_layer(layer)) {
-    const size_t drops = u.regrow ? l.drop_count : 0;
-    const auto here = static_cast<int64_t>(isa.count_between(l.grow_key, l.grow_count, key, key) +
-                                           isa.count_between(l.regrow_key, drops, key, key));
+    Entries grown{l.grow_key, l.grow_where, l.grow_count}, back{l.regrow_key, l.drop_where, u.regrow ? l.drop_count : 0};
+    const int64_t here = grown.with(key) + back.with(key);
     if (here < wanted) {
       wanted -= here;
       continue;
     }
-    for (size_t a = 0, b = 0; a < l.grow_count || b < drops;) {
-      const bool from_grow = b == drops || (a < l.grow_count && l.grow_where[a] < l.drop_where[b]);
-      const uint32_t other = from_grow ? l.grow_key[a] : l.regrow_key[b];
-      const uint32_t where = from_grow ? l.grow_where[a++] : l.drop_where[b++];
-      if (other == key && --wanted == 0) return l.begin + where;
+    uint32_t first = 0, end = static_cast<uint32_t>(kPiece);  // where it lies, halved until that is one place
+    while (end - first > 1) {
+      const uint32_t middle = first + (end - first) / 2;
+      const Entries early_grown = grown.before(middle), early_back = back.before(middle);
+      const int64_t early = early_grown.with(key) + early_back.with(key);
+      if (early >= wanted) {
+        end = middle;
+        grown = early_grown;
+        back = early_back;
+      } else {
+        wanted -= early;
+        first = middle;
+        grown = grown.behind(early_grown);
+        back = back.behind(early_back);
+      }
     }
+    return l.begin + first;
   }
   return u.layers[static_cast<size_t>(layer)].n;
 }

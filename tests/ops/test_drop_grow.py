@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 from collections.abc import Callable
@@ -238,3 +239,24 @@ def test_counters_that_no_round_allows_take_the_last_entry(backend: Configuratio
 def test_an_empty_list_is_no_work(backend: Configuration) -> None:
     ops.drop_grow_([], [], [], [], [], [], bonus=None, round=0)
     ops.drop_grow_([], None, None, [], None, torch.zeros(0, dtype=torch.int64), bonus=None, round=0)
+
+
+@pytest.mark.parametrize("k", [299, 300, 301, 600, 650])
+@pytest.mark.parametrize("value", [math.nan, 0.0, -0.0, math.inf, 0.25])
+def test_equal_weights_that_end_with_a_chunk(backend: Configuration, value: float, k: int) -> None:
+    """300 of them in each stretch of 65,536 weights, of which the first k are dropped: NaN is the largest key that there is."""
+    n, stretch = 140009, 1 << 16
+    i = torch.arange(n)
+    active = (i % stretch < 300 * 97) & (i % stretch % 97 == 0) & (i < 2 * stretch)
+    w = torch.where(active, torch.tensor(value), torch.zeros(()))
+    larger = (i % 131 == 5) & ~active
+    w[larger] = 3.0 if math.isfinite(value) else (math.inf if math.isnan(value) else -math.inf)
+    g = torch.randn(n, generator=torch.Generator().manual_seed(1))
+    found = []
+    for name in ("reference", None):
+        weights, bits = w.clone(), encoding.pack_bits(active | larger)
+        with backends.use_backend(name) if name else contextlib.nullcontext():
+            ops.drop_grow_([weights], [g], None, [bits], None, [k], bonus=None, round=0)
+        found.append((weights, bits))
+    assert_same_bits(found[1][1], found[0][1], "mask")
+    assert_same_bits(found[1][0], found[0][0], "weights")
