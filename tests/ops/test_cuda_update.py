@@ -161,6 +161,21 @@ def test_some_layers_of_a_call_fall_back_and_others_do_not(limits: dict[str, Any
         compare(replace(case, k=k), HostConfiguration(seed=number, **limits))
 
 
+@pytest.mark.parametrize("value", [math.nan, 0.0, math.inf])
+def test_equal_weights_that_end_with_a_chunk(value: float) -> None:
+    """300 of them in each stretch of 4,096 weights, of which the first k are dropped: NaN is the largest key that there is."""
+    case = make_case(1, [40009, SMALL], density=0.02, round=3)
+    k = []
+    for p, bits in zip(case.params, case.mask_bits, strict=True):
+        i = torch.arange(p.numel()).view(p.shape)
+        equal = i % 4096 < 300
+        p[equal] = value
+        bits.copy_(encoding.pack_bits((equal | encoding.unpack_bits(bits, p.numel()).view(p.shape)).flatten()))
+        k.append(600)
+    for more in (-1, 0, 1, 300):
+        compare(replace(case, k=[n + more for n in k]), HostConfiguration())
+
+
 # --- grids, launches, failures -------------------------------------------------------------------------------------------
 
 
