@@ -68,7 +68,7 @@ def test_bounds_that_just_miss_are_noticed(margin_share: float, options: dict[st
             found, stats = updated(case, isa, margin_share=margin_share)
             assert_same(found, expected)
             scanned.add(stats["fallback_layers"])
-    assert margin_share > 0.2 or len(scanned) > 1, "some bounds hold, some do not"
+    assert margin_share > 0.1 or len(scanned) > 1, "some bounds hold, some do not"
 
 
 def test_nan_weights_come_back_with_their_bits() -> None:
