@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -258,9 +257,3 @@ def keep_momenta(optimizer: torch.optim.Optimizer, batch: LayerBatch) -> None:
         for layer, buffer in zip(batch.layers, batch.momenta, strict=True):
             kept = PackedMomentum.of(layer, buffer) if batch.packed else layer.placed(buffer)
             optimizer.state[layer.param]["momentum_buffer"] = kept
-
-
-def moving_with_masks(optimizer: torch.optim.Optimizer, batch: LayerBatch) -> contextlib.AbstractContextManager[None]:
-    """Inside it one call changes the masks of ``batch`` and its packed momenta with them."""
-    kept = [(optimizer.state.get(layer.param) or {}).get("momentum_buffer") for layer in batch.layers if batch.packed]
-    return _packed_momentum.moving_with_masks([m for m in kept if isinstance(m, PackedMomentum)])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,15 +66,17 @@ class PackedMomentum:
 
 
 @contextlib.contextmanager
-def moving_with_masks(momenta: Sequence[PackedMomentum]) -> Iterator[None]:
-    """Inside it one call writes masks and the momenta in their order, so that an exception, KeyboardInterrupt too, finds both
-    as they were or both as they will be."""
-    for m in momenta:
+def moving_with_masks(state: Mapping[Tensor, Any], layers: Iterable[SparseLayer]) -> Iterator[None]:
+    """Inside it one call of an op writes the masks of ``layers`` and, with them, the packed momenta in the optimizer's
+    ``state``: an exception before or after the call, KeyboardInterrupt too, finds them together."""
+    kept = [(state.get(layer.param) or {}).get("momentum_buffer") for layer in layers]
+    packed = [m for m in kept if isinstance(m, PackedMomentum)]
+    for m in packed:
         m.version = None
     try:
         yield
     finally:
-        for m in momenta:
+        for m in packed:
             m.version = _version(m.mask_bits)
 
 

@@ -13,7 +13,7 @@ from torch.optim.optimizer import ParamsT
 from dstee import _checks, _optimizer_state
 from dstee._dense_step import DenseStep
 from dstee._optimizer_step import Closure
-from dstee._packed_momentum import dense_form, refuse_layer
+from dstee._packed_momentum import dense_form, moving_with_masks, refuse_layer
 from dstee.distributed.ranks import anywhere
 from dstee.distributed.sharding import everyone_of
 from dstee.distributed.where import local_part
@@ -138,7 +138,7 @@ class SparseSGD(torch.optim.SGD):
                         batch.params, batch.grads, batch.momenta, batch.mask_bits, batch.sgd, packed_momenta=packed
                     )
                 else:
-                    with _optimizer_state.moving_with_masks(self, batch):
+                    with moving_with_masks(self.state, batch.layers):
                         update.apply(batch)
                     updated += batch.layers
                 _optimizer_state.keep_momenta(self, batch)

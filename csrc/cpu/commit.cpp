@@ -16,23 +16,13 @@ struct Parts {
     first = static_cast<size_t>(std::upper_bound(places, places + size, last, beyond) - places);
   }
   // Writes the places of those that pass, or do not, to `out`, which may be where they are.
-  size_t passing(uint32_t least, uint32_t* out) const { return keys_in(least, UINT32_MAX, least + 1, UINT32_MAX, out); }
-  size_t failing(uint32_t least, uint32_t* out) const {
-    Parts rest = *this;
-    if (least == 0) {  // the first part has none
-      rest.key += first;
-      rest.where += first;
-      rest.count -= first;
-      rest.first = 0;
-    }
-    return rest.keys_in(0, least - 1, 0, least, out);
+  size_t passing(uint32_t least, uint32_t* out) const {
+    const size_t found = loops().copy_between(key, first, least, UINT32_MAX, where, out);
+    return found + loops().copy_between(key + first, count - first, least + 1, UINT32_MAX, where + first, out + found);
   }
-
- private:
-  size_t keys_in(uint32_t low, uint32_t high, uint32_t low_behind, uint32_t high_behind, uint32_t* out) const {
-    const Loops& isa = loops();
-    const size_t found = isa.copy_between(key, first, low, high, where, out);
-    return found + isa.copy_between(key + first, count - first, low_behind, high_behind, where + first, out + found);
+  size_t failing(uint32_t least, uint32_t* out) const {
+    const size_t found = least > 0 ? loops().copy_between(key, first, 0, least - 1, where, out) : 0;
+    return found + loops().copy_between(key + first, count - first, 0, least, where + first, out + found);
   }
 };
 

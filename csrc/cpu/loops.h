@@ -117,8 +117,8 @@ struct Loops {
                          uint32_t index, uint32_t* key, uint32_t* where);
   // The noise of hashed_noise_ at n indices of a layer, from `first` on; four seeds.
   void (*noise)(float* out, int64_t n, uint64_t first, const Place& place, const int64_t* seeds);
-  // Of list arrays: keeps, in order and in place, the entries of a (and b, unless null; it may be the keys) whose key lies in
-  // [low, high]; returns how many. copy_between copies such entries of `from`; `out` needs slack.
+  // Of list arrays: keeps, in order and in place, the entries of a and b (which may be the keys) whose key lies in [low, high],
+  // low <= high; returns how many. copy_between copies such entries of `from`; `out` needs slack.
   size_t (*keep_between)(const uint32_t* key, size_t count, uint32_t low, uint32_t high, uint32_t* a, uint32_t* b);
   size_t (*copy_between)(const uint32_t* key, size_t count, uint32_t low, uint32_t high, const uint32_t* from, uint32_t* out);
   size_t (*count_between)(const uint32_t* key, size_t count, uint32_t low, uint32_t high);

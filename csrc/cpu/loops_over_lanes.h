@@ -66,15 +66,15 @@ size_t keep_between(const uint32_t* key, size_t count, uint32_t low, uint32_t hi
   size_t kept = 0, j = 0;
   for (; j + W <= count; j += W) {
     const Mask lanes = lanes_between(key + j, from, span);
-    const U next_a = load_keys(a + j);
-    if (b) compress(b + kept, load_keys(b + j), lanes);
+    const U next_a = load_keys(a + j);  // b may be the keys
+    compress(b + kept, load_keys(b + j), lanes);
     compress(a + kept, next_a, lanes);
     kept += count_of(lanes);
   }
   for (; j < count; ++j) {
     const bool keeps = key[j] - low <= high - low;
     a[kept] = a[j];
-    if (b) b[kept] = b[j];
+    b[kept] = b[j];
     kept += keeps;
   }
   return kept;

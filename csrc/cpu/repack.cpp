@@ -4,7 +4,8 @@
 namespace dstee::cpu {
 namespace {
 
-void copy_rows(const uint32_t* from, int64_t count, void* to, int64_t size) {
+// Entries of `size` bytes.
+void put_rows(const uint32_t* from, int64_t count, void* to, int64_t size) {
   if (count == 0) return;
   if (size == sizeof *from) {
     memcpy(to, from, static_cast<size_t>(count * size));
@@ -38,7 +39,7 @@ void repack(const Update& u, Lists& lists) {
   for_tickets(u.workers, pieces, [&](int, int64_t p) {
     const auto layer = static_cast<size_t>(u.pieces[p].layer);
     const Dtype dtype = u.layers[layer].dtype;
-    if (u.moves(layer)) copy_rows(made(p), after.active[p], at(u.packed[layer], after.before[p], dtype), element_size(dtype));
+    if (u.moves(layer)) put_rows(made(p), after.active[p], at(u.packed[layer], after.before[p], dtype), element_size(dtype));
   });
 }
 

@@ -19,21 +19,10 @@ constexpr int kFewestSets = 24, kMostSets = 512;
 constexpr int kSetsAtOnce = static_cast<int>(kBlock) / kNeighbours;
 
 // Keys of the sampled weights in their order, with slack for whole vectors, and of which weights they are: bits of a plane.
-class Keyed {
- public:
+struct Keyed {
   std::array<uint32_t, kMostSets * kNeighbours + kMaxLanes> key;
   std::array<uint8_t, kMostSets * kNeighbours / 8> plane;
   int64_t count = 0;
-
-  // Once all keys are there: counts them by bins, so that looking for a rank then takes one of these.
-  void sort_into_bins() {
-    uint32_t high = 0;
-    low_ = UINT32_MAX;
-    loops().min_max(key.data(), static_cast<size_t>(count), &low_, &high);
-    for (shift_ = 0; (high - low_) >> shift_ >= kBins;) ++shift_;
-    bins_.fill(0);
-    loops().count_bins(key.data(), static_cast<size_t>(count), low_, high, shift_, bins_.data());
-  }
 
   // How many of the keys in each set are at least `low`: the mean and variance of that are what the bounds rest on.
   double spread(int64_t sets, uint32_t low) const {
@@ -49,26 +38,13 @@ class Keyed {
     return std::sqrt(static_cast<double>(squares) - total * total / static_cast<double>(sets));
   }
   uint32_t at_rank(int64_t rank) const {  // from 1
-    uint32_t bin = kBins - 1;
-    for (; bins_[bin] < rank; --bin) rank -= bins_[bin];
-    const uint32_t first = low_ + (bin << shift_);
-    if (shift_ == 0) return first;
-    std::array<uint32_t, kMostSets * kNeighbours + kMaxLanes> few;
-    const size_t found = loops().copy_between(key.data(), static_cast<size_t>(count), first, first + ((1u << shift_) - 1),
-                                              key.data(), few.data());
-    const Keys in_bin{few.data(), found};
-    return kth_largest(&in_bin, 1, rank).key;
+    const Keys all{key.data(), static_cast<size_t>(count)};
+    return kth_largest(&all, 1, rank).key;
   }
   uint32_t key_near(double rank) const { return at_rank(std::clamp<int64_t>(std::llround(rank), 1, count)); }
   int64_t passing(uint32_t low) const {
     return static_cast<int64_t>(loops().count_between(key.data(), static_cast<size_t>(count), low, UINT32_MAX));
   }
-
- private:
-  static constexpr uint32_t kBins = 1 << 9;
-  std::array<uint32_t, kBins> bins_;
-  uint32_t low_ = 0;
-  int shift_ = 0;
 };
 
 // Scores of inactive weights and drop keys of active ones (after the step, where there is one).
@@ -178,8 +154,6 @@ void take_sample(const Update& u, int layer, Sample& sample) {
     prefetch_sets(u, layer, sample.first.data() + begin, sets);
     take_sets(u, layer, begin, sets, rows, sample);
   }
-  sample.grow.sort_into_bins();
-  sample.drop.sort_into_bins();
 }
 
 // A rank in the sample about which the k-th of the population lies, and the distance to either side that almost surely has it:

@@ -293,9 +293,8 @@ class LoopChecks {
     const auto low = static_cast<uint32_t>(random_.below(20)), high = low + static_cast<uint32_t>(random_.below(20));
     const size_t found = plain_.copy_between(key.data(), count, low, high, a.data(), out.data());
     const size_t found2 = loops_.copy_between(key.data(), count, low, high, a.data(), out2.data());
-    const bool both = random_.chance(50);
-    const size_t kept = plain_.keep_between(key.data(), count, low, high, a.data(), both ? b.data() : nullptr);
-    const size_t kept2 = loops_.keep_between(key.data(), count, low, high, a2.data(), both ? b2.data() : nullptr);
+    const size_t kept = plain_.keep_between(key.data(), count, low, high, a.data(), b.data());
+    const size_t kept2 = loops_.keep_between(key.data(), count, low, high, a2.data(), b2.data());
     uint32_t ends[4] = {~0u, 0, ~0u, 0};
     plain_.min_max(key.data(), count, &ends[0], &ends[1]);
     loops_.min_max(key.data(), count, &ends[2], &ends[3]);
@@ -307,7 +306,7 @@ class LoopChecks {
     loops_.count_bins(key.data(), count, low, high, 1, bins[1]);
     if (!std::equal(bins[0], bins[0] + 64, bins[1])) return false;
     return found == found2 && out.same(out2, found) && out2.whole() && kept == kept2 && kept == found && a.same(a2, kept) &&
-           (!both || b.same(b2, kept)) && a2.whole() && ends[0] == ends[2] && ends[1] == ends[3];
+           b.same(b2, kept) && a2.whole() && b2.whole() && ends[0] == ends[2] && ends[1] == ends[3];
   }
 
   const Loops &plain_, &loops_;
