@@ -44,19 +44,25 @@ void run(const Update& u, const TestLimits& limits) {
   Lists lists(u, std::move(bounds), limits.list_share);
   if (limits.tight_bounds) tighten(lists.bounds);
 
+  const auto finish = [&](int64_t piece) { (selected[u.pieces[piece].layer] ? commit : undo)(u, lists, piece); };
   LayerOrder order(u, lists);
   for_tickets(u.workers, u.workers, [&](int worker, int64_t) {
     for (Work work = order.next(); work.kind != Work::kNone; work = order.next()) {
       if (work.kind == Work::kCommit) {
-        (selected[u.pieces[work.piece].layer] ? commit : undo)(u, lists, work.piece);
+        finish(work.piece);
         continue;
       }
+      const Arena free = lists.arenas[worker];
       sweep(u, lists, work.piece, worker);
       const int layer = u.pieces[work.piece].layer;
       if (!order.swept(layer)) continue;
-      const bool moves = u.moves(static_cast<size_t>(layer));
+      const bool moves = u.moves(static_cast<size_t>(layer)), alone = Lists::is_one_piece(u.layers[layer]);
       if (moves) selected[layer] = select_drop(u, lists, layer) && select_grow(u, lists, layer);
-      order.selected(layer, moves);
+      if (alone && moves) {
+        finish(work.piece);
+        lists.arenas[worker] = free;
+      }
+      order.selected(layer, moves && !alone);
     }
   });
   int64_t scanned = 0;

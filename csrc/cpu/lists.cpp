@@ -11,7 +11,7 @@ namespace {
 std::vector<Arena> plan_arenas(const Update& u, const std::vector<Bounds>& bounds) {
   int64_t grow = 0, drop = 0, widest = 0;
   for (size_t i = 0; i < bounds.size(); ++i)
-    if (u.moves(i)) {
+    if (u.moves(i) && !Lists::is_one_piece(u.layers[i])) {
       grow += bounds[i].expected_grow;
       drop += bounds[i].expected_drop;
       widest = std::max({widest, bounds[i].expected_grow, bounds[i].expected_drop});

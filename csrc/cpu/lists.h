@@ -70,6 +70,9 @@ struct Lists {
   // Room for what select_* gathers of the layer: two arrays for each of its pieces.
   Keys* scratch(int layer) { return &keys[static_cast<size_t>(2 * first_piece[static_cast<size_t>(layer)])]; }
 
+  // Its lists last no longer than its turn: the next layer's take their place.
+  static bool is_one_piece(const Layer& layer) { return layer.n <= kPiece; }
+
   int64_t entries() const;
 
   std::vector<Bounds> bounds;                      // by layer

@@ -133,3 +133,22 @@ def test_nan_gradients_need_no_scan(dtype: torch.dtype, numbers: float, sizes: l
         found, stats = updated(case, isa)
         assert_same(found, expected)
         assert stats["fallback_layers"] == 0 or numbers == 0.02  # close to what is grown, where a bound may miss
+
+
+def test_room_for_any_number_of_small_layers() -> None:
+    """The lists of a layer make room for those of the next: together they would be more than there is memory for."""
+    count, n = 3000, 5000
+    active = torch.arange(n) % 10 == 3
+    bits = ops.pack_mask(active)
+    w = torch.randn(count, n, generator=torch.Generator().manual_seed(1)) * active
+    g, masks = w.flip(1), bits.repeat(count, 1)
+    expected_w, expected_masks = w[-2:].clone(), masks[-2:].clone()
+    with backends.use_backend("reference"):
+        ops.drop_grow_(list(expected_w), list(g[-2:]), None, list(expected_masks), None, [150] * 2, bonus=None, round=0)
+    module = native.load()[0]
+    assert module is not None
+    with backends.use_backend("native"):
+        ops.drop_grow_(list(w), list(g), None, list(masks), None, [150] * count, bonus=None, round=0)
+    assert module.last_stats()["fallback_layers"] == 0
+    assert_same_bits(w[-2:], expected_w, "weights")
+    assert_same_bits(masks[-2:], expected_masks, "masks")
