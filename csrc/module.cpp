@@ -7,6 +7,7 @@
 #include "bind_test_limits.h"
 #include "cpu/loops.h"
 #include "cpu/update_stats.h"
+#include "layouts.h"
 
 namespace py = pybind11;
 
@@ -64,6 +65,7 @@ PYBIND11_MODULE(_C, m) {
                                       "': expected auto, scalar, avx2 or avx512, as available");
       },
       py::arg("name"), "Forces an instruction set for the CPU kernels; 'auto' resets. For tests and benchmarks.");
+  dstee::bind_layouts(m);
   dstee::bind_test_limits(m);
   m.def(
       "last_stats",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Container, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,23 +19,24 @@ __all__ = ["DenseStep"]
 _WHOLE = 16
 """Torch's fused kernel computes vectors of this many weights, or of half as many, as its default step does; what is left at the
 end of a tensor it rounds otherwise. Its bfloat16 momenta on the CPU are wrong."""
+_FLOAT32 = torch.FloatTensor  # as a type: float32, strided, on the CPU, and means what lies there (no negation)
 _OPTIONS = ("lr", "momentum", "dampening", "weight_decay", "nesterov", "maximize")
 
 
 @dataclass(frozen=True, slots=True)
 class DenseStep:
-    """The parameters of ``group`` that have a gradient and are not sparse. ``momenta``: their buffers, None before a first
-    step; [] without momentum."""
+    """Parameters of ``group`` that have a gradient and are not sparse. ``momenta``: their buffers, None before a first
+    step; [] without momentum. ``whole``: what :meth:`find_whole` says of them, where that is known."""
 
     group: Mapping[str, Any]
     params: list[Tensor]
     grads: list[Tensor]
     momenta: list[Tensor | None]
+    whole: list[bool] | None = None
 
     @classmethod
-    def make(cls, optimizer: torch.optim.SGD, group: Mapping[str, Any], sparse: Container[int]) -> DenseStep:
-        """``sparse``: ids of the sparse weights."""
-        params = [p for p in group["params"] if p.grad is not None and id(p) not in sparse]
+    def make(cls, optimizer: torch.optim.SGD, group: Mapping[str, Any], params: list[Tensor]) -> DenseStep:
+        """``params``, with the momenta that ``optimizer`` has for them."""
         momenta: list[Tensor | None] = []
         if group["momentum"] != 0:
             states = [optimizer.state.get(p) for p in params]
@@ -45,7 +46,11 @@ class DenseStep:
                     optimizer.state[params[i]]["momentum_buffer"] = momenta[i] = m.unpack()
             if unstepped := getattr(optimizer, "unstepped", None):
                 momenta = [None if id(p) in unstepped else m for p, m in zip(params, momenta, strict=True)]
-        return cls(group, params, [p.grad for p in params], momenta)
+        return cls(group, params, [p.grad for p in params], momenta)  # type: ignore[misc]
+
+    def known(self) -> DenseStep:
+        """With :meth:`find_whole` answered, for steps whose tensors lie as these do."""
+        return DenseStep(self.group, self.params, self.grads, self.momenta, self.find_whole())
 
     @property
     def first_step(self) -> bool:
@@ -59,7 +64,7 @@ class DenseStep:
         if not self._is_left_to_torch():
             self._apply_default(optimizer)
             return
-        whole = self._whole()
+        whole = self.find_whole() if self.whole is None else self.whole
         if not all(whole):  # these first: torch may refuse them
             rest = self._those([not yes for yes in whole])
             if rest._is_simple():
@@ -67,7 +72,7 @@ class DenseStep:
             else:
                 rest._apply_default(optimizer)
         if any(whole):
-            part = self._those(whole)
+            part = self if all(whole) else self._those(whole)
             options = {name: self.group[name] for name in _OPTIONS}
             torch._fused_sgd_(part.params, part.grads, part.momenta, is_first_step=False, **options)  # type: ignore[arg-type]
 
@@ -85,26 +90,21 @@ class DenseStep:
         numbers = not isinstance(group["lr"], Tensor) and not isinstance(group["weight_decay"], Tensor)
         return group["foreach"] is None and group["fused"] is None and numbers and not _dispatch.is_traced()
 
-    def _whole(self) -> list[bool]:
+    def find_whole(self) -> list[bool]:
         """Which parameters the fused kernel, which reads memory as it lies, steps as torch's default does."""
-        plain, float32, strided = _dispatch.PLAIN, torch.float32, torch.strided
+        plain = _dispatch.PLAIN
         return [
-            p.dtype is float32
-            and g.layout is strided
-            and m is not None
-            and p.numel() % _WHOLE == 0
-            and p.numel() == g.numel() == m.numel()
-            and m.dtype is g.dtype is float32
-            and p.is_cpu
-            and g.is_cpu
-            and m.is_cpu
-            and type(p) in plain
-            and type(g) in plain
-            and type(m) in plain
+            isinstance(p, _FLOAT32)
+            and isinstance(g, _FLOAT32)
+            and isinstance(m, _FLOAT32)
+            and (n := p.numel()) % _WHOLE == 0
+            and n == g.numel() == m.numel()
             and p.is_contiguous()
             and g.is_contiguous()
             and m.is_contiguous()
-            and not g.is_neg()
+            and type(p) in plain
+            and type(g) in plain
+            and type(m) in plain
             for p, g, m in zip(self.params, self.grads, self.momenta or self.params, strict=True)
         ]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,7 +20,10 @@ from dstee.sparse_layer import SparseLayer, fit_each
 
 def held_by(optimizer: torch.optim.Optimizer) -> set[int]:
     """Ids of the parameters that ``optimizer`` holds."""
-    return {id(p) for group in optimizer.param_groups for p in group["params"]}
+    found: set[int] = set()
+    for group in optimizer.param_groups:
+        found.update(map(id, group["params"]))
+    return found
 
 
 def refuse_missing(
@@ -169,22 +172,35 @@ def momentum_buffer(optimizer: torch.optim.Optimizer, p: Tensor, layer: SparseLa
     return fitting
 
 
+def with_gradient(group: Mapping[str, Any], sparse: Container[int]) -> tuple[list[Tensor], list[Tensor]]:
+    """Of a parameter group what has a gradient: the sparse weights, given by their ids, and the others."""
+    found: tuple[list[Tensor], list[Tensor]] = [], []
+    for p in group["params"]:
+        if p.grad is not None:
+            found[id(p) not in sparse].append(p)
+    return found
+
+
 def sgd_batches(
-    optimizer: torch.optim.Optimizer, group: Mapping[str, Any], layers: Mapping[int, SparseLayer], *, packed: bool = False
+    optimizer: torch.optim.Optimizer,
+    group: Mapping[str, Any],
+    held: Sequence[Tensor],
+    layers: Mapping[int, SparseLayer],
+    *,
+    packed: bool = False,
 ) -> list[LayerBatch]:
-    """The sparse weights of a parameter group that have a gradient, and the step that SGD makes on them.
+    """The step that SGD makes on ``held``, sparse weights of a parameter group that have a gradient.
 
     ``layers`` by id of the parameter. After the step, :func:`keep_momenta` gives the optimizer the buffers that were made.
     ``packed``: the optimizer's buffers become :class:`PackedMomentum`, and the batches have their values.
     """
-    held = [p for p in group["params"] if p.grad is not None and id(p) in layers]
     owners = [layers[id(p)] for p in held]
     momenta = (_packed_momenta if packed else _momenta)(optimizer, held, owners)
     kinds = [(p.device, m is not None) for p, m in zip(held, momenta, strict=True)]
     found = []
     for kind in dict.fromkeys(kinds):
         rows = [i for i, other in enumerate(kinds) if other == kind]
-        batch = LayerBatch([owners[i] for i in rows], [], [], [], _sgd_rule(group, *kind), packed)
+        batch = LayerBatch([owners[i] for i in rows], [], [], [], sgd_rule(group, *kind), packed)
         for i, layer in zip(rows, batch.layers, strict=True):
             batch.params.append(held[i] if layer.sharding is None else layer.local)
             batch.grads.append(held[i].grad if layer.sharding is None else layer.grad)  # type: ignore[arg-type]
@@ -235,7 +251,7 @@ def pack_momenta(optimizer: torch.optim.Optimizer, layers: Iterable[SparseLayer]
     _packed_momenta(optimizer, [p for p, _ in held], [layer for _, layer in held])
 
 
-def _sgd_rule(group: Mapping[str, Any], device: torch.device, started: bool) -> SGDRule:
+def sgd_rule(group: Mapping[str, Any], device: torch.device, started: bool) -> SGDRule:
     """As torch's step reads a group: nesterov means nothing without momentum, lr may be a tensor of any dtype."""
     lr, momentum = group["lr"], group["momentum"]
     if isinstance(lr, Tensor) and (lr.device != device or not lr.is_floating_point()):

@@ -10,14 +10,13 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from dstee import _checks, _optimizer_state
-from dstee._dense_step import DenseStep
+from dstee import _checks, _dispatch, _optimizer_state
 from dstee._optimizer_step import Closure
 from dstee._packed_momentum import dense_form, moving_with_masks, refuse_layer
+from dstee._step_plan import LastPlan, StepPlan
 from dstee.distributed.ranks import anywhere
 from dstee.distributed.sharding import everyone_of
 from dstee.distributed.where import local_part
-from dstee.layer_batch import LayerBatch
 from dstee.mask_update import MaskKeeper
 from dstee.ops import _masked_sgd
 from dstee.sparse_layer import SparseLayer
@@ -53,6 +52,7 @@ class SparseSGD(torch.optim.SGD):
     packed_momentum: bool = False
     unstepped: frozenset[int] = frozenset()
     """Ids of the parameters whose momentum was made without a step."""
+    _last: LastPlan | None = None
 
     def __init__(
         self,
@@ -117,20 +117,21 @@ class SparseSGD(torch.optim.SGD):
             layers, update = self.sparse.begin_step(self)
             # What can be wrong with any group is found before a sparse weight moves: by us here, by torch in its own step.
             packed = self.packed_momentum
-            batches: list[LayerBatch] = []
-            dense: list[DenseStep] = []
-            for group in self.param_groups:
-                found = _optimizer_state.sgd_batches(self, group, layers, packed=packed)
-                for batch in found:
-                    _checks.check_rule(batch.sgd, batch.momenta, batch.device)
-                others = DenseStep.make(self, group, layers)
-                if others.first_step or any([batch.sgd.first_step for batch in found]):
-                    for p in [*(layer.param for batch in found for layer in batch.layers), *others.params]:
-                        self.state[p]  # the order of entries, which saved states show, is not that of the steps below
-                dense.append(others)
-                batches += found
-            for others in dense:
-                others.apply(self)
+            again = not (packed or self.unstepped or _dispatch.is_traced())
+            plan = self._last.again(self, layers) if again and self._last is not None else None
+            known = plan is not None
+            if plan is None:
+                plan = StepPlan.find(self, layers, packed=packed)
+            batches = plan.batches
+            for batch in batches:
+                _checks.check_rule(batch.sgd, batch.momenta, batch.device)
+            for first in () if known else plan.first_steps():
+                for p in first.params:
+                    self.state[p]  # the order of entries, which saved states show, is not that of the steps below
+            if not known:
+                self._last = LastPlan.of(plan, self, layers) if again else None
+            for _, dense in plan.groups:
+                dense.apply(self)
             updated: list[SparseLayer] = []
             for batch in batches:
                 if update is None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dstee import _optimizer_state, ops
+from dstee._tensor_layouts import layouts
 from dstee.distributed.ranks import agree_on, sum_each
 from dstee.distributed.sharding import check_sizes, everyone_of, reshard
 from dstee.distributed.where import as_dtensor, local_part
@@ -32,11 +33,15 @@ class WeightWatch:
     def note(self, layers: Iterable[SparseLayer]) -> None:
         """What there is now is as it should be."""
         self._params = params_of(list(layers))
-        self.note_again()
+        self._stamps = _stamps(self._params)
+        self._note_gradient()
 
     def note_again(self) -> None:
-        """As :meth:`note`, for the parameters of the last one."""
-        self._stamps = _stamps(self._params)
+        """The parameters of the last :meth:`note` were written to where they lay then, and are as they should be."""
+        self._stamps = _later(self._stamps, self._params)
+        self._note_gradient()
+
+    def _note_gradient(self) -> None:
         self._gradient = None
         for p in self._params:
             if p.grad is not None:
@@ -64,11 +69,14 @@ class WeightWatch:
         ]
 
     def unchanged(self, layers: Sequence[SparseLayer]) -> list[nn.Parameter] | None:
-        """The parameters of ``layers`` where these are the layers of the last :meth:`note` and :meth:`changed` finds none."""
+        """The parameters of ``layers`` where these are the layers of the last :meth:`note`, their masks lie like them and
+        :meth:`changed` finds none."""
         params = params_of(layers)
-        if len(params) != len(self._params) or _stamps(params) != self._stamps:
+        if len(params) != len(self._params) or not all(map(operator.is_, params, self._params)):
             return None
-        return params if all(map(operator.is_, params, self._params)) else None
+        if [layer.strides for layer in layers] != list(map(Tensor.stride, params)):  # a mask may have followed there and back
+            return None
+        return params if _stamps(params) == self._stamps else None
 
     def was_another(self, layer: SparseLayer) -> bool:
         """True when there was another parameter in the layer's place."""
@@ -95,18 +103,24 @@ def _memory(t: Tensor) -> Any:
     return part.untyped_storage() if part.layout is torch.strided else part
 
 
-Stamp: TypeAlias = tuple[int, int, int, tuple[int, ...]]
-"""Version of a parameter; version, address and strides of its memory: a DTensor has a version of its own, and its shard
-another."""
+Stamp: TypeAlias = tuple[int, int, object]
+"""Version of a parameter; version of its memory and where that lies: a DTensor has a version of its own, its shard another."""
 
 
 def _stamps(params: Sequence[nn.Parameter]) -> list[Stamp]:
-    return [(p._version, 0, p.data_ptr(), p.stride()) if type(p) is nn.Parameter else _stamp_of_part(p) for p in params]
+    places = layouts(params)
+    if places is None:
+        parts = [local_part(p) for p in params]
+        places = [(part.data_ptr(), part.stride()) for part in parts]
+    return _later([(0, 0, place) for place in places], params)
 
 
-def _stamp_of_part(p: nn.Parameter) -> Stamp:
-    part = local_part(p)
-    return p._version, part._version, part.data_ptr(), part.stride()
+def _later(stamps: Sequence[Stamp], params: Sequence[nn.Parameter]) -> list[Stamp]:
+    """The stamps of parameters that still lie where ``stamps`` says."""
+    return [
+        (p._version, 0 if type(p) is nn.Parameter else local_part(p)._version, place)
+        for p, (_, _, place) in zip(params, stamps, strict=True)
+    ]
 
 
 def find_outside(layers: Sequence[SparseLayer], here: bool = False) -> dict[SparseLayer, int]:

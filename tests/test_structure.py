@@ -134,7 +134,7 @@ def torch_is_included_elsewhere(root: Path) -> Iterator[str]:
 
 # A header includes only those before it. csrc/cuda has no order but that there is no circle.
 HEADERS = (
-    "rules.h", "threshold.h", "test_limits.h", "bind_test_limits.h", "layers.h", "arguments.h", "checks.h",
+    "rules.h", "threshold.h", "test_limits.h", "bind_test_limits.h", "layouts.h", "layers.h", "arguments.h", "checks.h",
     "cpu/loops.h", "cpu/lanes_scalar.h", "cpu/lanes_avx2.h", "cpu/lanes_avx512.h",
     "cpu/active_groups.h", "cpu/step_over_lanes.h", "cpu/loops_over_lanes.h",
     "cpu/pieces.h", "cpu/radix_select.h", "cpu/parallel.h", "cpu/packed_rows.h", "cpu/workspace.h", "cpu/update.h",

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 
 from dstee import ops
-from dstee._optimizer_state import keep_momenta, sgd_batches
+from dstee._optimizer_state import keep_momenta, sgd_batches, with_gradient
 from dstee.compat.sparselearning.masks import Masks
 
 __all__ = ["masked_step"]
@@ -45,7 +45,7 @@ def masked_step(
         for p, grad in hidden.items():
             p.grad = grad
     for group in optimizer.param_groups:
-        for batch in sgd_batches(optimizer, group, layers):
+        for batch in sgd_batches(optimizer, group, with_gradient(group, layers)[0], layers):
             ops.masked_sgd_(batch.params, batch.grads, batch.momenta or None, batch.mask_bits, sgd=batch.rule)
             keep_momenta(optimizer, batch)
     for layer in layers.values():
