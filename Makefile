@@ -2,6 +2,7 @@
 # make test   run the tests
 # make test-ranks  the tests that train on two to four processes, the examples among them; those with eight are among the slow ones
 # make test-hosts  the tests under the real Lightning, transformers and accelerate, in an environment of its own (.venv-hosts)
+# make test-long  the tests that take long by themselves: compilers, the bench and commands from end to end
 # make test-slow  the tests that are too many for every day: about a minute
 # make check  formatting, lint, types, who imports whom, warnings of every C++ compiler that is installed
 # make bench  time the kernels against PyTorch's own: figures, tables and an HTML report, about ten minutes
@@ -9,7 +10,7 @@
 # make bench-scaling  how time grows with weights, layers, density, swaps and odd data: a quarter of an hour; go on with RESUME=1
 # make results-page  make docs/results.md and its pictures again, of the committed results
 # make docs   build the documentation into site/, in an environment of its own (.venv-docs); fails on links and names that are wrong
-# make sanitize  run the CPU kernels under sanitizers, with every compiler and many flags: about ten minutes a compiler
+# make sanitize  run the CPU kernels under sanitizers, with every compiler and many flags: half an hour a compiler
 # make cuda-check  compile the CUDA kernels with nvcc, without a GPU; fails on warnings, spills and more instructions than before
 # make cuda-ptx     execute the compiled CUDA kernels' PTX on the CPU, against the reference and with planted faults;
 #               make cuda-ptx-full runs all cases, for sm_80 and sm_90
@@ -26,7 +27,7 @@ BIN := .venv/bin
 OUT ?= bench/results
 SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh') setup.py pyproject.toml
 
-.PHONY: demo test test-ranks test-hosts test-slow check sanitize cuda-check cuda-ptx cuda-ptx-full triton-check bench bench-peers bench-scaling results-page docs sdist wheel gpu format clean
+.PHONY: demo test test-ranks test-hosts test-long test-slow check sanitize cuda-check cuda-ptx cuda-ptx-full triton-check bench bench-peers bench-scaling results-page docs sdist wheel gpu format clean
 
 demo: .venv/built
 	$(BIN)/dstee train --data digits --compare --out runs/demo --overwrite
@@ -39,6 +40,9 @@ test-ranks: .venv/built
 
 test-hosts: .venv-hosts/built
 	OMP_WAIT_POLICY=PASSIVE .venv-hosts/bin/python -m pytest -n auto --dist worksteal -m "not slow" tests/integrations "tests/test_docs.py::test_code_runs[docs/integrations.md]"
+
+test-long: .venv/built
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n auto --dist worksteal -m "long and not slow and not ranks and not cuda_ptx"
 
 test-slow: .venv/built
 	$(BIN)/python -m pytest -m "slow and not cuda_ptx"

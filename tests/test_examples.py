@@ -99,6 +99,7 @@ def test_fsdp2(tmp_path: Path) -> None:
         assert (folder / "epoch-0006" / ".metadata").exists() and not (folder / "unfinished").exists()
 
 
+@pytest.mark.long
 def test_cifar_goes_on_after_a_kill(tmp_path: Path) -> None:
     options = ("--data", "digits", "--batch-size", "96", "--lr", "0.05", "--epochs", "3", "--out")
     lines = run("cifar.py", 1, *options, str(tmp_path / "whole"))
@@ -149,6 +150,7 @@ def assert_patched(done: subprocess.CompletedProcess[str], weights: range) -> No
     assert int(found[1]) > 5 and int(found[2]) > 5 and float(found[3]) > 90 and int(found[4]) in weights
 
 
+@pytest.mark.long
 def test_patch_itop(tmp_path: Path) -> None:
     (tmp_path / "sparselearning").mkdir()
     (tmp_path / "sparselearning" / "core.py").write_text(ITOP)

@@ -14,6 +14,8 @@ import pytest
 from bench import cli, compare, options, plan, results_file, sweep
 from dstee import cli as dstee_cli
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).resolve().parents[2]
 WRONG = """--density 0
 --swap 2

@@ -16,6 +16,8 @@ from support.bench_rows import document, result
 
 from bench import cli, overview, report, results_file, scaling_report
 
+pytestmark = pytest.mark.long
+
 pytest.importorskip("matplotlib")
 markupsafe = pytest.importorskip("markupsafe")
 RESULTS = sorted((Path(__file__).resolve().parents[2] / "bench" / "results").glob("*.json"))

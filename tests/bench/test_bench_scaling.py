@@ -16,6 +16,8 @@ from bench.adversarial import KINDS, ORDINARY
 from bench.environment import all_cores
 from bench.layers import make_layers, masks_of
 
+pytestmark = pytest.mark.long
+
 
 def parse(*words: str) -> list[dict[str, Any]]:
     return [dict(t) for t in plan.tasks(cli.make_parser().parse_args(["--op", "scaling", *words]))]

@@ -12,6 +12,8 @@ from support.bench_rows import task
 from bench import results_file, sweep
 from dstee.backends import native
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="module")
 def row() -> dict[str, Any]:

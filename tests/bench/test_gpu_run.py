@@ -99,6 +99,7 @@ def test_a_command_that_is_not_there_is_a_failure(report: Report) -> None:
     assert statuses(report) == {"probe": "failed", "next": "ok"} and "/none/nvidia-smi'" in report.log("all").read_text()
 
 
+@pytest.mark.long
 def test_a_slow_stage_is_ended_with_its_children_and_keeps_its_figures(report: Report, tmp_path: Path) -> None:
     figures, child = tmp_path / "bench.json", tmp_path / "child"
     code = f"""
@@ -210,6 +211,7 @@ def test_the_commands_of_the_benchmark_can_be_parsed(todo: dict[str, Stage]) -> 
         assert {task["op"] for task in plan.tasks(args)} == {"masked_sgd", "drop_grow"}
 
 
+@pytest.mark.long
 def test_the_commands_of_the_tests_can_be_parsed(todo: dict[str, Stage]) -> None:
     """Up to the GPU that is not here."""
     command = [*todo["op suite"].command, "--collect-only"]

@@ -195,6 +195,7 @@ def _rank(rank: int, port: int, results: Any) -> None:
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.long
 def test_ranks_agree() -> None:
     """The mean gradient decides; the original's mean of local absolutes does with exact="legacy"."""
     with socket.socket() as s:

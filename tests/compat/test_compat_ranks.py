@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from support.processes import Launcher
 from torch import Tensor, nn
@@ -32,6 +33,7 @@ def masks(rank: int) -> list[Tensor]:
     return [model[0].parametrizations.weight[0].mask, grown, drawn, ranks.mean([x[rank]])[0]]
 
 
+@pytest.mark.long
 def test_two_processes_agree(launcher: Launcher) -> None:
     first, second = launcher.run(2, masks)
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))

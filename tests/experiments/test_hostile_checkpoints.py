@@ -91,6 +91,7 @@ def test_the_hostile_builder_can_build_a_good_file(tmp_path):
     assert torch.equal(checkpoint.load(tmp_path / "x")["a"], torch.arange(4, dtype=torch.uint8))
 
 
+@pytest.mark.long
 def test_half_a_million_empty_tensors_are_refused_soon(tmp_path):
     n = 500_000
     entry = json.dumps(tensor_entry(shape=(0,), payload=b""))

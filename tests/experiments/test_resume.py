@@ -25,6 +25,7 @@ def straight(tmp_path_factory):
     return options, digests(out)
 
 
+@pytest.mark.long
 def test_kill_9_at_several_moments(server, straight, tmp_path, capsys):
     """One run, killed again and again from outside, whatever it is doing then, and finished at last."""
     options, expected = straight
@@ -71,6 +72,7 @@ def test_a_signal_saves_and_has_its_own_status(server, straight, tmp_path, capsy
     capsys.readouterr()
 
 
+@pytest.mark.long
 def test_verify_resume_proves_it_on_the_users_configuration(capsys):
     assert cli.main(["verify-resume", *TINY, "--method", "rigl", "--order", "after"]) == 0
     text = capsys.readouterr().out

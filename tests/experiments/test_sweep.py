@@ -70,6 +70,7 @@ def swept(tmp_path_factory):
     return out
 
 
+@pytest.mark.long
 def test_two_processes_make_the_bits_of_one(swept, tmp_path):
     runs = grid().runs
     assert {path.name for path in swept.iterdir() if path.is_dir()} == {run.name for run in runs}

@@ -196,6 +196,7 @@ def patch_os(monkeypatch, faulty):
         monkeypatch.setattr(module, "os", faulty)
 
 
+@pytest.mark.long
 def test_a_full_disk_at_any_single_call_is_reported_and_survived(tmp_path, monkeypatch, straight):
     """ENOSPC at the n-th open, write, fsync or rename, for every n: a warning, and the same bits and metrics."""
     config = make_config(epochs=2)
@@ -217,6 +218,7 @@ def test_a_full_disk_at_any_single_call_is_reported_and_survived(tmp_path, monke
     assert n > 40
 
 
+@pytest.mark.long
 def test_death_at_any_call_resumes_to_the_same_bits(tmp_path, monkeypatch, straight):
     """From the n-th call on nothing reaches the disk, clean-up included, for every n; then the training is resumed."""
     config = make_config(epochs=2)
@@ -337,6 +339,7 @@ def replaced(tree, path, value):
     return tree
 
 
+@pytest.mark.long
 def test_no_content_whatever_crashes_the_restore(saved):
     """Every node of a real checkpoint replaced by junk or removed: refused in one line, or harmless (times)."""
     _, config, folder = saved

@@ -86,6 +86,7 @@ def test_an_installed_package_is_loaded_by_the_first_look_for_it(
     assert ask(key).endswith(f"-{key}")
 
 
+@pytest.mark.long
 def test_the_command_line_lists_and_trains_what_packages_offer(tmp_path: Path) -> None:
     install(tmp_path, "dstee_far_away", PLUGIN.format("away"))
     code = "import sys; from dstee import cli; sys.exit(cli.main(sys.argv[1:]))"

@@ -78,6 +78,7 @@ def refuses(path: Path, expected: Tensors) -> bool:
     return False
 
 
+@pytest.mark.long
 def test_no_flipped_bit_is_believed(file: Path) -> None:
     """One bit of every byte, and thousands more; what is left of the header's padding may be any space."""
     whole = file.read_bytes()
@@ -311,6 +312,7 @@ def test_a_header_of_more_than_the_limit_is_neither_read_nor_written(
     from_export(fresh(), tmp_path / "x")
 
 
+@pytest.mark.long
 def test_half_a_million_empty_tensors_are_refused_soon(tmp_path: Path) -> None:
     write_header(tmp_path / "x", b"{" + b",".join(b'"%d":' % i + EMPTY for i in range(500_000)) + b"}")
     begin = time.process_time()

@@ -70,6 +70,7 @@ def test_a_planted_spill_is_found_in_an_object(tmp_path: Path) -> None:
     assert len(mask_spills.find(mask_spills.disassemble(tmp_path / "planted.o").splitlines())) == 1
 
 
+@pytest.mark.long
 @needs_compiler
 @needs_objdump
 @pytest.mark.parametrize("flags", ["-O3", "-O3 -finstrument-functions", "-O1 -fsanitize=null"])
@@ -88,6 +89,7 @@ def test_functions_that_the_linker_shares_are_named() -> None:
     assert cpp_check.shared_symbols(names) == ["dstee::to_float(float)"]
 
 
+@pytest.mark.long
 @needs_compiler
 @needs_objdump
 @pytest.mark.parametrize("compiler", COMPILERS)
@@ -124,6 +126,7 @@ def test_the_flags_of_the_build_take_fast_math_back(flag: str, tmp_path: Path) -
     assert "crtfastmath" not in done.stderr
 
 
+@pytest.mark.long
 @needs_compiler
 def test_every_instruction_set_agrees_outside_of_torch(tmp_path: Path) -> None:
     program = build.build(COMPILERS[0], ("-O1",), tmp_path)

@@ -93,6 +93,7 @@ def test_missing_barriers_change_the_result(harness: ModuleType, name: str) -> N
     assert sum(changed) >= len(SEEDS) // 4, f"{name}: found by {sum(changed)} of {len(changed)} seeds"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("name", "text"), [("shift_too_far", "a shift by too much")])
 def test_undefined_behaviour_is_reported(name: str, text: str) -> None:
     module = build.load(build.PLANTED_SANITIZED)
@@ -269,6 +270,7 @@ def test_large_blocks_with_much_shared_memory(harness: ModuleType, blocks: int, 
 # --- the kernels of the package ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_the_kernels_have_no_undefined_behaviour() -> None:
     for number in range(0, 504, 21):
         compare(random_cases.update(number), HostConfiguration(seed=number, variant=build.SANITIZED))

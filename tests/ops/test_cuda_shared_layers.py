@@ -27,7 +27,7 @@ SHARED: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", SHARED)
-@pytest.mark.parametrize("processors", [1, 2, 10])
+@pytest.mark.parametrize("processors", [1, 2, pytest.param(10, marks=pytest.mark.long)])
 def test_blocks_that_share_layers_give_the_references_bits(name: str, processors: int) -> None:
     """With one processor a grid of select_drop and commit takes several turns over the chunks of 300,000 weights."""
     options = dict(SHARED[name])

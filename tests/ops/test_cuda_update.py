@@ -233,6 +233,7 @@ def test_launches_of_a_call(sizes: list[int], expected: int) -> None:
     assert sum(row["launches"] for row in module().traffic().values()) == expected
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("sizes", [[0, 0, *[9, 0, 20] * 42, 0, 7], [7] + [0] * 1277 + [0, 5, 9, 0, 20]])
 def test_more_layers_than_one_launch_takes(sizes: list[int]) -> None:
     """Each launch finds its own part of k, of the seeds and of the gradients; empty layers lie at the seams."""
@@ -291,6 +292,7 @@ def test_scalars_of_another_dtype_are_refused() -> None:
 # --- a whole training ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_three_hundred_updates_in_a_row() -> None:
     """Errors of counters, masks or zeros would add up."""
     rounds, drop = 300, CosineDrop(0.5)

@@ -121,6 +121,7 @@ def test_numbers_that_go_as_arguments_compile_once() -> None:
     run(CAPTURE)
 
 
+@pytest.mark.long
 def test_a_kernel_compiles_for_a_gpu_that_is_not_there() -> None:
     """A small part of `make triton-check`."""
     command = [sys.executable, "tests/compile_checks/triton_check.py"]
