@@ -215,7 +215,7 @@ class SparseSGD(torch.optim.SGD):
             super().load_state_dict(state_dict)
         finally:
             check.remove()
-        self.unstepped = frozenset()
+        self.unstepped, self._last = frozenset(), None
         self.sparse.check_at_next_step()
 
     def __getstate__(self) -> dict[str, Any]:
