@@ -49,8 +49,8 @@ class DenseStep:
         return cls(group, params, [p.grad for p in params], momenta)  # type: ignore[misc]
 
     def known(self) -> DenseStep:
-        """With :meth:`find_whole` answered, for steps whose tensors lie as these do."""
-        return DenseStep(self.group, self.params, self.grads, self.momenta, self.find_whole())
+        """The parameters alone, with :meth:`find_whole` answered for steps whose tensors lie as these do."""
+        return DenseStep(self.group, self.params, [], [], self.find_whole())
 
     @property
     def first_step(self) -> bool:

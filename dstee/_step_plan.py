@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -63,38 +64,24 @@ class StepPlan:
             if dense.first_step or any([batch.sgd.first_step for batch in batches])
         ]
 
-    def with_gradients(self, grads: Sequence[Tensor], optimizer: torch.optim.SGD) -> StepPlan:
-        """With others, in the order of ``params``, and the numbers that the groups have now."""
-        groups, start = [], 0
-        for group, (known, others) in zip(optimizer.param_groups, self.groups, strict=True):
-            batches = []
-            for batch in known:
-                rule = _optimizer_state.sgd_rule(group, batch.device, started=bool(batch.momenta))
-                stop = start + len(batch.params)
-                batches.append(LayerBatch(batch.layers, batch.params, list(grads[start:stop]), batch.momenta, rule))
-                start = stop
-            stop = start + len(others.params)
-            groups.append((batches, DenseStep(group, others.params, list(grads[start:stop]), others.momenta, others.whole)))
-            start = stop
-        return StepPlan(groups)
-
 
 @dataclass(frozen=True, slots=True)
 class LastPlan:
-    """The plan of the last step without its gradients, and all else that it was made of.
+    """What the plan of the last step was made of, but for the gradients and momenta.
 
-    Tensors are held against each other by identity, and by where and how they lie, since ``p.data = ...`` leaves them the same.
-    Gradients, which are new at each step, must lie as their parameters do.
+    Those are looked up at each step, and must lie in memory as they did: gradients as their parameters. Parameters are held
+    against each other by identity and by where and how they lie, since ``p.data = ...`` leaves them the same.
     """
 
-    plan: StepPlan
+    plan: StepPlan  # without gradients and momenta
     layers: Mapping[int, SparseLayer]
     objects: list[object]
     stepped: list[Tensor]
+    counts: list[int]  # of momenta, by step of the plan
+    entries: list[int]  # of the optimizer's state, in which these are
     others: list[Tensor]  # parameters that had no gradient
-    momenta: list[Tensor]
     places: list[object]
-    layouts: list[object]
+    expected: list[object]  # layouts of gradients and momenta
 
     @classmethod
     def of(cls, plan: StepPlan, optimizer: torch.optim.SGD, layers: Mapping[int, SparseLayer]) -> LastPlan | None:
@@ -103,40 +90,62 @@ class LastPlan:
         stepped, used = plan.params, plan.grads
         if plan.first_steps() or not all([p.grad is g for p, g in zip(stepped, used, strict=True)]):
             return None
-        momenta = [m for entry in optimizer.state.values() if (m := entry.get("momentum_buffer")) is not None]
-        places, lie = layouts([*stepped, *momenta]), layouts(stepped, addresses=False)
-        if places is None or lie is None or not _lie_so(used, lie):
+        momenta = [m for step in plan.steps for m in step.momenta]
+        places, lie, moments = layouts(stepped), layouts(stepped, addresses=False), layouts(momenta, addresses=False)
+        if places is None or lie is None or moments is None or not _lie_so([*used, *momenta], [*lie, *moments]):
             return None
+        place_of = {id(p): i for i, p in enumerate(optimizer.state)}
+        entries = [place_of[id(p)] for step in plan.steps if step.momenta for p in step.params]
         ids = set(map(id, stepped))
         others = [p for group in optimizer.param_groups for p in group["params"] if id(p) not in ids]
-        objects = _objects(optimizer, plan)
-        kept = StepPlan([(batches, dense.known()) for batches, dense in plan.groups]).with_gradients([], optimizer)
-        return cls(kept, layers, objects, stepped, others, momenta, places, lie)
+        kept = StepPlan([([_without_tensors(batch) for batch in batches], dense.known()) for batches, dense in plan.groups])
+        counts = [len(step.momenta) for step in plan.steps]
+        return cls(kept, layers, _objects(optimizer, plan), stepped, counts, entries, others, places, [*lie, *moments])
 
     def again(self, optimizer: torch.optim.SGD, layers: Mapping[int, SparseLayer]) -> StepPlan | None:
-        """The plan with the gradients that there are now; None where something is another."""
+        """The plan with the gradients and momenta that there are now; None where something else is another."""
         objects = _objects(optimizer, self.plan)
         if len(objects) != len(self.objects) or not all(map(operator.is_, objects, self.objects)) or layers != self.layers:
             return None
-        grads = [p.grad for p in self.stepped]
-        if any([p.grad is not None for p in self.others]) or not _lie_so(grads, self.layouts):
+        if any([p.grad is not None for p in self.others]):
             return None
-        if layouts([*self.stepped, *self.momenta]) != self.places:
+        entries = list(optimizer.state.values())
+        grads, momenta = [p.grad for p in self.stepped], [entries[i].get("momentum_buffer") for i in self.entries]
+        if not _lie_so([*grads, *momenta], self.expected) or layouts(self.stepped) != self.places:
             return None
-        return self.plan.with_gradients(grads, optimizer)  # type: ignore[arg-type]
+        return self._with(grads, momenta, optimizer)  # type: ignore[arg-type]
+
+    def _with(self, grads: Sequence[Tensor], momenta: Sequence[Tensor], optimizer: torch.optim.SGD) -> StepPlan:
+        """The plan of a step, with the numbers that the groups have now."""
+        later, moving, counts = iter(grads), iter(momenta), iter(self.counts)
+        groups = []
+        for group, (known, others) in zip(optimizer.param_groups, self.plan.groups, strict=True):
+            batches = []
+            for batch in known:
+                g, m = list(islice(later, len(batch.params))), list(islice(moving, next(counts)))
+                rule = _optimizer_state.sgd_rule(group, batch.device, started=bool(m))
+                batches.append(LayerBatch(batch.layers, batch.params, g, m, rule))
+            g = list(islice(later, len(others.params)))
+            buffers: list[Tensor | None] = [*islice(moving, next(counts))]
+            groups.append((batches, DenseStep(group, others.params, g, buffers, others.whole)))
+        return StepPlan(groups)
 
 
-def _lie_so(grads: Sequence[Tensor | None], expected: list[object]) -> bool:
+def _without_tensors(batch: LayerBatch) -> LayerBatch:
+    """The layers and parameters alone."""
+    return LayerBatch(batch.layers, batch.params, [], [])
+
+
+def _lie_so(tensors: Sequence[Tensor | None], expected: list[object]) -> bool:
     """Whether all are plain tensors that lie in memory as ``expected``, and mean what lies there."""
-    return layouts(grads, addresses=False) == expected and not any(map(Tensor.is_neg, grads))  # type: ignore[arg-type]
+    return layouts(tensors, addresses=False) == expected and not any(map(Tensor.is_neg, tensors))  # type: ignore[arg-type]
 
 
 def _objects(optimizer: torch.optim.SGD, plan: StepPlan) -> list[object]:
-    """What a plan holds on to beside layers: parameters by group, masks, and the optimizer's state."""
+    """What a plan holds on to beside layers: parameters by group, masks, and whose the optimizer's state is."""
     found: list[object] = []
     for group in optimizer.param_groups:
         found += [group, group["momentum"] != 0, *group["params"]]
     for batch in plan.batches:
         found += batch.mask_bits
-    entries = optimizer.state.values()
-    return [*found, *optimizer.state, *entries, *[entry.get("momentum_buffer") for entry in entries]]
+    return [*found, *optimizer.state]

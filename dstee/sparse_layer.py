@@ -24,6 +24,7 @@ __all__ = [
     "check_cut",
     "check_parameter",
     "fit_each",
+    "fit_params",
     "follow_each",
     "like",
     "make_layer",
@@ -386,6 +387,20 @@ def follow_each(layers: Sequence[SparseLayer]) -> list[nn.Parameter]:
         else layer.follow()
         for layer, p in zip(layers, params_of(layers), strict=True)
     ]
+
+
+def fit_params(layers: Sequence[SparseLayer], params: Sequence[nn.Parameter]) -> bool:
+    """Whether masks and counters are where the parameters are, and lie as they do; False where one is a DTensor."""
+    return all(
+        [
+            type(p) is nn.Parameter
+            and layer.sharding is None
+            and p.stride() == layer.strides
+            and p.dtype is layer.dtype
+            and p.device == layer.mask_bits.device
+            for layer, p in zip(layers, params, strict=True)
+        ]
+    )
 
 
 def make_layer(

@@ -257,7 +257,7 @@ class Topology(CheckedWeights):
 
     def end_step(self, optimizer: FusingOptimizer, updated: Sequence[SparseLayer]) -> None:
         """The step was made and carried the mask update of the layers ``updated``; :meth:`update` may count it."""
-        self._watch.note_again()
+        self._watch.note_step(in_place=True)
         self.attach(optimizer)
         self._updated = {layer.name for layer in updated} | (self._updated if self._together else set())  # of several: all
         self._stepped = self._ended = True
@@ -391,5 +391,5 @@ class Topology(CheckedWeights):
             for name, layer in self.layers.items():  # in others nothing grew
                 layer.previous_bits = journal.before[name] if name in swapped else None
             round += 1
-        self._watch.note_again()
+        self._watch.note_step(in_place=False)
         return round, numbers

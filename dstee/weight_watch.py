@@ -17,7 +17,7 @@ from dstee.distributed.ranks import agree_on, sum_each
 from dstee.distributed.sharding import check_sizes, everyone_of, reshard
 from dstee.distributed.where import as_dtensor, local_part
 from dstee.layer_batch import count_each
-from dstee.sparse_layer import SparseLayer, follow_each, params_of
+from dstee.sparse_layer import SparseLayer, fit_params, follow_each, params_of
 
 __all__ = ["CheckedWeights", "WeightWatch", "find_outside", "refuse_other_masks"]
 
@@ -34,14 +34,11 @@ class WeightWatch:
         """What there is now is as it should be."""
         self._params = params_of(list(layers))
         self._stamps = _stamps(self._params)
-        self._note_gradient()
 
-    def note_again(self) -> None:
-        """The parameters of the last :meth:`note` were written to where they lay then, and are as they should be."""
-        self._stamps = _later(self._stamps, self._params)
-        self._note_gradient()
-
-    def _note_gradient(self) -> None:
+    def note_step(self, in_place: bool) -> None:
+        """As :meth:`note` for the parameters of the last one, and their gradients were stepped. ``in_place``: they lie where
+        they lay then, which need not be looked at."""
+        self._stamps = _later(self._stamps, self._params) if in_place else _stamps(self._params)
         self._gradient = None
         for p in self._params:
             if p.grad is not None:
@@ -74,7 +71,7 @@ class WeightWatch:
         params = params_of(layers)
         if len(params) != len(self._params) or not all(map(operator.is_, params, self._params)):
             return None
-        if [layer.strides for layer in layers] != list(map(Tensor.stride, params)):  # a mask may have followed there and back
+        if not fit_params(layers, params):  # a mask may have followed there and back
             return None
         return params if _stamps(params) == self._stamps else None
 

@@ -277,6 +277,31 @@ def without_momentum(model: nn.Sequential, sparse: dstee.SparseModel, optimizer:
     optimizer.param_groups[0].update(momentum=0, dampening=0)
 
 
+def momentum_off_in_one_of_two_groups(model: nn.Sequential, sparse: dstee.SparseModel, optimizer: dstee.SparseSGD) -> None:
+    one_more_group(model, sparse, optimizer)
+    optimizer.param_groups[0].update(momentum=0)
+
+
+def negated_momenta(model: nn.Sequential, sparse: dstee.SparseModel, optimizer: dstee.SparseSGD) -> None:
+    buffer = optimizer.state[model[0].weight]["momentum_buffer"]
+    buffer.data = torch._neg_view(buffer.data)
+
+
+def shared_entries(model: nn.Sequential, sparse: dstee.SparseModel, optimizer: dstee.SparseSGD) -> None:
+    """What torch's own state may hold beside the parameters' entries."""
+    optimizer.state["global_step"] = 3
+
+
+def dtype_and_back(model: nn.Sequential, sparse: dstee.SparseModel, optimizer: dstee.SparseSGD) -> None:
+    """As mixed precision by hand does; masks are looked at in between."""
+    before = [p.data for p in model.parameters()]
+    for p in model.parameters():
+        p.grad, p.data, p.grad = None, p.data.bfloat16(), p.grad.bfloat16()
+    sparse.masks()
+    for p, data in zip(model.parameters(), before, strict=True):
+        p.data = data
+
+
 def torchs_own_way(model: nn.Sequential, sparse: dstee.SparseModel, optimizer: dstee.SparseSGD) -> None:
     optimizer.param_groups[0].update(foreach=True, lr=torch.tensor(0.05))
 
@@ -289,7 +314,8 @@ def other_mask_bits(model: nn.Sequential, sparse: dstee.SparseModel, optimizer: 
 EVENTS = [
     replace, replace_module, other_data, other_order, order_and_back, written, other_momenta, forgotten_state, momenta_of_half,
     other_rule, one_more_group, other_masks, layer_removed, without_gradient, of_double, same_memory_turned, dense_of_double,
-    negated_gradients, turned_gradients, replaced_entries, swapped_entries, without_momentum, torchs_own_way, other_mask_bits,
+    negated_gradients, turned_gradients, replaced_entries, swapped_entries, without_momentum, torchs_own_way,
+    momentum_off_in_one_of_two_groups, negated_momenta, shared_entries, dtype_and_back, other_mask_bits,
 ]  # fmt: skip
 
 
@@ -351,6 +377,72 @@ def test_no_gradient_is_kept() -> None:
         kept = [weakref.ref(p.grad) for p in model.parameters()]
         optimizer.zero_grad(set_to_none=True)
         assert not any(reference() is not None for reference in kept)
+
+
+def test_no_momentum_is_kept_that_has_gone() -> None:
+    model = convnet()
+    sparse = dstee.sparsify(model, 0.5)
+    optimizer = dstee.SparseSGD(model.parameters(), sparse, lr=0.1, momentum=0.9)
+    for t in range(4):
+        set_gradients(model, t)
+        sparse.step(optimizer)
+    kept = [weakref.ref(entry["momentum_buffer"]) for entry in optimizer.state.values()]
+    for entry in optimizer.state.values():  # as offloading does
+        entry["momentum_buffer"] = entry["momentum_buffer"].clone()
+    assert len(kept) > 4 and not any(reference() is not None for reference in kept)
+
+
+class Replacing(torch.optim.SGD):
+    """Gives its parameters new memory, as some optimizers do."""
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.data = p.data - group["lr"] * p.grad
+
+
+def test_a_step_of_an_optimizer_that_replaces_memory_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = convnet()
+    sparse = dstee.sparsify(model, 0.5, schedule=dstee.UpdateSchedule(every=2))
+    optimizer = Replacing(model.parameters(), lr=0.1)
+    looked = []
+    find = weight_watch.find_outside
+    monkeypatch.setattr(weight_watch, "find_outside", lambda layers, **keys: looked.extend(layers) or find(layers, **keys))
+    for t in range(5):
+        set_gradients(model, t)
+        sparse.step(optimizer)
+        assert not sparse.update(optimizer)
+        if t == 0:
+            looked.clear()  # before the first step nothing was known
+    assert (sparse.t, sparse.round) == (5, 2)
+    assert len(looked) == 2 * len(sparse.layers)  # at the updates
+
+
+def test_looking_at_the_model_steps_no_gradient() -> None:
+    model = convnet()
+    sparse = dstee.sparsify(model, 0.5)
+    optimizer = dstee.SparseSGD(model.parameters(), sparse, lr=0.1)
+    set_gradients(model, 0)
+    optimizer.step()
+    set_gradients(model, 1)
+    sparse.density()
+    sparse.step(optimizer)
+    with pytest.raises(RuntimeError, match="stepped already"):
+        optimizer.step()
+        sparse.step(optimizer)
+
+
+def test_masks_put_on_after_a_step_do_not_undo_that_there_was_one() -> None:
+    model = convnet()
+    sparse = dstee.sparsify(model, 0.5)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for t in range(3):
+        set_gradients(model, t)
+        optimizer.step()
+        sparse.apply_masks()
+        sparse.update(optimizer)
+    assert sparse.t == 3
 
 
 def zoo() -> list[torch.Tensor]:
