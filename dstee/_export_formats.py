@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from dstee._export_file import Packed, write
+from dstee.memory_order import reorder_bits, row_major
 from dstee.parameter_names import plain_state_names
-from dstee.sparse_layer import SparseLayer, reorder_bits, row_major
+from dstee.sparse_layer import SparseLayer
 
 FORMATS = ("dense", "csr", "bsr", "safetensors")
 Blocks = tuple[int, int] | Mapping[str, tuple[int, int]] | None

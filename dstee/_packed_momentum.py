@@ -12,7 +12,8 @@ from torch import Tensor
 
 from dstee import backends, ops
 from dstee.encoding import flat
-from dstee.sparse_layer import SparseLayer, Strides
+from dstee.memory_order import Strides
+from dstee.sparse_layer import SparseLayer
 
 __all__ = ["PackedMomentum", "dense_form", "fit_each", "moving_with_masks", "refuse_layer"]
 

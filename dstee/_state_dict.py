@@ -42,9 +42,10 @@ from dstee._state_checks import (
 from dstee.distributed.ranks import agree_on
 from dstee.distributed.state import gather
 from dstee.encoding import MAX_ROUNDS, flat, mask_bytes
+from dstee.memory_order import reorder, reorder_bits, row_major
 from dstee.methods import Method
 from dstee.schedule import UpdateSchedule
-from dstee.sparse_layer import SparseLayer, reorder, reorder_bits, row_major
+from dstee.sparse_layer import SparseLayer
 
 FORMAT_VERSION = 1
 _TENSORS = {"mask": torch.uint8, "counts": torch.int16, "previous": torch.uint8}

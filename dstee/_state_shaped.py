@@ -50,9 +50,10 @@ from dstee.distributed.ranks import sum_each
 from dstee.distributed.state import fingerprints
 from dstee.distributed.where import as_dtensor
 from dstee.encoding import MAX_ROUNDS
+from dstee.memory_order import reorder, row_major
 from dstee.methods import Method
 from dstee.schedule import UpdateSchedule
-from dstee.sparse_layer import SparseLayer, reorder, row_major
+from dstee.sparse_layer import SparseLayer
 
 FORMAT_VERSION = 2
 _HEAD = {"format_version", "t", "round", "seed", "method", "schedule", "numbers", "layers", "digest"}

@@ -13,6 +13,7 @@ from dstee.distributed.ranks import Ranks
 from dstee.distributed.sharding import Sharding, sharding_of
 from dstee.distributed.where import Where, as_dtensor, local_part, whole
 from dstee.encoding import flat, zero_where
+from dstee.memory_order import Strides, like, pack_like, reorder, reorder_bits
 from dstee.parameter_names import ParameterPlace, get_each
 from dstee.selection import Candidate
 from dstee.weight_kinds import is_lazy
@@ -20,23 +21,14 @@ from dstee.weight_kinds import is_lazy
 __all__ = [
     "LaterCounts",
     "SparseLayer",
-    "Strides",
     "check_cut",
     "check_parameter",
     "fit_each",
     "fit_params",
     "follow_each",
-    "like",
     "make_layer",
-    "pack_like",
     "params_of",
-    "reorder",
-    "reorder_bits",
-    "row_major",
-    "unpack_like",
 ]
-
-Strides = tuple[int, ...]
 
 
 def check_parameter(name: str, p: Tensor) -> None:
@@ -71,58 +63,6 @@ def check_cut(name: str, p: Tensor) -> Sharding | None:
             f"{name} {list(p.shape)} with strides {p.stride()} is a view with gaps or overlaps: pass a whole tensor"
         )
     return sharding
-
-
-def row_major(shape: torch.Size) -> tuple[int, ...]:
-    """Strides of a contiguous tensor of this shape."""
-    return torch.empty(shape, device="meta").stride()
-
-
-def like(t: Tensor, p: Tensor, dtypes: tuple[torch.dtype, ...] = ()) -> Tensor:
-    """``t`` with the device, memory order and dtype of ``p`` (or one of ``dtypes``): itself if it has them, else a copy."""
-    if t.requires_grad:
-        t = t.detach()
-    if t.layout is not torch.strided:
-        t = t.to_dense()
-    if t.is_neg():
-        t = t.resolve_neg()
-    if t.dtype in (p.dtype, *dtypes) and t.device == p.device and _checks.layout(t) == _checks.layout(p):
-        return t
-    return torch.empty_like(p, dtype=t.dtype if t.dtype in dtypes else p.dtype, requires_grad=False).copy_(t)
-
-
-def is_binary(mask: Tensor) -> bool:
-    """Whether a mask of any dtype holds 0 and 1 alone."""
-    return mask.dtype is torch.bool or bool(((mask == 0) | (mask == 1)).all())
-
-
-def pack_like(mask: Tensor, p: Tensor) -> Tensor:
-    """A mask of any dtype (not 0 is active) and the shape of ``p`` as bits in the memory order of ``p``, on its device."""
-    if mask.dtype is not torch.bool:
-        mask = mask != 0
-    if mask.device != p.device or _checks.layout(mask) != _checks.layout(p):
-        mask = torch.empty_like(p, dtype=torch.bool, requires_grad=False).copy_(mask)
-    return ops.pack_mask(mask)
-
-
-def unpack_like(bits: Tensor, p: Tensor) -> Tensor:
-    """Inverse of :func:`pack_like`: bool, shape and strides of ``p``."""
-    return ops.unpack_mask(bits, (p.numel(),)).as_strided(p.shape, p.stride())
-
-
-def reorder(values: Tensor, shape: Sequence[int], old: Strides, new: Strides) -> Tensor:
-    """1-D ``values`` in the memory order of ``old`` strides, put into that of ``new``."""
-    if old == new:
-        return values
-    target = values.new_empty_strided(tuple(shape), new)
-    return flat(target.copy_(values.as_strided(tuple(shape), old)))
-
-
-def reorder_bits(bits: Tensor, shape: Sequence[int], old: Strides, new: Strides) -> Tensor:
-    """As :func:`reorder`, for a packed mask."""
-    if old == new:
-        return bits
-    return ops.pack_mask(reorder(ops.unpack_mask(bits, (torch.Size(shape).numel(),)), shape, old, new))
 
 
 class LaterCounts:
@@ -374,21 +314,6 @@ def params_of(layers: Sequence[SparseLayer]) -> list[nn.Parameter]:
     return [layer.param if p is None else p for layer, p in zip(layers, found, strict=True)]
 
 
-def follow_each(layers: Sequence[SparseLayer]) -> list[nn.Parameter]:
-    """:meth:`SparseLayer.follow` of each, without a Python call for plain parameters that lie where they were."""
-    return [
-        p
-        if type(p) is nn.Parameter
-        and layer.sharding is None
-        and p.stride() == layer.strides
-        and p.shape == layer.shape
-        and p.device == layer.mask_bits.device
-        and p.dtype is layer.dtype
-        else layer.follow()
-        for layer, p in zip(layers, params_of(layers), strict=True)
-    ]
-
-
 def fit_params(layers: Sequence[SparseLayer], params: Sequence[nn.Parameter]) -> bool:
     """Whether masks and counters are where the parameters are, and lie as they do; False where one is a DTensor."""
     return all(
@@ -396,11 +321,18 @@ def fit_params(layers: Sequence[SparseLayer], params: Sequence[nn.Parameter]) ->
             type(p) is nn.Parameter
             and layer.sharding is None
             and p.stride() == layer.strides
-            and p.dtype is layer.dtype
+            and p.shape == layer.shape
             and p.device == layer.mask_bits.device
+            and p.dtype is layer.dtype
             for layer, p in zip(layers, params, strict=True)
         ]
     )
+
+
+def follow_each(layers: Sequence[SparseLayer]) -> list[nn.Parameter]:
+    """:meth:`SparseLayer.follow` of each, without a Python call for each where all lie where they were."""
+    params = params_of(layers)
+    return params if fit_params(layers, params) else [layer.follow() for layer in layers]
 
 
 def make_layer(

@@ -28,13 +28,14 @@ from dstee.distributed.sharding import (
 from dstee.distributed.where import local_part
 from dstee.layer_batch import count_nonzero
 from dstee.layer_shares import refuse_parts
+from dstee.memory_order import is_binary
 from dstee.method_hooks import fresh_numbers, refuse_without_stop
 from dstee.methods import DSTEE, METHODS, Method, Start, Update, find_method, known_methods
 from dstee.methods.context import LossFn
 from dstee.parameter_names import match_names
 from dstee.schedule import UpdateSchedule
 from dstee.selection import Candidate, Rules, candidates, refuse_computed, select
-from dstee.sparse_layer import SparseLayer, check_cut, is_binary, make_layer
+from dstee.sparse_layer import SparseLayer, check_cut, make_layer
 from dstee.sparse_model import SparseModel, masked_parameters
 
 __all__ = ["Distribution", "fit_masks", "from_masks", "sparsify"]

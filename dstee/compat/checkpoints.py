@@ -26,9 +26,9 @@ from dstee.compat.rigl_torch.layers import rigl_layers
 from dstee.compat.sparsimony.checkpoint import to_parametrized
 from dstee.compat.torch_ao.checkpoint import to_torch_ao
 from dstee.export import check_state
+from dstee.memory_order import like, reorder, row_major
 from dstee.methods import DSTEE, Method
 from dstee.schedule import UpdateSchedule
-from dstee.sparse_layer import like, reorder, row_major
 from dstee.sparse_model import SparseModel
 from dstee.sparsification import fit_masks, from_masks
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dstee import ops
 from dstee.layer_batch import count_active
-from dstee.sparse_layer import is_binary, like, pack_like, unpack_like
+from dstee.memory_order import is_binary, like, pack_like, unpack_like
 from dstee.sparse_model import SparseModel
 
 __all__ = [

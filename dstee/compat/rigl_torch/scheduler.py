@@ -14,7 +14,7 @@ from dstee.compat.rigl_torch.legacy import Legacy
 from dstee.compat.rigl_torch.state_dict import HYPERPARAMETERS, SchedulerState, check
 from dstee.distributed import ranks
 from dstee.encoding import bonus_table
-from dstee.sparse_layer import like, pack_like
+from dstee.memory_order import like, pack_like
 
 __all__ = ["DenseGradHook", "RigLScheduler"]
 

@@ -12,7 +12,7 @@ from dstee._optimizer_state import zero_state
 from dstee.compat.plain_masks import drop_grow
 from dstee.distributed import ranks
 from dstee.layer_batch import count_active
-from dstee.sparse_layer import pack_like, unpack_like
+from dstee.memory_order import pack_like, unpack_like
 
 __all__ = ["DenseGrad", "Scheduler", "rigl_update"]
 

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from dstee import ops
 from dstee.encoding import flat, flip_counts
 from dstee.layer_batch import count_active
+from dstee.memory_order import pack_like
 from dstee.parameter_names import ParameterPlace
-from dstee.sparse_layer import SparseLayer, check_parameter, pack_like
+from dstee.sparse_layer import SparseLayer, check_parameter
 
 __all__ = ["MaskView", "Masks"]
 

@@ -13,7 +13,7 @@ from dstee.compat.plain_masks import swap_
 from dstee.compat.sparselearning.modes import DEATH_MODES, GROWTH_MODES, Rule, check_gradients, update_arguments
 from dstee.compat.sparselearning.redistribution import SNFSRule, check_modes, update
 from dstee.layer_batch import count_active, count_nonzero
-from dstee.sparse_layer import like, pack_like, unpack_like
+from dstee.memory_order import like, pack_like, unpack_like
 from dstee.sparsity_distribution import seed64
 
 __all__ = ["ENTRY"]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dstee.compat.plain_masks import count_kept, drop_grow
 from dstee.layer_batch import count_active
-from dstee.sparse_layer import pack_like, unpack_like
+from dstee.memory_order import pack_like, unpack_like
 
 __all__ = ["GROWING_MODES", "PRUNING_MODES", "check_gradients_given", "prune_once"]
 

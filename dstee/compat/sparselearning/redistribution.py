@@ -19,8 +19,8 @@ from dstee.allocation import allocate
 from dstee.compat.plain_masks import count_kept, drop_grow
 from dstee.compat.sparselearning.modes import momentum_signal, two_sided
 from dstee.layer_batch import by_device, count_active
+from dstee.memory_order import like, unpack_like
 from dstee.ops import pack_mask, unpack_mask
-from dstee.sparse_layer import like, unpack_like
 
 __all__ = ["Numbers", "SNFSRule", "check_modes", "plan", "spread", "update"]
 

@@ -14,7 +14,7 @@ from dstee.compat.plain_masks import check_counters, check_mask
 from dstee.compat.sparselearning.decay import Decay
 from dstee.compat.sparselearning.masks import Masks
 from dstee.encoding import MAX_ROUNDS
-from dstee.sparse_layer import like
+from dstee.memory_order import like
 
 __all__ = ["MaskingState", "Plain", "check", "encode", "restore"]
 

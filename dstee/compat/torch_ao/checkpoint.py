@@ -11,9 +11,9 @@ from dstee._state_checks import is_int
 from dstee.compat.libraries import CheckpointFormat, Progress, State, check_count
 from dstee.compat.plain_masks import to_masks
 from dstee.compat.torch_ao.state_dict import counts_problem
+from dstee.memory_order import reorder, row_major
 from dstee.methods import method_from_dict
 from dstee.schedule import UpdateSchedule
-from dstee.sparse_layer import reorder, row_major
 from dstee.sparse_model import SparseModel
 
 __all__ = ["ENTRY", "to_torch_ao"]
