@@ -49,6 +49,7 @@ class StepPlan:
 
     @property
     def params(self) -> list[Tensor]:
+        """What is stepped: of weights that are cut among ranks, the part that is here."""
         return [p for step in self.steps for p in step.params]
 
     @property
@@ -56,13 +57,13 @@ class StepPlan:
         """In the order of ``params``, those of sparse weights laid out like them."""
         return [g for step in self.steps for g in step.grads]
 
-    def first_steps(self) -> list[StepPlan]:
-        """The groups in which a momentum will be made."""
-        return [
-            StepPlan([(batches, dense)])
-            for batches, dense in self.groups
-            if dense.first_step or any([batch.sgd.first_step for batch in batches])
-        ]
+    def first_steps(self) -> list[Tensor]:
+        """The parameters, not the parts of them that a rank holds, of the groups in which a momentum will be made."""
+        found: list[Tensor] = []
+        for batches, dense in self.groups:
+            if dense.first_step or any([batch.sgd.first_step for batch in batches]):
+                found += [*(layer.param for batch in batches for layer in batch.layers), *dense.params]
+        return found
 
 
 @dataclass(frozen=True, slots=True)

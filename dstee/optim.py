@@ -125,9 +125,8 @@ class SparseSGD(torch.optim.SGD):
             batches = plan.batches
             for batch in batches:
                 _checks.check_rule(batch.sgd, batch.momenta, batch.device)
-            for first in () if known else plan.first_steps():
-                for p in first.params:
-                    self.state[p]  # the order of entries, which saved states show, is not that of the steps below
+            for p in () if known else plan.first_steps():
+                self.state[p]  # the order of entries, which saved states show, is not that of the steps below
             if not known:
                 self._last = LastPlan.of(plan, self, layers) if again else None
             for _, dense in plan.groups:
