@@ -86,10 +86,10 @@ class LastPlan:
 
     @classmethod
     def of(cls, plan: StepPlan, optimizer: torch.optim.SGD, layers: Mapping[int, SparseLayer]) -> LastPlan | None:
-        """None where the next step must look at each tensor again: after a first step, for DTensors, for gradients that lie
-        otherwise."""
+        """Of a plan in which no momentum is made. None where the next step must look at each tensor again: for DTensors, for
+        gradients that lie otherwise."""
         stepped, used = plan.params, plan.grads
-        if plan.first_steps() or not all([p.grad is g for p, g in zip(stepped, used, strict=True)]):
+        if not all([p.grad is g for p, g in zip(stepped, used, strict=True)]):
             return None
         momenta = [m for step in plan.steps for m in step.momenta]
         places, lie, moments = layouts(stepped), layouts(stepped, addresses=False), layouts(momenta, addresses=False)

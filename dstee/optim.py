@@ -119,16 +119,16 @@ class SparseSGD(torch.optim.SGD):
             packed = self.packed_momentum
             again = not (packed or self.unstepped or _dispatch.is_traced())
             plan = self._last.again(self, layers) if again and self._last is not None else None
-            known = plan is not None
+            first: list[Tensor] = []
             if plan is None:
                 plan = StepPlan.find(self, layers, packed=packed)
+                first = plan.first_steps()
+                self._last = LastPlan.of(plan, self, layers) if again and not first else None
             batches = plan.batches
             for batch in batches:
                 _checks.check_rule(batch.sgd, batch.momenta, batch.device)
-            for p in () if known else plan.first_steps():
+            for p in first:
                 self.state[p]  # the order of entries, which saved states show, is not that of the steps below
-            if not known:
-                self._last = LastPlan.of(plan, self, layers) if again else None
             for _, dense in plan.groups:
                 dense.apply(self)
             updated: list[SparseLayer] = []

@@ -313,7 +313,7 @@ DSTEE_INLINE void keep_scalar(uint32_t& x) {
 
 // Four at a time, whether there are as many or not: few words have more.
 template <class Word>
-DSTEE_INLINE size_t few_places(Word word, size_t count, uint32_t first, uint32_t* where) {
+DSTEE_INLINE void few_places(Word word, size_t count, uint32_t first, uint32_t* where) {
   size_t done = 0;
   do {
     for (int k = 0; k < 4; ++k) {
@@ -324,24 +324,26 @@ DSTEE_INLINE size_t few_places(Word word, size_t count, uint32_t first, uint32_t
     }
     done += 4;
   } while (done < count);
-  return count;
 }
 
 template <class Word>
-DSTEE_INLINE size_t many_places(Word word, size_t count, uint32_t first, uint32_t* where) {
+DSTEE_INLINE void many_places(Word word, uint32_t first, uint32_t* where) {
   for (int k = 0; k < 8 * static_cast<int>(sizeof word); k += W) {
     const auto lanes = static_cast<uint32_t>(word >> k) & kAllLanes;
     compress(where, iota(first + static_cast<uint32_t>(k)), static_cast<Mask>(lanes));
     where += __builtin_popcount(lanes);
   }
-  return count;
 }
 
 template <class Word>
 DSTEE_INLINE size_t places_in(Word word, uint32_t first, uint32_t* where) {
   constexpr size_t kMany = kVectors ? 16 : 64;  // as where everything is listed
   const auto count = static_cast<size_t>(__builtin_popcountll(word));
-  return count > kMany ? many_places(word, count, first, where) : few_places(word, count, first, where);
+  if (count > kMany)
+    many_places(word, first, where);
+  else
+    few_places(word, count, first, where);
+  return count;
 }
 
 size_t places_of(const uint8_t* plane, int64_t n, uint32_t first, uint32_t* where) {

@@ -92,7 +92,7 @@ def without_gradient(model: nn.Sequential, sparse: dstee.SparseModel, optimizer:
     model[0].weight.grad = model[1].bias.grad = None
 
 
-def of_double(model: nn.Sequential, sparse: dstee.SparseModel, optimizer: dstee.SparseSGD) -> None:
+def of_bfloat16(model: nn.Sequential, sparse: dstee.SparseModel, optimizer: dstee.SparseSGD) -> None:
     model.bfloat16()
 
 
@@ -105,12 +105,12 @@ def order_and_back(model: nn.Sequential, sparse: dstee.SparseModel, optimizer: d
     weight.data = before
 
 
-def same_memory_turned(model: nn.Sequential, sparse: dstee.SparseModel, optimizer: dstee.SparseSGD) -> None:
-    """Neither the object nor the address tells."""
+def with_gaps(model: nn.Sequential, sparse: dstee.SparseModel, optimizer: dstee.SparseSGD) -> None:
+    """Momenta and gradients of which every other number in memory is another's."""
     for p in (model[1].weight, model[1].bias):
         buffer = optimizer.state[p]["momentum_buffer"]
-        buffer.data = buffer.data.flip(0).flip(0)[::1]
-        p.grad = p.grad.flip(0).repeat_interleave(2)[::2]
+        buffer.data = buffer.data.repeat_interleave(2)[::2]
+        p.grad = p.grad.repeat_interleave(2)[::2]
 
 
 def dense_of_double(model: nn.Sequential, sparse: dstee.SparseModel, optimizer: dstee.SparseSGD) -> None:
@@ -182,10 +182,20 @@ def other_mask_bits(model: nn.Sequential, sparse: dstee.SparseModel, optimizer: 
 
 EVENTS = [
     replace, replace_module, other_data, other_order, order_and_back, written, other_momenta, forgotten_state, momenta_of_half,
-    other_rule, one_more_group, other_masks, layer_removed, without_gradient, of_double, same_memory_turned, dense_of_double,
+    other_rule, one_more_group, other_masks, layer_removed, without_gradient, of_bfloat16, with_gaps, dense_of_double,
     negated_gradients, turned_gradients, replaced_entries, swapped_entries, without_momentum, torchs_own_way,
     momentum_off_in_one_of_two_groups, negated_momenta, shared_entries, dtype_and_back, other_mask_bits,
 ]  # fmt: skip
+
+
+def stepped(steps: int) -> tuple[nn.Sequential, dstee.SparseModel, dstee.SparseSGD]:
+    model = convnet()
+    sparse = dstee.sparsify(model, 0.5, track_exploration=True)
+    optimizer = dstee.SparseSGD(model.parameters(), sparse, lr=0.1, momentum=0.9)
+    for t in range(steps):
+        set_gradients(model, t)
+        sparse.step(optimizer)
+    return model, sparse, optimizer
 
 
 @pytest.mark.parametrize("compiled", [True, False])
@@ -199,15 +209,10 @@ def test_nothing_is_remembered_of_what_has_changed(
             monkeypatch.setattr(module, "layouts", lambda tensors, addresses=True: _tensor_layouts._layouts(tensors, addresses))
     results = []
     for forget in (False, True):
-        model = convnet()
-        sparse = dstee.sparsify(model, 0.5, track_exploration=True)
-        optimizer = dstee.SparseSGD(model.parameters(), sparse, lr=0.1, momentum=0.9)
-        for t in range(3):
-            set_gradients(model, t)
-            sparse.step(optimizer)
+        model, sparse, optimizer = stepped(3)
         set_gradients(model, 3)
         event(model, sparse, optimizer)
-        if event is of_double:
+        if event is of_bfloat16:
             set_gradients(model, 3)
         for t in (4, 5):
             if forget:
@@ -237,9 +242,7 @@ def test_an_ordinary_step_finds_nothing_anew(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_no_gradient_is_kept() -> None:
-    model = convnet()
-    sparse = dstee.sparsify(model, 0.5)
-    optimizer = dstee.SparseSGD(model.parameters(), sparse, lr=0.1, momentum=0.9)
+    model, sparse, optimizer = stepped(0)
     for t in range(4):
         set_gradients(model, t)
         sparse.step(optimizer)
@@ -249,12 +252,7 @@ def test_no_gradient_is_kept() -> None:
 
 
 def test_no_momentum_is_kept_that_has_gone() -> None:
-    model = convnet()
-    sparse = dstee.sparsify(model, 0.5)
-    optimizer = dstee.SparseSGD(model.parameters(), sparse, lr=0.1, momentum=0.9)
-    for t in range(4):
-        set_gradients(model, t)
-        sparse.step(optimizer)
+    _, _, optimizer = stepped(4)
     kept = [weakref.ref(entry["momentum_buffer"]) for entry in optimizer.state.values()]
     for entry in optimizer.state.values():  # as offloading does
         entry["momentum_buffer"] = entry["momentum_buffer"].clone()
@@ -315,7 +313,7 @@ def test_masks_put_on_after_a_step_do_not_undo_that_there_was_one() -> None:
 
 
 def zoo() -> list[torch.Tensor]:
-    """Tensors of which any two differ in something, but for the second of each pair."""
+    """Tensors some of which lie alike, others differ in one thing."""
     memory = torch.randn(64)
     with torch.inference_mode():
         inference = torch.randn(3)
